@@ -1,0 +1,1 @@
+"""The data plane: object storage -> Ray Data -> Parquet shards of RLE -> PQ."""

@@ -1,0 +1,40 @@
+"""The one exception that reaches a user as a sentence.
+
+`UserError` is raised for what the person at the keyboard can mend: a flag, a path, a file of the
+wrong kind, a credential. The command line prints its message and exits with `exit_code`; anything
+else that is raised is a bug and shows its traceback.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_CRASH = 1
+EXIT_USAGE = 2
+EXIT_QUALITY_GATE = 3
+EXIT_ERROR_BUDGET = 4
+EXIT_LEASE = 5
+EXIT_TRY_AGAIN = 75
+
+
+class UserError(ValueError):
+    """One sentence that names what is wrong and how to mend it."""
+
+    exit_code = EXIT_USAGE
+
+
+class ErrorBudgetError(UserError):
+    """More images failed than `--max-error-rate` allows."""
+
+    exit_code = EXIT_ERROR_BUDGET
+
+
+class LeaseError(UserError):
+    """Another job is writing this run folder."""
+
+    exit_code = EXIT_LEASE
+
+
+class TryAgainError(UserError):
+    """Stopped cleanly, or the infrastructure is down: the same command continues."""
+
+    exit_code = EXIT_TRY_AGAIN

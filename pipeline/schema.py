@@ -1,0 +1,71 @@
+"""Arrow schemas of everything a run folder holds, versioned, and the error codes.
+
+Readers accept every older `SCHEMA_VERSION`; a newer one is refused by name. Segments are parallel
+list columns, not a list of structs, because Parquet readers cannot project one leaf out of a list
+of structs: reading only `category_id` of a million images must not read the masks.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import pyarrow as pa
+
+SCHEMA_VERSION: Final = 1
+
+# What a later attempt may mend, against what waits for a new file under the same name.
+TRANSIENT_CODES: Final = frozenset(
+    {"not_found", "forbidden", "timeout", "unavailable", "changed", "archived", "out_of_memory"}
+)
+PERMANENT_CODES: Final = frozenset(
+    {"empty", "truncated", "corrupt", "not_an_image", "unsupported", "too_large", "too_thin"}
+)
+ERROR_CODES: Final = TRANSIENT_CODES | PERMANENT_CODES
+
+# `hash` is the first 8 bytes of blake2b(file_name, digest_size=8), big-endian: the sort key.
+MANIFEST_SCHEMA: Final = pa.schema(
+    [
+        pa.field("hash", pa.uint64(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("size", pa.int64()),
+        pa.field("etag", pa.string()),
+        pa.field("last_modified", pa.timestamp("us", tz="UTC")),
+    ]
+)
+
+# One row per image, sorted by hash. Segment lists are empty (not null) on an error row and on an
+# image without segments. `counts` is COCO's compressed RLE (column-major) as a string;
+# `segment_id` starts at 1, 0 is void; `bbox` is x, y, w, h in pixels of the stored size.
+SHARD_SCHEMA: Final = pa.schema(
+    [
+        pa.field("file_name", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("etag", pa.string()),
+        pa.field("status", pa.string(), nullable=False),  # "ok" or "error"
+        pa.field("error_code", pa.string()),
+        pa.field("error_message", pa.string()),
+        pa.field("attempts", pa.int32(), nullable=False),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("segment_id", pa.list_(pa.int32()), nullable=False),
+        pa.field("category_id", pa.list_(pa.int32()), nullable=False),
+        pa.field("isthing", pa.list_(pa.bool_()), nullable=False),
+        pa.field("score", pa.list_(pa.float32()), nullable=False),
+        pa.field("area", pa.list_(pa.int64()), nullable=False),
+        pa.field("bbox", pa.list_(pa.list_(pa.int32(), 4)), nullable=False),
+        pa.field("counts", pa.list_(pa.large_string()), nullable=False),
+        pa.field("code_version", pa.string(), nullable=False),
+        pa.field("generation", pa.int32(), nullable=False),
+    ]
+)
+
+SNAPSHOT_SCHEMA: Final = pa.schema(
+    [
+        pa.field("path", pa.string(), nullable=False),  # relative to the run folder
+        pa.field("rows", pa.int64(), nullable=False),
+        pa.field("ok", pa.int64(), nullable=False),
+        pa.field("error", pa.int64(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+    ]
+)
