@@ -1,0 +1,301 @@
+"""The only door to file systems: a `Storage` is a folder on any fsspec URL.
+
+A write is atomic or it did not happen: one PUT in object stores, temp file and rename on a local
+disk. Nothing is ever streamed to its final name, because a stream that fails half-way publishes
+the half (s3fs and pyarrow close the upload when the `with` block is left by an exception).
+S3 goes through `pipeline.s3`, everything else through fsspec.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any, Protocol
+from urllib.parse import urlsplit
+
+import fsspec
+import pyarrow.fs
+from fsspec.core import url_to_fs
+
+from pipeline.entry import Entry, Fetched, bare_etag
+from pipeline.errors import UserError
+from pipeline.s3 import S3Objects
+
+TEMPORARY = ".tmp-"
+
+
+class Objects(Protocol):
+    """What a store must do; keys are absolute within it."""
+
+    def get(self, key: str) -> Fetched: ...
+    async def get_async(self, key: str) -> Fetched: ...
+    def put(self, key: str, data: bytes) -> None: ...
+    def put_if_absent(self, key: str, data: bytes) -> bool: ...
+    def info(self, key: str) -> Entry: ...
+    def delete(self, key: str) -> None: ...
+    def list(self, prefix: str) -> Iterator[Entry]: ...
+
+
+class FsspecObjects:
+    """Local disks, memory, HTTP, and every other scheme that fsspec knows."""
+
+    def __init__(self, filesystem: fsspec.AbstractFileSystem) -> None:
+        self.filesystem = filesystem
+        self.local = "file" in _protocols(filesystem)
+
+    def get(self, key: str) -> Fetched:
+        return Fetched(bytes(self.filesystem.cat_file(key)), None)  # type: ignore[arg-type]
+
+    async def get_async(self, key: str) -> Fetched:
+        return await asyncio.to_thread(self.get, key)
+
+    def put(self, key: str, data: bytes) -> None:
+        if not self.local:
+            self.filesystem.pipe_file(key, data)
+            return
+        temporary = self._write_temporary(key, data)
+        os.replace(temporary, key)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        if not self.local:
+            try:
+                self.filesystem.pipe_file(key, data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        temporary = self._write_temporary(key, data)
+        try:
+            os.link(temporary, key)  # unlike rename, refuses an existing name
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        return True
+
+    def _write_temporary(self, key: str, data: bytes) -> Path:
+        target = Path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+        temporary.write_bytes(data)
+        return temporary
+
+    def info(self, key: str) -> Entry:
+        return _entry(self.filesystem.info(key))
+
+    def delete(self, key: str) -> None:
+        self.filesystem.rm_file(key)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        for _, _, files in self.filesystem.walk(prefix, detail=True):
+            for name in sorted(files):
+                if not name.startswith(TEMPORARY):
+                    yield _entry(files[name])
+
+
+class Storage:
+    """A folder on any fsspec URL; every path is relative to it and uses `/`.
+
+    `options` for s3:// are profile, region, endpoint_url and anon (never a key or a secret); for
+    other schemes they go to fsspec as they are. Pickles as its URL and options.
+    """
+
+    def __init__(
+        self, url: str | os.PathLike[str], options: Mapping[str, str] | None = None
+    ) -> None:
+        self.url = normalize(url)
+        self.options = dict(options or {})
+        self.objects, self.root = connect(self.url, tuple(sorted(self.options.items())))
+
+    def __reduce__(self) -> tuple[type[Storage], tuple[str, dict[str, str]]]:
+        return Storage, (self.url, self.options)
+
+    def __repr__(self) -> str:
+        return f"Storage({self.url!r})"
+
+    def key(self, path: str) -> str:
+        return f"{self.root}/{path}".strip("/") if self.is_s3 else f"{self.root}/{path}".rstrip("/")
+
+    def join(self, path: str) -> str:
+        """The full URL of `path`."""
+        return f"{self.url}/{path}"
+
+    @property
+    def is_s3(self) -> bool:
+        return isinstance(self.objects, S3Objects)
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.objects, FsspecObjects) and self.objects.local
+
+    def read(self, path: str) -> bytes:
+        """The whole object. Raises FileNotFoundError."""
+        return self.objects.get(self.key(path)).data
+
+    async def read_async(self, path: str) -> Fetched:
+        return await self.objects.get_async(self.key(path))
+
+    def write(self, path: str, data: bytes) -> None:
+        """One PUT (local: temp file and rename): the object is there whole, or not at all."""
+        self.objects.put(self.key(path), data)
+
+    def write_if_absent(self, path: str, data: bytes) -> bool:
+        """True if this call made the object, False if it was there already."""
+        return self.objects.put_if_absent(self.key(path), data)
+
+    def info(self, path: str) -> Entry:
+        """Size and marks of one object. Raises FileNotFoundError."""
+        return self.objects.info(self.key(path))._replace(path=path)
+
+    def size(self, path: str) -> int:
+        return self.info(path).size
+
+    def exists(self, path: str) -> bool:
+        try:
+            self.info(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def delete(self, path: str) -> None:
+        self.objects.delete(self.key(path))
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        """Every object under the folder `prefix`, recursively; an absent folder lists nothing."""
+        start = len(self.root) + 1 if self.root else 0
+        for entry in self.objects.list(self.key(prefix)):
+            yield entry._replace(path=entry.path[start:])
+
+    @property
+    def fsspec(self) -> fsspec.AbstractFileSystem:
+        """The fsspec file system, for ranged reads."""
+        if isinstance(self.objects, S3Objects):
+            return s3_filesystem(self.objects)
+        assert isinstance(self.objects, FsspecObjects)
+        return self.objects.filesystem
+
+    def open(self, path: str) -> IO[bytes]:
+        """A seekable reader that fetches only the ranges that are read."""
+        if isinstance(self.objects, S3Objects):
+            return self.fsspec.open(f"{self.objects.bucket}/{self.key(path)}", "rb")  # type: ignore[return-value]
+        return self.fsspec.open(self.key(path), "rb")  # type: ignore[return-value]
+
+    @property
+    def filesystem(self) -> pyarrow.fs.FileSystem:
+        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fsspec))
+
+
+def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
+    """s3fs with the same profile, region and endpoint."""
+    return fsspec.filesystem(
+        "s3",
+        anon=objects.anonymous,
+        profile=objects.options.get("profile"),
+        endpoint_url=objects.endpoint_url,
+        client_kwargs={"region_name": objects.region},
+    )
+
+
+def normalize(url: str | os.PathLike[str]) -> str:
+    """A URL without a trailing slash; a local path becomes absolute and loses `file://`."""
+    text = os.fspath(url)
+    if not text.strip():
+        raise UserError("an empty path was given where a folder or URL is needed")
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+    if "://" not in text:
+        return os.path.abspath(os.path.expanduser(text)).rstrip("/") or "/"
+    parts = urlsplit(text)
+    if "@" in parts.netloc and parts.scheme == "s3":
+        raise UserError(
+            "credentials don't belong in an s3:// URL: use the environment or a profile"
+        )
+    return text.rstrip("/")
+
+
+@lru_cache(maxsize=256)
+def connect(url: str, options: tuple[tuple[str, str], ...]) -> tuple[Objects, str]:
+    """The store behind a URL, and the key of the URL within it."""
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme in ("s3", "s3a"):
+        bucket, _, key = rest.partition("/")
+        if not bucket:
+            raise UserError(f"{url!r} names no bucket: write s3://BUCKET/PREFIX")
+        return S3Objects(bucket, dict(options)), key
+    try:
+        filesystem, root = url_to_fs(url, **dict(options))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"{url!r} can't be opened: {error}") from error
+    return FsspecObjects(filesystem), root.rstrip("/")
+
+
+def open_file(url: str, options: Mapping[str, str] | None = None) -> tuple[Storage, str]:
+    """The folder that holds a file, and the file's name in it."""
+    parent, _, name = normalize(url).rpartition("/")
+    return Storage(parent or "/", options), name
+
+
+def is_remote(url: str) -> bool:
+    return "://" in normalize(url)
+
+
+def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
+    """A local path with the content of `url`: itself if local, else a copy cached on this node.
+
+    The cache key holds the store's own marks (ETag, size, time), so a replaced file is fetched
+    again. A folder is copied whole. Raises FileNotFoundError.
+    """
+    if not is_remote(url):
+        path = Path(normalize(url))
+        if not path.exists():
+            raise FileNotFoundError(str(path))
+        return path
+    storage = Storage(url, options)
+    filesystem = storage.fsspec
+    remote = filesystem._strip_protocol(storage.url)
+    info = filesystem.info(remote)
+    marks = [str(info.get(k)) for k in ("ETag", "etag", "size", "LastModified", "mtime")]
+    digest = hashlib.sha256("\n".join([storage.url, *marks]).encode()).hexdigest()[:16]
+    target = cache_folder() / digest / storage.url.rpartition("/")[2]
+    if not target.exists():
+        temporary = target.parent.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
+        temporary.mkdir(parents=True)
+        try:
+            filesystem.get(
+                remote, str(temporary / target.name), recursive=info["type"] == "directory"
+            )
+            target.parent.mkdir(exist_ok=True)
+            os.replace(temporary / target.name, target)
+        except OSError:
+            if not target.exists():  # another process of this node may have been quicker
+                raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept: `$PANOPTIC_CACHE`, else `~/.cache/panoptic`."""
+    return Path(os.environ.get("PANOPTIC_CACHE") or Path.home() / ".cache" / "panoptic")
+
+
+def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
+    protocol = filesystem.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _entry(info: dict[str, Any]) -> Entry:
+    modified = info.get("mtime") or info.get("LastModified") or info.get("created")
+    if isinstance(modified, (int, float)):
+        modified = datetime.fromtimestamp(modified, UTC)
+    if not isinstance(modified, datetime):
+        modified = None
+    return Entry(
+        info["name"], int(info.get("size") or 0), info.get("ETag") or info.get("etag"), modified
+    )
