@@ -1,0 +1,173 @@
+"""DETR panoptic: images -> a class, a box and a mask logit map for every query.
+
+One path serves training and inference. `detect` runs backbone, encoder, decoder and the two heads;
+`mask_logits` runs attention maps and mask head for the (image, query) pairs that it is asked for:
+the kept ones at inference, the matched ones in training. `forward` joins both, so that gradients
+are synchronised between workers as usual. Computing the masks of all queries and throwing most
+away, as upstream does, is what makes it slow; nothing here can do so by accident.
+
+Parameter names are those of the published files (`detr.*`, `bbox_attention.*`, `mask_head.*`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detr.backbone import Backbone, Features, ResNet, fold_batch_norm
+from detr.config import DetrConfig
+from detr.mask_head import AttentionMaps, MaskHead
+from detr.position import sine_position, whole_position
+from detr.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class Detection:
+    """What is known of a batch before its masks."""
+
+    logits: Tensor  # (layers, B, Q, classes + 1); one layer at inference
+    boxes: (
+        Tensor  # (layers, B, Q, 4): centre x, centre y, width, height in 0..1 of the batch's size
+    )
+    embeddings: Tensor  # (B, Q, d): the last decoder layer's output
+    memory: Tensor  # (B, h * w, d): the encoded image
+    projected: Tensor  # (B, d, h, w): Res5 through `input_proj`, which the mask head reads
+    features: list[Features]  # Res2, Res3, Res4, Res5
+
+    @property
+    def padding(self) -> Tensor | None:
+        """(B, h * w) bool: which cells of the encoded image are padding."""
+        mask = self.features[-1].padding
+        return None if mask is None else mask.flatten(1)
+
+
+@dataclass(frozen=True)
+class Output:
+    """The training forward's answer; Q queries, C classes and one no-object logit after them."""
+
+    logits: Tensor  # (B, Q, C + 1)
+    boxes: Tensor  # (B, Q, 4): centre x, centre y, width, height in 0..1
+    aux: list[tuple[Tensor, Tensor]]  # (logits, boxes) of every earlier decoder layer
+    mask_logits: Tensor | None  # (B, Q, h, w) of all queries, or (N, h, w) of the chosen pairs
+
+
+Pairs = tuple[Tensor, Tensor]  # image index (N,), query index (N,), both int64
+
+
+class BoxHead(nn.Module):
+    """Three linear layers; the sigmoid is taken by the caller, as upstream's `MLP`."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, 4)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, last = self.layers
+        return last(F.relu(second(F.relu(first(x)))))
+
+
+class Detr(nn.Module):
+    """The detector: everything but the masks."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.backbone = nn.ModuleList([Backbone(config)])  # upstream's index 1 is the positions
+        self.input_proj = nn.Conv2d(config.stage_channels[-1], dim, 1)
+        self.transformer = Transformer(config)
+        self.query_embed = nn.Embedding(config.num_queries, dim)
+        self.class_embed = nn.Linear(dim, config.num_classes + 1)
+        self.bbox_embed = BoxHead(dim)
+
+    def forward(self, images: Tensor, padding: Tensor | None, *, every_layer: bool) -> Detection:
+        features: list[Features] = self.backbone[0](images, padding)
+        projected = self.input_proj(features[-1].tensors)  # (B, d, h, w)
+        channels, height, width = projected.shape[1:]
+        cells = features[-1].padding  # (B, h, w) or None
+        if cells is None:
+            place = whole_position(height, width, channels, images.device, projected.dtype)
+        else:
+            place = sine_position(cells, channels).flatten(2).transpose(1, 2).to(projected.dtype)
+        embeddings, memory = self.transformer(
+            projected.flatten(2).transpose(1, 2),
+            None if cells is None else cells.flatten(1),
+            self.query_embed.weight,
+            place,
+            every_layer=every_layer,
+        )
+        return Detection(
+            logits=self.class_embed(embeddings),
+            boxes=self.bbox_embed(embeddings).sigmoid(),
+            embeddings=embeddings[-1],
+            memory=memory,
+            projected=projected,
+            features=features,
+        )
+
+
+class DetrPanoptic(nn.Module):
+    """`DETRsegm` of the paper's code: the detector, attention maps, mask head."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.detr = Detr(config)
+        self.bbox_attention = AttentionMaps(config)
+        self.mask_head = MaskHead(config)
+
+    def forward(
+        self,
+        images: Tensor,
+        padding: Tensor | None = None,
+        *,
+        masks: bool = True,
+        choose: Callable[[Tensor, Tensor], Pairs] | None = None,
+    ) -> Output:
+        """The training forward: every decoder layer's answer, and masks.
+
+        images (B, 3, H, W) float, normalised, 0 on padding; padding (B, H, W) bool, True on
+        padding, None where there is none. `masks=False` leaves them out (the paper's first phase).
+        `choose(logits, boxes)` gets the last layer's and returns the (image, query) pairs whose
+        masks are wanted, as the matcher finds them; without it all queries' masks are computed.
+        """
+        found = self.detr(images, padding, every_layer=True)
+        logits, boxes = found.logits[-1], found.boxes[-1]
+        mask_logits = None
+        if masks and choose is not None:
+            mask_logits = self.mask_logits(found, *choose(logits.detach(), boxes.detach()))
+        elif masks:
+            batch, queries = logits.shape[:2]
+            pairs = torch.cartesian_prod(
+                torch.arange(batch, device=logits.device),
+                torch.arange(queries, device=logits.device),
+            )
+            flat = self.mask_logits(found, pairs[:, 0], pairs[:, 1])
+            mask_logits = flat.unflatten(0, (batch, queries))
+        aux = list(zip(found.logits[:-1], found.boxes[:-1], strict=True))
+        return Output(logits=logits, boxes=boxes, aux=aux, mask_logits=mask_logits)
+
+    def detect(self, images: Tensor) -> Detection:
+        """The inference forward up to the masks: unpadded images, heads on the last layer only."""
+        return self.detr(images, None, every_layer=False)
+
+    def mask_logits(self, found: Detection, image_index: Tensor, query_index: Tensor) -> Tensor:
+        """(N, h, w) mask logits at Res2's size for N (image, query) pairs of a detection."""
+        pyramid = [features.tensors for features in found.features[2::-1]]  # Res4, Res3, Res2
+        shares = self.mask_head.prepare(found.projected, pyramid)
+        maps = self.bbox_attention(
+            found.embeddings[image_index, query_index], found.memory, found.padding, image_index
+        )
+        maps = maps.unflatten(-1, found.projected.shape[-2:])  # (N, heads, h5, w5)
+        return self.mask_head(shares, maps, image_index)
+
+    def fold(self) -> DetrPanoptic:
+        """Make the model ready for inference, in place: batch norm folded, channels last, eval."""
+        backbone = self.detr.backbone[0]
+        assert isinstance(backbone, Backbone)
+        assert isinstance(backbone.body, ResNet)
+        fold_batch_norm(backbone.body)
+        return self.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -1,0 +1,53 @@
+"""Sine position encoding: where a cell of a feature map lies, as `hidden_dim` numbers.
+
+The published form (Carion et al. 2020, appendix A.4): a cell's row and column are counted over the
+cells that aren't padding, divided by their largest value so that every image spans 0 to 2 pi, and
+turned into interleaved sines and cosines. An unpadded map depends on its size alone, so those are
+cached; the cache is bounded because real collections have hundreds of sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+TEMPERATURE = 10_000.0
+
+
+def sine_position(padding: Tensor, channels: int) -> Tensor:
+    """Encode every cell of a padded batch.
+
+    padding: (B, h, w) bool, True where a cell is padding. Returns (B, channels, h, w) float32:
+    first half y, second half x, as upstream's `PositionEmbeddingSine(normalize=True)`.
+    """
+    inside = (~padding).to(torch.float32)
+    rows, columns = inside.cumsum(1), inside.cumsum(2)  # (B, h, w), from 1
+    rows = rows / (rows[:, -1:, :] + 1e-6) * (2 * math.pi)
+    columns = columns / (columns[:, :, -1:] + 1e-6) * (2 * math.pi)
+    half = channels // 2
+    index = torch.arange(half, dtype=torch.float32, device=padding.device)
+    period = TEMPERATURE ** (2 * torch.div(index, 2, rounding_mode="floor") / half)  # (half,)
+    encoded = [_interleave(axis[..., None] / period) for axis in (rows, columns)]
+    return torch.cat(encoded, dim=3).permute(0, 3, 1, 2)  # (B, channels, h, w)
+
+
+def _interleave(angles: Tensor) -> Tensor:
+    """(..., n) angles -> (..., n): sine of the even ones and cosine of the odd ones."""
+    return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
+
+
+@lru_cache(maxsize=64)
+def whole_position(
+    height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """(1, h * w, channels) encoding of the cells of an unpadded map, in the transformer's layout.
+
+    Computed in float32 on the CPU for every device and then cast, so that the same map gives the
+    same encoding wherever the model runs. 64 maps of 25 x 34 cells are 56 MB in float32.
+    """
+    with torch.inference_mode(False):  # a cached inference tensor couldn't be used in training
+        encoded = sine_position(torch.zeros(1, height, width, dtype=torch.bool), channels)
+        return encoded.flatten(2).transpose(1, 2).contiguous().to(device, dtype)

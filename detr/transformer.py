@@ -1,0 +1,147 @@
+"""The encoder and decoder of DETR, post-norm, as published (Carion et al. 2020, appendix A.3).
+
+Positions are added to queries and keys, never to values, in every layer anew; the decoder starts
+from zeros and its positions are the learned query embeddings. Batch first and without attention
+weights returned, so that `scaled_dot_product_attention` never builds the (heads, N, N) maps of the
+plain form; `nn.MultiheadAttention` is rejected for its sequence-first layout and its hidden fast
+path, but its parameter names are kept, since published files use them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detr.config import DetrConfig
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the query, key and value projections in one matrix."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * dim, dim))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * dim))
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
+        """query (B, N, d), key and value (B, M, d), padding (B, M) bool or None -> (B, N, d)."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = (
+            F.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )  # (B, heads, N or M, d / heads)
+        mask = None if padding is None else ~padding[:, None, None, :]  # True: may be attended to
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class Layer(nn.Module):
+    """What encoder and decoder layers share: self-attention, and two linear maps at the end."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        dim = config.hidden_dim
+        self.self_attn = Attention(dim, config.nheads, config.dropout)
+        self.linear1 = nn.Linear(dim, config.dim_feedforward)
+        self.linear2 = nn.Linear(config.dim_feedforward, dim)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def feedforward(self, x: Tensor) -> Tensor:
+        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
+        return x + self.dropout(self.linear2(hidden))
+
+
+class EncoderLayer(Layer):
+    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        """x (B, M, d), position (B or 1, M, d), padding (B, M) -> (B, M, d)."""
+        query = x + position
+        x = self.norm1(x + self.dropout(self.self_attn(query, query, x, padding)))
+        return self.norm2(self.feedforward(x))
+
+
+class DecoderLayer(Layer):
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__(config)
+        self.multihead_attn = Attention(config.hidden_dim, config.nheads, config.dropout)
+        self.norm3 = nn.LayerNorm(config.hidden_dim)
+
+    def forward(
+        self, x: Tensor, query: Tensor, memory: Tensor, keys: Tensor, padding: Tensor | None
+    ) -> Tensor:
+        """x (B, Q, d), query (Q, d) learned, memory and keys (memory + position) (B, M, d)."""
+        own = x + query
+        x = self.norm1(x + self.dropout(self.self_attn(own, own, x, None)))
+        seen = self.multihead_attn(x + query, keys, memory, padding)
+        x = self.norm2(x + self.dropout(seen))
+        return self.norm3(self.feedforward(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.enc_layers))
+
+    def forward(self, x: Tensor, position: Tensor, padding: Tensor | None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, position, padding)
+        return x
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.dec_layers))
+        self.norm = nn.LayerNorm(config.hidden_dim)
+
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        position: Tensor,
+        padding: Tensor | None,
+        *,
+        every_layer: bool,
+    ) -> Tensor:
+        """(layers or 1, B, Q, d): the normed output of every layer (training), or of the last."""
+        keys = memory + position
+        x = torch.zeros_like(query).expand(len(memory), -1, -1)
+        outputs = []
+        for layer in self.layers:
+            x = layer(x, query, memory, keys, padding)
+            if every_layer:
+                outputs.append(self.norm(x))
+        return torch.stack(outputs) if every_layer else self.norm(x)[None]
+
+
+class Transformer(nn.Module):
+    """Image features and learned queries -> what each query found, and the encoded image."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        for parameter in self.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        padding: Tensor | None,
+        query: Tensor,
+        position: Tensor,
+        *,
+        every_layer: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """tokens (B, M, d), padding (B, M) bool or None, query (Q, d), position (B or 1, M, d).
+
+        Returns embeddings (layers or 1, B, Q, d) and memory (B, M, d).
+        """
+        memory = self.encoder(tokens, position, padding)
+        embeddings = self.decoder(query, memory, position, padding, every_layer=every_layer)
+        return embeddings, memory
