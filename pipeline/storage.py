@@ -296,6 +296,5 @@ def _entry(info: dict[str, Any]) -> Entry:
         modified = datetime.fromtimestamp(modified, UTC)
     if not isinstance(modified, datetime):
         modified = None
-    return Entry(
-        info["name"], int(info.get("size") or 0), info.get("ETag") or info.get("etag"), modified
-    )
+    etag = bare_etag(info.get("ETag") or info.get("etag"))
+    return Entry(info["name"], int(info.get("size") or 0), etag, modified)
