@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pipeline.errors import UserError
 from pipeline.plan import IMAGES_PER_SHARD
 
-IMAGE_SUFFIXES: Final = tuple(
-    ["jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "heic", "jp2"]
+IMAGE_SUFFIXES: Final = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "gif"),
+    *("tif", "tiff", "avif", "heic", "jp2"),
 )
 RESULT_FIELDS: Final = ("model", "threshold", "size_quantum", "dtype", "exif", "max_pixels")
 SOURCE_FIELDS: Final = (

@@ -112,7 +112,7 @@ class Run:
         self.storage.write(path, _json(generation.to_json()))
 
     def manifest_files(self) -> list[str]:
-        """Every manifest part of every generation. An image that was computed again is in several."""
+        """Every manifest part; an image that was computed again is in several of them."""
         return [part for generation in self.generations().values() for part in generation.parts()]
 
     def present(self, generation: int) -> dict[str, int]:
