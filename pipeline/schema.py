@@ -31,6 +31,7 @@ MANIFEST_SCHEMA: Final = pa.schema(
         pa.field("size", pa.int64()),
         pa.field("etag", pa.string()),
         pa.field("last_modified", pa.timestamp("us", tz="UTC")),
+        pa.field("attempts", pa.int32(), nullable=False),  # made by earlier generations
     ]
 )
 
@@ -57,6 +58,17 @@ SHARD_SCHEMA: Final = pa.schema(
         pa.field("counts", pa.list_(pa.large_string()), nullable=False),
         pa.field("code_version", pa.string(), nullable=False),
         pa.field("generation", pa.int32(), nullable=False),
+    ]
+)
+
+# Rows that leave the snapshot a generation is made from: where they were computed, and why they go.
+DROPPED_SCHEMA: Final = pa.schema(
+    [
+        pa.field("hash", pa.uint64(), nullable=False),
+        pa.field("file_name", pa.string(), nullable=False),
+        pa.field("origin", pa.int32(), nullable=False),
+        pa.field("shard", pa.int32(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),  # "retry", "changed" or "removed"
     ]
 )
 

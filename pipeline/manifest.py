@@ -1,0 +1,180 @@
+"""Manifests at rest: sorted by hash out of core, a row group per shard, differences by DuckDB.
+
+Listings are staged as Parquet in a temporary folder and sorted by DuckDB under a memory limit, so
+the driver's memory does not grow with the number of images. Parts hold 64 shards each: a footer
+of 20,000 row groups would be 16 MB that every fetch task reads again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.plan import SHARDS_PER_PART, Generation, dropped_path, part_path, shard_start
+from pipeline.run import Run
+from pipeline.schema import DROPPED_SCHEMA
+from pipeline.storage import Storage
+
+MEMORY_LIMIT = "2GB"
+READ_ROWS = 50_000
+
+
+class Staging:
+    """A scratch DuckDB database on local disk; tables are Parquet globs, sorted out of core."""
+
+    def __enter__(self) -> Staging:
+        self._folder = tempfile.TemporaryDirectory(prefix="panoptic-")
+        self.path = Path(self._folder.name)
+        self.connection = duckdb.connect(str(self.path / "scratch.duckdb"))
+        self.connection.execute(f"set memory_limit = '{MEMORY_LIMIT}'")
+        self.connection.execute("set TimeZone = 'UTC'")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.connection.close()
+        self._folder.cleanup()
+
+    def stage(self, name: str, tables: Iterator[pa.Table]) -> int:
+        """Write tables under one view name; returns the number of rows. No row makes no view."""
+        rows = 0
+        writer: pq.ParquetWriter | None = None
+        path = self.path / f"{name}.parquet"
+        try:
+            for table in tables:
+                if writer is None:
+                    writer = pq.ParquetWriter(path, table.schema, compression="zstd")
+                writer.write_table(table.cast(writer.schema))
+                rows += table.num_rows
+        finally:
+            if writer is not None:
+                writer.close()
+        if writer is not None:
+            self.connection.execute(f"create view {name} as from read_parquet('{path}')")
+        return rows
+
+    def stage_manifest(self, name: str, run: Run) -> int:
+        """The run's images as they are now: of each name the row of its last generation."""
+        generations = run.generations()
+        rows = self.stage("history", _history(run, generations))
+        dropped = self.stage("departed", _departures(run, generations))
+        gone = "where false"
+        if dropped:
+            gone = "where reason = 'removed'"
+        events = "select file_name, generation, true as present from history"
+        if dropped:
+            events += f" union all select file_name, generation, false from departed {gone}"
+        self.connection.execute(
+            f"create table {name} as "
+            f"with last as (select file_name, max(generation) as generation from ({events}) "
+            "group by file_name) "
+            "select history.* from history join last using (file_name, generation)"
+        )
+        return rows
+
+    def count(self, query: str) -> int:
+        row = self.connection.sql(query).fetchone()
+        assert row is not None
+        return int(row[0] or 0)
+
+    def refuse_duplicates(self, name: str) -> None:
+        """Raises UserError naming a file name that stands twice."""
+        twice = self.connection.sql(
+            f"select any_value(file_name), count(*) from {name} group by hash, file_name "
+            "having count(*) > 1 limit 1"
+        ).fetchone()
+        if twice is not None:
+            raise UserError(
+                f"{twice[0]!r} is listed {twice[1]} times: a name can have only one row, take the "
+                "others out or name a column of unique names with --name-column"
+            )
+
+    def tables(self, query: str) -> Iterator[pa.Table]:
+        for batch in self.connection.sql(query).to_arrow_reader(READ_ROWS):
+            yield pa.Table.from_batches([batch])
+
+
+def _history(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
+    for number, generation in generations.items():
+        for part in generation.parts():
+            table = pq.read_table(pa.BufferReader(run.storage.read(part)))
+            column = pa.array(np.full(table.num_rows, number, np.int32))
+            yield table.append_column("generation", column)
+
+
+def _departures(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
+    for number, generation in generations.items():
+        if generation.dropped:
+            table = read_dropped(run.storage, number)
+            column = pa.array(np.full(table.num_rows, number, np.int32))
+            yield table.append_column("generation", column)
+
+
+def read_dropped(storage: Storage, generation: int) -> pa.Table:
+    """The rows that leave with this generation (`schema.DROPPED_SCHEMA`)."""
+    return pq.read_table(pa.BufferReader(storage.read(dropped_path(generation))))
+
+
+def write_dropped(storage: Storage, generation: int, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.cast(DROPPED_SCHEMA), sink, compression="zstd")
+    storage.write(dropped_path(generation), sink.getvalue().to_pybytes())
+
+
+def write_parts(
+    storage: Storage, generation: int, shards: int, tables: Iterator[pa.Table]
+) -> tuple[int, ...]:
+    """Write manifest rows, sorted by hash, as parts with a row group per shard that has rows.
+
+    Returns the number of images of each shard.
+    """
+    starts = np.array([shard_start(index, shards) for index in range(shards)], np.uint64)
+    rows = [0] * shards
+    for part, groups in _parts(starts, tables):
+        sink = pa.BufferOutputStream()
+        schema = groups[0][1].schema
+        with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+            for shard, group in groups:
+                assert rows[shard] == 0, "manifest rows are not sorted by hash"
+                rows[shard] = group.num_rows
+                writer.write_table(group, row_group_size=max(group.num_rows, 1))
+        storage.write(part_path(generation, part), sink.getvalue().to_pybytes())
+    return tuple(rows)
+
+
+def _parts(
+    starts: np.ndarray, tables: Iterator[pa.Table]
+) -> Iterator[tuple[int, list[tuple[int, pa.Table]]]]:
+    """Whole parts in order, each a list of (shard, its rows)."""
+    part = -1
+    pending: dict[int, list[pa.Table]] = {}
+    for table in tables:
+        owner = np.searchsorted(starts, table["hash"].to_numpy(), side="right") - 1
+        edges = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
+        for low, high in zip(edges, edges[1:], strict=False):
+            if low == high:
+                continue
+            shard = int(owner[low])
+            if pending and shard // SHARDS_PER_PART != part:
+                yield part, _whole(pending)
+                pending = {}
+            part = shard // SHARDS_PER_PART
+            pending.setdefault(shard, []).append(table.slice(low, high - low))
+    if pending:
+        yield part, _whole(pending)
+
+
+def _whole(pending: dict[int, list[pa.Table]]) -> list[tuple[int, pa.Table]]:
+    return [(shard, pa.concat_tables(tables)) for shard, tables in pending.items()]

@@ -1,0 +1,199 @@
+"""What there is to segment: a folder, a list or a COCO JSON, streamed as manifest rows.
+
+Rows come in tables of a few thousand, never all at once, so a listing of a hundred million keys
+holds one page in memory. `file_name` is the path within the source (COCO's own term); for a list
+of URIs it is the whole URI unless a column is named.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import batched
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import IMAGE_SUFFIXES, RunConfig
+from pipeline.entry import Entry, as_user_error
+from pipeline.errors import UserError
+from pipeline.plan import name_hash
+from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
+from pipeline.storage import Storage, local_copy, normalize
+
+CHUNK: Final = 10_000
+LIST_SUFFIXES: Final = ("txt", "csv", "parquet")
+URI_COLUMNS: Final = ("uri", "url", "path", "file_name", "image")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images are and which of them count."""
+
+    url: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    image_root: str | None = None
+    uri_column: str | None = None
+    name_column: str | None = None
+    keep_columns: tuple[str, ...] = ()
+    options: dict[str, str] = field(default_factory=dict)
+    output_url: str = ""  # excluded, when the run folder lies inside the source
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Source:
+        return cls(
+            url=normalize(config.source),
+            include=config.include,
+            exclude=config.exclude,
+            image_root=config.image_root,
+            uri_column=config.uri_column,
+            name_column=config.name_column,
+            keep_columns=config.keep_columns,
+            options=config.source_options,
+            output_url=normalize(config.out),
+        )
+
+    @property
+    def kind(self) -> str:
+        suffix = self.url.rpartition("/")[2].rpartition(".")[2].lower()
+        if suffix in LIST_SUFFIXES:
+            return "list"
+        return "coco" if suffix == "json" else "folder"
+
+    def tables(self, progress: Callable[[int], None] = lambda count: None) -> Iterator[pa.Table]:
+        """The manifest rows, unsorted. Raises UserError if the source can't be read."""
+        count = 0
+        try:
+            reader = {"folder": self._folder, "list": self._list, "coco": self._coco}[self.kind]
+            for table in reader():
+                count += table.num_rows
+                progress(count)
+                yield table
+        except (UserError, GeneratorExit):
+            raise
+        except FileNotFoundError as error:
+            raise UserError(f"--source {self.url} does not exist") from error
+        except Exception as error:
+            raise as_user_error(error, f"can't list {self.url}") from error
+
+    def _folder(self) -> Iterator[pa.Table]:
+        storage = Storage(self.url, self.options)
+        if storage.is_local:
+            path = Path(storage.url)
+            if path.is_file():
+                raise UserError(
+                    f"{self.url} is one file: give its folder, a list (.txt .csv .parquet), a COCO "
+                    ".json, or use `panoptic view` for one photo"
+                )
+            if not path.is_dir():
+                raise FileNotFoundError(self.url)
+        inside = self.output_url.removeprefix(self.url + "/") if self.output_url else ""
+        own = inside + "/" if inside and inside != self.output_url else None
+        entries = (
+            entry
+            for entry in storage.list()
+            if self.wanted(entry.path) and not (own and entry.path.startswith(own))
+        )
+        for chunk in batched(entries, CHUNK):
+            yield _manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
+
+    def wanted(self, path: str) -> bool:
+        """The default takes image suffixes in any case; `include` replaces it, `exclude` wins."""
+        if any(_matches(path, pattern) for pattern in self.exclude):
+            return False
+        if self.include:
+            return any(_matches(path, pattern) for pattern in self.include)
+        return path.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+
+    def _coco(self) -> Iterator[pa.Table]:
+        data = json.loads(local_copy(self.url, self.options).read_text())
+        if not isinstance(data, dict) or not isinstance(data.get("images"), list):
+            raise UserError(f"{self.url} is not a COCO JSON: it has no list `images`")
+        root = self._image_root()
+        for chunk in batched(data["images"], CHUNK):
+            names = [image.get("file_name") for image in chunk]
+            if None in names:
+                raise UserError(f"{self.url}: an entry of `images` has no `file_name`")
+            entries = [Entry(name, -1, None, None) for name in names]
+            yield _manifest_table(entries, [f"{root}/{name}" for name in names])
+
+    def _list(self) -> Iterator[pa.Table]:
+        path = str(local_copy(self.url, self.options))
+        if self.url.lower().endswith(".txt"):
+            lines = (line.strip() for line in Path(path).open(encoding="utf-8"))
+            for chunk in batched((line for line in lines if line), CHUNK):
+                yield self._listed(list(chunk), list(chunk), {})
+            return
+        reader = "read_csv" if self.url.lower().endswith(".csv") else "read_parquet"
+        with duckdb.connect() as connection:
+            relation = connection.sql(f"select * from {reader}(?)", params=[path])
+            uri_column = self._uri_column(relation.columns)
+            name_column = self.name_column or uri_column
+            for name in (name_column, *self.keep_columns):
+                if name not in relation.columns:
+                    known = ", ".join(relation.columns)
+                    raise UserError(f"{self.url} has no column {name!r} (it has: {known})")
+            for name in self.keep_columns:
+                if name in SHARD_SCHEMA.names or name in MANIFEST_SCHEMA.names:
+                    raise UserError(
+                        f"--keep-columns {name!r} is the name of a column of the shards: rename it"
+                    )
+            for batch in relation.to_arrow_reader(CHUNK):
+                kept = {name: batch[name] for name in self.keep_columns}
+                uris = batch[uri_column].cast(pa.string()).to_pylist()
+                yield self._listed(batch[name_column].cast(pa.string()).to_pylist(), uris, kept)
+
+    def _uri_column(self, columns: list[str]) -> str:
+        if self.uri_column:
+            if self.uri_column not in columns:
+                raise UserError(
+                    f"{self.url} has no column {self.uri_column!r} (it has: {', '.join(columns)})"
+                )
+            return self.uri_column
+        for name in URI_COLUMNS:
+            if name in columns:
+                return name
+        raise UserError(
+            f"{self.url}: which column holds the images? Name it with --uri-column "
+            f"(it has: {', '.join(columns)})"
+        )
+
+    def _listed(self, names: list[str], uris: list[str], kept: dict[str, Any]) -> pa.Table:
+        if None in names or None in uris:
+            raise UserError(f"{self.url} has an empty name or URI: fill it or take the row out")
+        root = self._image_root()
+        full = [uri if "://" in uri or uri.startswith("/") else f"{root}/{uri}" for uri in uris]
+        return _manifest_table([Entry(name, -1, None, None) for name in names], full, kept)
+
+    def _image_root(self) -> str:
+        return normalize(self.image_root) if self.image_root else self.url.rpartition("/")[0]
+
+
+def _manifest_table(
+    entries: Iterable[Entry], uris: list[str], kept: dict[str, Any] | None = None
+) -> pa.Table:
+    """Manifest rows of listed entries; a size below 0 is unknown."""
+    entries = list(entries)
+    columns: dict[str, Any] = {
+        "hash": np.array([name_hash(entry.path) for entry in entries], np.uint64),
+        "file_name": [entry.path for entry in entries],
+        "uri": uris,
+        "size": [entry.size if entry.size >= 0 else None for entry in entries],
+        "etag": [entry.etag for entry in entries],
+        "last_modified": [entry.last_modified for entry in entries],
+        "attempts": np.zeros(len(entries), np.int32),
+    }
+    table = pa.table(columns, schema=MANIFEST_SCHEMA)
+    for name, values in (kept or {}).items():
+        table = table.append_column(name, values)
+    return table
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatchcase(path, pattern) or fnmatchcase(path.rpartition("/")[2], pattern)
