@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -85,13 +86,13 @@ class Staging:
         return rows
 
     def count(self, query: str) -> int:
-        row = self.connection.sql(query).fetchone()
+        row = self.connection.execute(query).fetchone()
         assert row is not None
         return int(row[0] or 0)
 
     def refuse_duplicates(self, name: str) -> None:
         """Raises UserError naming a file name that stands twice."""
-        twice = self.connection.sql(
+        twice = self.connection.execute(
             f"select any_value(file_name), count(*) from {name} group by hash, file_name "
             "having count(*) > 1 limit 1"
         ).fetchone()
@@ -163,7 +164,7 @@ def _parts(
     for table in tables:
         owner = np.searchsorted(starts, table["hash"].to_numpy(), side="right") - 1
         edges = [0, *(np.flatnonzero(np.diff(owner)) + 1).tolist(), len(owner)]
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             if low == high:
                 continue
             shard = int(owner[low])

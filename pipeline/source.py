@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import batched
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import duckdb
 import numpy as np
@@ -26,6 +26,7 @@ from pipeline.plan import name_hash
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.storage import Storage, local_copy, normalize
 
+T = TypeVar("T")
 CHUNK: Final = 10_000
 LIST_SUFFIXES: Final = ("txt", "csv", "parquet")
 URI_COLUMNS: Final = ("uri", "url", "path", "file_name", "image")
@@ -100,7 +101,7 @@ class Source:
             for entry in storage.list()
             if self.wanted(entry.path) and not (own and entry.path.startswith(own))
         )
-        for chunk in batched(entries, CHUNK):
+        for chunk in _chunks(entries):
             yield _manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
 
     def wanted(self, path: str) -> bool:
@@ -116,7 +117,7 @@ class Source:
         if not isinstance(data, dict) or not isinstance(data.get("images"), list):
             raise UserError(f"{self.url} is not a COCO JSON: it has no list `images`")
         root = self._image_root()
-        for chunk in batched(data["images"], CHUNK):
+        for chunk in _chunks(data["images"]):
             names = [image.get("file_name") for image in chunk]
             if None in names:
                 raise UserError(f"{self.url}: an entry of `images` has no `file_name`")
@@ -126,9 +127,10 @@ class Source:
     def _list(self) -> Iterator[pa.Table]:
         path = str(local_copy(self.url, self.options))
         if self.url.lower().endswith(".txt"):
-            lines = (line.strip() for line in Path(path).open(encoding="utf-8"))
-            for chunk in batched((line for line in lines if line), CHUNK):
-                yield self._listed(list(chunk), list(chunk), {})
+            with Path(path).open(encoding="utf-8") as lines:
+                stripped = (line.strip() for line in lines)
+                for chunk in _chunks(line for line in stripped if line):
+                    yield self._listed(chunk, chunk, {})
             return
         reader = "read_csv" if self.url.lower().endswith(".csv") else "read_parquet"
         with duckdb.connect() as connection:
@@ -173,6 +175,12 @@ class Source:
 
     def _image_root(self) -> str:
         return normalize(self.image_root) if self.image_root else self.url.rpartition("/")[0]
+
+
+def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(items)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk
 
 
 def _manifest_table(
