@@ -154,13 +154,29 @@ class DetrPanoptic(nn.Module):
         """The inference forward up to the masks: unpadded images, heads on the last layer only."""
         return self.detr(images, None, every_layer=False)
 
-    def mask_logits(self, found: Detection, image_index: Tensor, query_index: Tensor) -> Tensor:
-        """(N, h, w) mask logits at Res2's size for N (image, query) pairs of a detection."""
+    def mask_logits(
+        self, found: Detection, image_index: Tensor, query_index: Tensor, *, chunk: int = 0
+    ) -> Tensor:
+        """(N, h, w) mask logits at Res2's size for N (image, query) pairs of a detection.
+
+        `chunk` bounds memory: at most so many pairs at a time (0: all at once).
+        """
         pyramid = [features.tensors for features in found.features[2::-1]]  # Res4, Res3, Res2
         shares = self.mask_head.prepare(found.projected, pyramid)
-        maps = self.bbox_attention(
-            found.embeddings[image_index, query_index], found.memory, found.padding, image_index
-        )
+        size = chunk or max(len(image_index), 1)
+        parts = [
+            self._masks_of(found, shares, images, queries)
+            for images, queries in zip(
+                image_index.split(size), query_index.split(size), strict=True
+            )
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _masks_of(
+        self, found: Detection, shares: list[Tensor], image_index: Tensor, query_index: Tensor
+    ) -> Tensor:
+        queries = found.embeddings[image_index, query_index]  # (N, d)
+        maps = self.bbox_attention(queries, found.memory, found.padding, image_index)
         maps = maps.unflatten(-1, found.projected.shape[-2:])  # (N, heads, h5, w5)
         return self.mask_head(shares, maps, image_index)
 
