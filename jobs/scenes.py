@@ -131,6 +131,8 @@ def _place_things(
                 )
             else:
                 center_y, center_x = rng.uniform(0, height), rng.uniform(0, width)
+            if not (4 <= center_y < height - 4 and 4 <= center_x < width - 4):
+                continue
             window, u, v, unit = _local(rng, kind, (height, width), center_y, center_x, radius)
             distance = THINGS[kind](u, v)
             inside = distance < 0
@@ -138,12 +140,11 @@ def _place_things(
             under = segment_map[window]
             hidden = np.bincount(under[inside], minlength=len(kinds) + 1)
             shown = np.bincount(segment_map.ravel(), minlength=len(kinds) + 1) - hidden
-            in_frame = 4 <= center_y < height - 4 and 4 <= center_x < width - 4
             spared = all(
                 shown[i] >= max(MIN_SHOWN * whole, MIN_THING_AREA) for i, whole, *_ in placed
             )
             covers = sum(int(hidden[i]) for i, *_ in placed)
-            if in_frame and area >= MIN_THING_AREA and spared and (covers > 0) == hides:
+            if area >= MIN_THING_AREA and spared and (covers > 0) == hides:
                 kinds.append(kind)
                 segment_map[window][inside] = len(kinds)
                 _draw(rng, image, window, kind, u, v, distance * unit)
