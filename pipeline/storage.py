@@ -298,3 +298,17 @@ def _entry(info: dict[str, Any]) -> Entry:
         modified = None
     etag = bare_etag(info.get("ETag") or info.get("etag"))
     return Entry(info["name"], int(info.get("size") or 0), etag, modified)
+
+
+async def get_uri(uri: str, options: Mapping[str, str]) -> Fetched:
+    """One GET of an absolute URI of any scheme. Raises what the client raises."""
+    scheme, separator, rest = uri.partition("://")
+    settings = tuple(sorted(options.items()))
+    if scheme in ("s3", "s3a") and separator:
+        bucket, _, key = rest.partition("/")
+        objects, _ = connect(f"s3://{bucket}", settings)
+        return await objects.get_async(key)
+    host = rest.partition("/")[0] if separator else ""
+    objects, _ = connect(f"{scheme}://{host}" if separator else "/", settings)
+    assert isinstance(objects, FsspecObjects)
+    return await objects.get_async(str(objects.filesystem._strip_protocol(uri)))
