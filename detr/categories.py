@@ -1,0 +1,141 @@
+"""Label sets: what a class index of the model means.
+
+A `Categories` is the `categories` list of a COCO JSON, checked once and frozen: id, name, thing or
+stuff, colour. COCO panoptic's own 133 are shipped; a user's set comes from the user's JSON and
+travels inside the project's weight files. The published models' head is indexed by COCO category id
+(250 classes, most of them no category), one's own models' head by position in the list; `class_ids`
+states which, so that nothing else in the project knows about it. An enum of names was rejected:
+ids are what truth files hold, and names repeat in real label sets.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, overload
+
+from detr.config import ModelError
+
+
+@dataclass(frozen=True)
+class Category:
+    """One entry of a label set. `isthing`: countable objects; otherwise stuff."""
+
+    id: int
+    name: str
+    isthing: bool
+    color: tuple[int, int, int]  # RGB, 0..255
+
+
+class Categories(Sequence[Category]):
+    """An immutable label set in its file's order, ids unique."""
+
+    def __init__(self, categories: Iterable[Category]) -> None:
+        self._categories = tuple(categories)
+        self._by_id = {category.id: category for category in self._categories}
+        if len(self._by_id) != len(self._categories):
+            ids = [category.id for category in self._categories]
+            twice = next(i for i in ids if ids.count(i) > 1)
+            raise ModelError(f"category id {twice} occurs twice in the label set: ids must differ")
+
+    @classmethod
+    def from_json(cls, categories: Sequence[Mapping[str, Any]]) -> Categories:
+        """A label set from the `categories` list of a COCO JSON.
+
+        Without `isthing` (instance files have none) a category is a thing; without `color` it gets
+        one from its id, the same in every process. Raises ModelError naming the entry at fault.
+        """
+        if not categories:
+            raise ModelError("the label set is empty: `categories` must list at least one category")
+        return cls(_category(index, entry) for index, entry in enumerate(categories))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """The `categories` list of a COCO panoptic JSON; `from_json` gives an equal set back."""
+        return [
+            {"id": c.id, "name": c.name, "isthing": int(c.isthing), "color": list(c.color)}
+            for c in self._categories
+        ]
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(self._by_id)
+
+    def by_id(self, category_id: int) -> Category:
+        """Raises KeyError for an id outside of the set."""
+        return self._by_id[category_id]
+
+    def class_ids(self, num_classes: int) -> tuple[int | None, ...]:
+        """Category id of each class index of a head of `num_classes` (no-object not counted).
+
+        A head exactly as long as the set is indexed by position. A longer one that has room for
+        every id is indexed by category id, as the published models are (250 classes, 133 of them
+        categories); the indices between are None. Raises ModelError if neither fits.
+        """
+        if num_classes == len(self):
+            return self.ids
+        if num_classes > max(self.ids) and min(self.ids) >= 0:
+            return tuple(i if i in self._by_id else None for i in range(num_classes))
+        raise ModelError(
+            f"the model has {num_classes} classes, the label set {len(self)} categories with ids "
+            f"up to {max(self.ids)}: give the label set that the model was trained on"
+        )
+
+    @overload
+    def __getitem__(self, index: int) -> Category: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Category]: ...
+    def __getitem__(self, index: int | slice) -> Category | Sequence[Category]:
+        return self._categories[index]
+
+    def __len__(self) -> int:
+        return len(self._categories)
+
+    def __iter__(self) -> Iterator[Category]:
+        return iter(self._categories)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Categories) and self._categories == other._categories
+
+    def __hash__(self) -> int:
+        return hash(self._categories)
+
+    def __repr__(self) -> str:
+        things = sum(category.isthing for category in self._categories)
+        return f"Categories({things} things, {len(self) - things} stuff)"
+
+
+def _category(index: int, entry: Mapping[str, Any]) -> Category:
+    category_id, name = entry.get("id"), entry.get("name")
+    isthing, color = entry.get("isthing", 1), entry.get("color")
+    # bool is an int in Python, and `true` as an id is a mistake worth naming.
+    if not isinstance(category_id, int) or isinstance(category_id, bool) or category_id < 0:
+        raise ModelError(f"categories[{index}].id must be a whole number >= 0, not {category_id!r}")
+    if not isinstance(name, str) or not name:
+        raise ModelError(f"categories[{index}].name must be a name, not {name!r}")
+    if isthing not in (0, 1):
+        raise ModelError(f"categories[{index}].isthing must be 0 or 1, not {isthing!r}")
+    if color is None:
+        color = _color(category_id)
+    if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
+        raise ModelError(f"categories[{index}].color must be three numbers 0..255, not {color!r}")
+    return Category(category_id, name, bool(isthing), (color[0], color[1], color[2]))
+
+
+def _color(category_id: int) -> tuple[int, int, int]:
+    """A colour per id; steps of the golden ratio keep neighbouring ids apart on the wheel."""
+    hue = category_id * 0.6180339887498949 % 1.0
+    lightness = (0.45, 0.6, 0.35)[category_id % 3]
+    red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.75)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def _coco_panoptic() -> Categories:
+    text = resources.files("detr").joinpath("coco_panoptic.json").read_text("utf-8")
+    return Categories.from_json(json.loads(text))
+
+
+COCO_PANOPTIC = _coco_panoptic()
+"""The 133 categories of COCO panoptic (80 things, 53 stuff), as in its own categories file."""

@@ -1,0 +1,253 @@
+"""From queries to one panoptic map: which are kept, who owns each pixel, which segments stay.
+
+Upstream's rules, quirks included: a query is kept if its best class is not no-object and has a
+probability above 0.85; a pixel belongs to the kept query with the largest mask logit; the map is
+resized to the image's own size by PIL's nearest neighbour; segments of at most 4 pixels are dropped
+and the map is made again without them. Stuff of one class is merged in the first map only: there
+the later queries lose all their pixels to the first, count as dropped, and the map made again over
+the survivors is not merged.
+
+What is done differently gives the same ids: softmax over the queries is monotone, so the largest
+logit decides; the logits are interpolated only at the pixels that the nearest resize reads; and
+after a drop only the pixels of the dropped queries are decided again, for a pixel's owner stays its
+owner when others leave. The interpolation repeats the arithmetic of torch's own (each blend one
+multiplication and one fused multiply-add, x before y), so that its values are torch's to the bit on
+a CPU. Two deviations are visible: ids start at 1, for upstream's first id is also its empty value,
+and queries whose class is no category of the label set are dropped instead of reported.
+
+Rejected: interpolating all masks to full size (upstream; 450 ms against 11 ms for 15 queries).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from detr.categories import Categories
+
+SMALLEST_AREA = 4  # pixels of the final map; upstream drops segments up to and including this
+
+# Bytes of interpolated logits that exist at a time: about a second-level cache on a CPU, enough to
+# fill a GPU; it also bounds the memory of a 12-megapixel map.
+_CHUNK_BYTES = {"cpu": 2 << 20}
+_CHUNK_BYTES_ELSEWHERE = 256 << 20
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a `Panoptic`; `id` is its value in the map."""
+
+    id: int
+    category_id: int
+    isthing: bool
+    score: float  # the probability of the class, of the first query where stuff was merged
+
+
+@dataclass(frozen=True)
+class Panoptic:
+    """An image cut into segments.
+
+    `segment_map` is (H, W), uint8 below 256 segments and int32 above, 0 where nothing was found;
+    ids are dense from 1, in query order. It is usually Fortran-ordered, the order in which COCO's
+    run lengths go.
+    """
+
+    segment_map: NDArray[np.uint8] | NDArray[np.int32]
+    segments: tuple[Segment, ...]
+
+
+class Kept(NamedTuple):
+    """The queries of one image that speak of a segment, in query order."""
+
+    queries: Tensor  # (K,) int64
+    labels: Tensor  # (K,) int64: class index of the model's head
+    scores: Tensor  # (K,) float32
+
+
+def select(logits: Tensor, threshold: float = 0.85, *, is_category: Tensor | None = None) -> Kept:
+    """The kept queries of one image: best class not no-object, its probability > `threshold`.
+
+    `logits` is (Q, C + 1), no-object last; `is_category` (C,) bool says which class indices are
+    categories: the others are dropped, where upstream would report a class without a name.
+    """
+    return select_batch(logits[None], threshold, is_category=is_category)[0]
+
+
+def select_batch(
+    logits: Tensor, threshold: float = 0.85, *, is_category: Tensor | None = None
+) -> list[Kept]:
+    """`select` for each image of a batch: `logits` (B, Q, C + 1); waits for the device once."""
+    scores, labels = logits.float().softmax(-1).max(-1)  # both (B, Q)
+    no_object = logits.shape[-1] - 1
+    keep = (labels != no_object) & (scores > threshold)
+    if is_category is not None:
+        known = torch.cat([is_category, is_category.new_zeros(1)]).to(logits.device)
+        keep &= known[labels]
+    images, queries = keep.nonzero(as_tuple=True)
+    counts = torch.bincount(images, minlength=len(logits)).tolist()
+    return [Kept(q, labels[b, q], scores[b, q]) for b, q in enumerate(torch.split(queries, counts))]
+
+
+def merge(
+    mask_logits: Tensor,
+    category_ids: Sequence[int],
+    scores: Sequence[float],
+    *,
+    categories: Categories,
+    processed_size: tuple[int, int],
+    original_size: tuple[int, int],
+) -> Panoptic:
+    """The panoptic map of one image from its K kept queries.
+
+    `mask_logits` is (K, h, w), any float type; `processed_size` (height, width) is what the model
+    saw, `original_size` (height, width) what the map gets. A category id that is not in
+    `categories` raises KeyError. Source: upstream's PostProcessPanoptic.
+    """
+    assert len(mask_logits) == len(category_ids) == len(scores)
+    isthing = [categories.by_id(category_id).isthing for category_id in category_ids]
+    survivors = list(range(len(category_ids)))
+    owner = None
+    if survivors:
+        sampled = _SampledLogits(mask_logits, processed_size, original_size)
+        owner = sampled.owners()  # (W, H)
+        areas = _areas(owner, len(survivors))
+        # The merge of the first map shows in the areas alone: the later queries of a class have
+        # none left, so they are always dropped, and the next map is not merged.
+        areas = _merge_stuff(areas, category_ids, isthing)
+        while small := [query for query in survivors if areas[query] <= SMALLEST_AREA]:
+            survivors = [query for query in survivors if areas[query] > SMALLEST_AREA]
+            if not survivors:
+                break
+            sampled.reassign(owner, small, survivors)
+            areas = _areas(owner, len(category_ids))
+
+    if owner is None or not survivors:
+        height, width = original_size
+        return Panoptic(np.zeros((width, height), np.uint8).T, ())
+    segments = tuple(
+        Segment(number, category_ids[query], isthing[query], float(scores[query]))
+        for number, query in enumerate(survivors, start=1)
+    )
+    number_of = torch.zeros(len(category_ids), dtype=owner.dtype)
+    number_of[survivors] = torch.arange(1, len(survivors) + 1, dtype=owner.dtype)
+    numbers = number_of.to(owner.device)[owner.long()]  # (W, H)
+    return Panoptic(numbers.cpu().numpy().T, segments)
+
+
+class _SampledLogits:
+    """The mask logits of one image at the pixels of the final map, interpolated when asked for.
+
+    Queries are innermost, x before y: (w, h, K). A gather then copies whole runs of K values, the
+    largest is found within a run, and the owners come out column by column, as run lengths go.
+    """
+
+    def __init__(
+        self, mask_logits: Tensor, processed_size: tuple[int, int], original_size: tuple[int, int]
+    ) -> None:
+        height, width = mask_logits.shape[-2:]
+        device = mask_logits.device
+        logits = mask_logits.float().permute(2, 1, 0).contiguous()  # (w, h, K)
+        x = _taps(width, processed_size[1], original_size[1], device)
+        self._y = _taps(height, processed_size[0], original_size[0], device)
+        self._columns = _blend(logits, 0, x)  # (W, h, K)
+        self._size = (original_size[1], original_size[0])
+        self._chunk_bytes = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
+
+    def owners(self) -> Tensor:
+        """(W, H): the query with the largest logit at each pixel; the lowest one of equals."""
+        width, height = self._size
+        queries = self._columns.shape[-1]
+        owner = torch.empty(
+            self._size,
+            dtype=torch.uint8 if queries < 256 else torch.int32,
+            device=self._columns.device,
+        )
+        step = max(1, self._chunk_bytes // (4 * height * queries))
+        for start in range(0, width, step):
+            logits = _blend(self._columns[start : start + step], 1, self._y)  # (step, H, K)
+            owner[start : start + step] = logits.argmax(-1)
+        return owner
+
+    def reassign(self, owner: Tensor, gone: Sequence[int], survivors: Sequence[int]) -> None:
+        """Give the pixels of the queries `gone` to the best of `survivors`, in place."""
+        device = owner.device
+        is_gone = torch.zeros(self._columns.shape[-1], dtype=torch.bool)
+        is_gone[list(gone)] = True
+        left = torch.tensor(survivors)
+        pixels = is_gone.to(device)[owner.long()].flatten().nonzero().squeeze(1)  # (P,)
+        # (W * h, K'): rows of one column of the map follow each other
+        rows = self._columns[..., left.to(device)].flatten(0, 1)
+        height, map_height = self._size[1], self._columns.shape[1]
+        flat = owner.view(-1)
+        step = max(1, self._chunk_bytes // (4 * len(survivors)))
+        winner_of = left.to(device=device, dtype=owner.dtype)
+        for chunk in torch.split(pixels, step):
+            column, y = chunk // height * map_height, chunk % height
+            near, far = column + self._y.near[y], column + self._y.far[y]
+            logits = torch.addcmul(
+                rows[far] * self._y.far_weight[y, None], rows[near], self._y.near_weight[y, None]
+            )
+            flat[chunk] = winner_of[logits.argmax(-1)]
+
+
+class _Taps(NamedTuple):
+    """Where the pixels of the final map lie between two cells of the mask logits, on one axis."""
+
+    near: Tensor  # (n,) int64: the cell before, and
+    far: Tensor  # the one after
+    near_weight: Tensor  # (n,) float32, and
+    far_weight: Tensor  # its complement to 1
+
+
+@lru_cache(maxsize=256)
+def _taps(cells: int, processed: int, final: int, device: torch.device) -> _Taps:
+    """Bilinear (align_corners False, in float32, as torch computes it) after PIL's nearest."""
+    sampled = torch.from_numpy(_nearest(processed, final))
+    scale = torch.tensor(cells / processed, dtype=torch.float32)
+    position = (scale * (sampled.float() + 0.5) - 0.5).clamp(min=0)
+    near = position.long().clamp(max=cells - 1)
+    far_weight = position - near
+    taps = (near, (near + 1).clamp(max=cells - 1), 1 - far_weight, far_weight)
+    return _Taps(*(tap.to(device) for tap in taps))
+
+
+def _nearest(source: int, target: int) -> NDArray[np.int64]:
+    """(target,): the pixel of `source` that PIL's NEAREST takes for each; asked of PIL itself.
+
+    torch's nearest-exact differs from it in 88 of 720 size pairs.
+    """
+    ramp = Image.fromarray(np.arange(source, dtype=np.int32)[None])
+    return np.array(ramp.resize((target, 1), Image.Resampling.NEAREST), dtype=np.int64)[0]
+
+
+def _blend(values: Tensor, axis: int, taps: _Taps) -> Tensor:
+    """Interpolate along `axis` (0 or 1) of a (n0, n1, K) tensor."""
+    shape = (-1, 1, 1) if axis == 0 else (-1, 1)
+    far = torch.index_select(values, axis, taps.far).mul_(taps.far_weight.view(shape))
+    near = torch.index_select(values, axis, taps.near)
+    return far.addcmul_(near, taps.near_weight.view(shape))
+
+
+def _areas(owner: Tensor, queries: int) -> list[int]:
+    """Pixels of each query in the map; waits for the device."""
+    return torch.bincount(owner.flatten(), minlength=queries).tolist()
+
+
+def _merge_stuff(
+    areas: Sequence[int], category_ids: Sequence[int], isthing: Sequence[bool]
+) -> list[int]:
+    """The areas after all pixels of one stuff category went to its first query."""
+    merged = [0] * len(areas)
+    first: dict[int, int] = {}
+    for query, (category_id, area) in enumerate(zip(category_ids, areas, strict=True)):
+        heir = query if isthing[query] else first.setdefault(category_id, query)
+        merged[heir] += area
+    return merged

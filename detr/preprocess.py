@@ -1,0 +1,133 @@
+"""From the bytes of a file to the model's input: decode, published geometry, resize, normalise.
+
+Promises: whatever the bytes are, `decode` gives (H, W, 3) RGB or raises `ImageError` with a code,
+never anything else, never half a picture, and never an image above `max_pixels`, which is judged
+from the header. `resize` equals PIL's BILINEAR to the bit on any device, and `normalize` equals
+upstream's, so the network sees what it was trained on.
+
+PIL decodes. torchvision dies with a segmentation fault on a PNG with one flipped byte and turbojpeg
+returns the top half of a truncated file with a warning: for files from the outside both are out.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from detr.decode import MAX_PIXELS, ImageError, decode, header_size
+
+__all__ = [
+    "MAX_PIXELS",
+    "ImageError",
+    "decode",
+    "header_size",
+    "normalize",
+    "processed_size",
+    "resize",
+]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_PRECISION_BITS = 22  # PIL's for 8-bit channels: 32 - 8 bits of pixel - 2 of headroom
+
+
+def processed_size(
+    height: int, width: int, *, size: int = 800, max_size: int = 1333, quantum: int = 1
+) -> tuple[int, int]:
+    """(height, width) in pixels that the model sees of a (height, width) image.
+
+    Upstream's `get_size_with_aspect_ratio`: the shorter side becomes `size`, less if the longer
+    would pass `max_size`; the long side is cut to an integer, the short one rounded. `quantum`
+    rounds each side to its nearest multiple (at least one, at most `max_size`), so that photos of
+    free aspect ratio share batches. Raises ImageError `too_thin` when a side would be below one
+    pixel, as for 1 x 10000.
+    """
+    short, long = min(height, width), max(height, width)
+    if long / short * size > max_size:
+        size = round(max_size * short / long)
+    if size < 1:
+        raise ImageError("too_thin", f"{width} x {height} pixels: the shorter side would vanish")
+    if short == size:
+        new_height, new_width = height, width
+    elif width < height:
+        new_height, new_width = int(size * height / width), size
+    else:
+        new_height, new_width = size, int(size * width / height)
+    return _round_to(new_height, quantum, max_size), _round_to(new_width, quantum, max_size)
+
+
+def _round_to(side: int, quantum: int, max_size: int) -> int:
+    if quantum == 1:
+        return side
+    multiple = (side + quantum // 2) // quantum
+    return max(1, min(multiple, max_size // quantum)) * quantum
+
+
+def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (B, H, W, 3) uint8 to (B, h, w, 3) uint8, `size` = (h, w), as PIL's BILINEAR does.
+
+    Bit for bit, as integer tensor operations on the images' device: PIL's filter widens when it
+    shrinks (antialias), its weights are 22-bit integers, and it rounds and clips to 8 bits between
+    the horizontal pass and the vertical one.
+    """
+    for axis, length in ((2, size[1]), (1, size[0])):
+        if images.shape[axis] != length:
+            images = _resize_axis(images, axis, length)
+    return images
+
+
+def normalize(images: Tensor) -> Tensor:
+    """(B, h, w, 3) uint8 -> (B, 3, h, w) float32 in channels_last memory.
+
+    Value / 255, minus the ImageNet mean, divided by its deviation: upstream's ToTensor and
+    Normalize, in their order, so equal to the bit.
+    """
+    mean = torch.tensor(IMAGENET_MEAN, device=images.device)
+    std = torch.tensor(IMAGENET_STD, device=images.device)
+    return images.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+class _Filter(NamedTuple):
+    first: Tensor  # (n,) int64: the first source pixel of each target pixel
+    weights: Tensor  # (taps, n) int32; 0 past a target pixel's last source pixel
+
+
+def _resize_axis(images: Tensor, axis: int, length: int) -> Tensor:
+    source = images.shape[axis]
+    taps = _filter(source, length, images.device)
+    shape = [1] * images.dim()
+    shape[axis] = length
+    total: Tensor | None = None
+    for offset, weights in enumerate(taps.weights):
+        # A weight past the edge is 0: reading the last pixel instead changes nothing.
+        index = (taps.first + offset).clamp_(max=source - 1)
+        part = torch.index_select(images, axis, index).int().mul_(weights.view(shape))
+        total = part.add_(1 << (_PRECISION_BITS - 1)) if total is None else total.add_(part)
+    assert total is not None
+    return total.bitwise_right_shift_(_PRECISION_BITS).clamp_(0, 255).to(torch.uint8)
+
+
+@lru_cache(maxsize=256)
+def _filter(source: int, target: int, device: torch.device) -> _Filter:
+    """PIL's `precompute_coeffs` for its triangle filter, in float64, then rounded to integers."""
+    scale = source / target
+    stretch = max(scale, 1.0)
+    support = stretch  # of a triangle of radius 1
+    center = (np.arange(target) + 0.5) * scale
+    first = np.maximum((center - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((center + support + 0.5).astype(np.int64), source)
+    offsets = np.arange((last - first).max())
+    position = first[:, None] + offsets  # (target, taps)
+    weights = 1.0 - np.abs((position - center[:, None] + 0.5) * (1.0 / stretch))
+    weights = np.where(position < last[:, None], np.maximum(weights, 0.0), 0.0)
+    weights /= np.cumsum(weights, axis=1)[:, -1:]  # summed one after the other, as PIL does
+    integers = (0.5 + weights * (1 << _PRECISION_BITS)).astype(np.int32)
+    return _Filter(
+        torch.from_numpy(first).to(device),
+        torch.from_numpy(np.ascontiguousarray(integers.T)).to(device),
+    )
