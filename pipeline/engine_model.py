@@ -1,0 +1,139 @@
+"""The small model protocol: any panoptic model that keeps it can be run by the engine.
+
+`--model package.module:callable` names a callable that takes the local weights and the result
+options and returns a `PanopticModel`. `detr:load` is the default. A callable with an attribute
+`describe` (same arguments, returning `categories`, `fingerprint_fields` and `weights_sha256`)
+lets the driver check a run without building the model; without one the model is built there once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detr.categories import Categories
+from detr.config import RECIPES
+from detr.postprocess import Panoptic
+from pipeline.config import RunConfig, fingerprint
+from pipeline.entry import as_user_error
+from pipeline.errors import UserError
+from pipeline.storage import local_copy
+
+
+class PanopticModel(Protocol):
+    """What the engine asks of a model. `processed_size(height, width)` is optional: only images
+    for which it gives the same answer (by default the image's own size) share a batch."""
+
+    categories: Categories
+    fingerprint: str
+
+    def segment(self, images: Sequence[NDArray[np.uint8]]) -> list[Panoptic]:
+        """images: (H, W, 3) uint8 RGB of any sizes -> maps at those sizes, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How to get the model in any process: small, picklable, without a weight in it."""
+
+    model: str
+    weights: str
+    dtype: str
+    threshold: float
+    size_quantum: int
+    device: str
+    options: dict[str, str] = field(default_factory=dict)  # storage options of the weights
+
+    @classmethod
+    def of(cls, config: RunConfig, *, device: str, dtype: str) -> ModelSpec:
+        return cls(
+            model=config.model,
+            weights=config.weights,
+            dtype=dtype,
+            threshold=config.threshold,
+            size_quantum=config.size_quantum,
+            device=device,
+            options=config.source_options,
+        )
+
+    def load(self) -> PanopticModel:
+        """Build the model in this process, fetching the weights once per node."""
+        return self._call(self._callable())
+
+    def describe(self) -> ModelDescription:
+        """What the run folder records. Raises UserError or detr's ModelError."""
+        load = self._callable()
+        card = self._call(getattr(load, "describe", load))
+        fields = dict(getattr(card, "fingerprint_fields", {"model_fingerprint": card.fingerprint}))
+        return ModelDescription(
+            categories=card.categories,
+            weights_sha256=str(getattr(card, "weights_sha256", "")),
+            fields=fields,
+        )
+
+    def _callable(self) -> Callable[..., Any]:
+        module, _, name = self.model.partition(":")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"--model {self.model!r} can't be imported: {error}") from error
+
+    def _call(self, function: Callable[..., Any]) -> Any:
+        path, recipe = local_weights(self.weights, self.options)
+        call = partial(function, path, recipe=recipe) if recipe else partial(function, path)
+        return call(
+            device=self.device,
+            dtype=self.dtype,
+            threshold=self.threshold,
+            size_quantum=self.size_quantum,
+        )
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model as the driver knows it, without the model."""
+
+    categories: Categories
+    weights_sha256: str
+    fields: Mapping[str, str | int | float]
+
+
+def local_weights(weights: str, options: Mapping[str, str]) -> tuple[str, str | None]:
+    """The weights on this node, and the name of the recipe if one of the published was asked for.
+
+    Raises UserError saying how to get the file where it can't be had.
+    """
+    recipe = RECIPES.get(weights)
+    url = recipe.url if recipe else weights
+    try:
+        # A published file comes by https, to which the bucket's options mean nothing.
+        path = local_copy(url, options if url.startswith(("s3://", "s3a://")) else None)
+    except FileNotFoundError:
+        names = ", ".join(RECIPES)
+        raise UserError(
+            f"--weights {weights!r}: no such file (give {names}, or the path or URL of a file)"
+        ) from None
+    except UserError:
+        raise
+    except Exception as error:
+        raise as_user_error(error, f"can't fetch --weights {url}") from error
+    return str(path), recipe.name if recipe else None
+
+
+def run_fingerprint(
+    description: ModelDescription, config: RunConfig
+) -> tuple[str, dict[str, str | int | float]]:
+    """The run's one fingerprint, and by name what went into it."""
+    fields = {
+        **description.fields,
+        "model": config.model,
+        "exif": config.exif,
+        "max_pixels": config.max_pixels,
+    }
+    return fingerprint(fields), fields

@@ -1,0 +1,195 @@
+"""Planning a generation: the first from a listing, the next from errors or from a difference.
+
+What must be computed goes into fresh, full shards; live shards that lose rows are copied without
+them; the rest stays. Everything is staged and written before `generation.json`, its commit.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.manifest import Staging, write_dropped, write_parts
+from pipeline.plan import (
+    Generation,
+    rewrites_for,
+    shard_count,
+    shard_of,
+)
+from pipeline.run import Run, Snapshot
+from pipeline.schema import DROPPED_SCHEMA
+from pipeline.source import Source
+
+Progress = Callable[[int], None]
+# A name is changed if the store's marks of it are: the ETag where both have one, else size or time.
+CHANGED = """
+    case when old.etag is not null and new.etag is not null then old.etag != new.etag
+    else old.size is distinct from new.size or old.last_modified is distinct from new.last_modified
+    end
+"""
+
+
+def stage_listing(
+    staging: Staging, source: Source, limit: int | None, progress: Progress
+) -> tuple[int, int]:
+    """List the source into the view `listing`; returns its images and known bytes.
+
+    `limit` keeps the smallest hashes: a uniform sample that a later, larger one contains.
+    Raises UserError if nothing is found or a name stands twice.
+    """
+    rows = staging.stage("everything", source.tables(progress))
+    if not rows:
+        hint = " with --include/--exclude as given" if source.include or source.exclude else ""
+        raise UserError(
+            f"no images found in {source.url}{hint}: check the path, or name files of other "
+            "suffixes with --include '*.xyz'"
+        )
+    staging.refuse_duplicates("everything")
+    chosen = f"order by hash, file_name limit {limit}" if limit else ""
+    staging.connection.execute(f"create table listing as select * from everything {chosen}")
+    images = staging.count("select count(*) from listing")
+    return images, staging.count("select cast(coalesce(sum(size), 0) as bigint) from listing")
+
+
+def plan_first(
+    run: Run, staging: Staging, images: int, total_bytes: int, images_per_shard: int
+) -> Generation:
+    """Generation 1: everything that was listed."""
+    rows = write_parts(
+        run.storage,
+        1,
+        shard_count(images, total_bytes, images_per_shard),
+        staging.tables("select * from listing order by hash, file_name"),
+    )
+    generation = Generation(1, "first", rows, total_bytes, counts={"new": images})
+    run.write_generation(generation)
+    return generation
+
+
+def plan_retry(run: Run, codes: Sequence[str], images_per_shard: int) -> Generation | None:
+    """A generation of the images that failed with one of `codes`; None if there are none."""
+    number = max(run.generations())
+    base = run.snapshot(number)
+    with Staging() as staging:
+        if not staging.stage("failed", _failed(run, base, codes)):
+            return None
+        staging.stage_manifest("manifest", run)
+        staging.connection.execute(
+            "create table computed as select manifest.* exclude (generation) "
+            "replace (cast(failed.attempts as integer) as attempts) "
+            "from manifest join failed using (file_name)"
+        )
+        staging.connection.execute(
+            "create table leaving as select hash, file_name, generation, 'retry' as reason "
+            "from manifest semi join failed using (file_name)"
+        )
+        return _plan_next(run, staging, base, "retry", images_per_shard)
+
+
+def plan_refresh(
+    run: Run,
+    source: Source,
+    limit: int | None,
+    *,
+    images_per_shard: int,
+    max_removed_rate: float,
+    progress: Progress,
+) -> Generation | None:
+    """A generation of what is new or changed in the source; None if nothing is.
+
+    Raises UserError if more than `max_removed_rate` of the images are gone: a listing that was cut
+    short looks like that.
+    """
+    number = max(run.generations())
+    base = run.snapshot(number)
+    with Staging() as staging:
+        images, _ = stage_listing(staging, source, limit, progress)
+        staging.stage_manifest("manifest", run)
+        before = staging.count("select count(*) from manifest")
+        removed = staging.count("select count(*) from manifest anti join listing using (file_name)")
+        if removed > max_removed_rate * before:
+            raise UserError(
+                f"{removed} of {before} images are gone from {source.url} ({images} are there), "
+                f"more than --max-removed-rate {max_removed_rate:g} allows: check the listing, or "
+                "raise it"
+            )
+        staging.connection.execute(
+            "create table computed as "
+            "select new.* from listing new anti join manifest using (file_name) union all "
+            f"select new.* from listing new join manifest old using (file_name) where {CHANGED}"
+        )
+        staging.connection.execute(
+            "create table leaving as "
+            "select old.hash, old.file_name, old.generation, 'removed' as reason "
+            "from manifest old anti join listing using (file_name) union all "
+            "select old.hash, old.file_name, old.generation, 'changed' "
+            f"from manifest old join listing new using (file_name) where {CHANGED}"
+        )
+        return _plan_next(run, staging, base, "refresh", images_per_shard)
+
+
+def _plan_next(
+    run: Run, staging: Staging, base: Snapshot, reason: str, images_per_shard: int
+) -> Generation | None:
+    """Write the generation after `base` from the tables `computed` and `leaving`."""
+    images = staging.count("select count(*) from computed")
+    dropped = staging.count("select count(*) from leaving")
+    if not images and not dropped:
+        return None
+    number = base.number + 1
+    total_bytes = staging.count("select cast(coalesce(sum(size), 0) as bigint) from computed")
+    rows: tuple[int, ...] = ()
+    if images:
+        rows = write_parts(
+            run.storage,
+            number,
+            shard_count(images, total_bytes, images_per_shard),
+            staging.tables("select * from computed order by hash, file_name"),
+        )
+    shards = {number: generation.shards for number, generation in run.generations().items()}
+    departures = pa.concat_tables(
+        [_departing(table, shards) for table in staging.tables("from leaving order by hash")]
+        or [DROPPED_SCHEMA.empty_table()]
+    )
+    if dropped:
+        write_dropped(run.storage, number, departures)
+    losses = Counter(
+        zip(departures["origin"].to_pylist(), departures["shard"].to_pylist(), strict=True)
+    )
+    rewrites, gone = rewrites_for(number, [(s.path, s.rows) for s in base.shards], losses)
+    counts = dict(Counter(departures["reason"].to_pylist()))
+    counts["new"] = images - sum(counts.get(kind, 0) for kind in ("retry", "changed"))
+    generation = Generation(
+        number, reason, rows, total_bytes, base.number, dropped, rewrites, gone, counts
+    )
+    run.write_generation(generation)
+    return generation
+
+
+def _departing(table: pa.Table, shards: dict[int, int]) -> pa.Table:
+    """`leaving` rows with the shard that each lives in: its hash tells, no shard is read."""
+    origins = table["generation"].to_pylist()
+    hashes = table["hash"].to_pylist()
+    owner = [shard_of(h, shards[origin]) for h, origin in zip(hashes, origins, strict=True)]
+    return pa.table(
+        {
+            "hash": table["hash"],
+            "file_name": table["file_name"],
+            "origin": pa.array(origins, pa.int32()),
+            "shard": pa.array(owner, pa.int32()),
+            "reason": table["reason"],
+        }
+    ).cast(DROPPED_SCHEMA)
+
+
+def _failed(run: Run, base: Snapshot, codes: Sequence[str]) -> Iterator[pa.Table]:
+    for entry in base.shards:
+        if entry.error:
+            table = run.read_shard(entry.path, ["file_name", "error_code", "attempts"])
+            chosen = np.isin(table["error_code"].to_numpy(), list(codes))
+            if chosen.any():
+                yield table.filter(pa.array(chosen))

@@ -1,0 +1,125 @@
+"""The main path: work units -> bytes -> segments -> shards, as one Ray Data graph.
+
+    units of one generation          a few numbers each; the driver holds no image
+      -> fetch_units                 tasks: manifest slice, async GETs, an error per failed image
+      -> Segmenter                   actor pool, each with the model: decode, batches, RLE
+      -> ShardSink                   tasks: one PUT per shard
+
+A block is a shard from end to end: `override_num_blocks` makes one block of each unit, and without
+a target block size nothing splits or joins them on the way. Ray retries tasks, actors and nodes;
+exceptions that leave a stage are bugs or the spent error budget, and end the job.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import pyarrow as pa
+import ray
+from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline.config import RunConfig
+from pipeline.engine_model import ModelSpec
+from pipeline.fetch import fetch_units
+from pipeline.manifest import read_dropped
+from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement
+from pipeline.plan import Generation, Rewrite, WorkUnit
+from pipeline.run import Run
+from pipeline.segmenter import Decoding, Segmenter
+from pipeline.shards import Provenance, ShardSink, encode_shard
+
+NO_PROGRESS_SECONDS = 6 * 3600.0  # spot nodes may be hours away; a hang must still end
+
+
+def configure_ray_data(verbose: bool) -> None:
+    """Ray Data's defaults that don't fit exactly one row per image."""
+    context = DataContext.get_current()
+    context.target_max_block_size = None
+    context.max_errored_blocks = 0  # an errored block is a bug, never a silently missing shard
+    context.max_consecutive_actor_init_deaths = 3
+    context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
+    context.enable_progress_bars = verbose  # ours shows images, theirs shows blocks
+    context.enable_auto_log_stats = verbose
+
+
+def compute_shards(
+    run: Run,
+    generation: Generation,
+    units: Sequence[WorkUnit],
+    *,
+    config: RunConfig,
+    spec: ModelSpec,
+    placement: Placement,
+    provenance: Provenance,
+    tally: ActorHandle,
+) -> None:
+    """Compute and write the shards of `units`. Returns when all are in the store."""
+    dataset = ray.data.from_items(
+        [dataclasses.asdict(unit) for unit in units], override_num_blocks=len(units)
+    )
+    fetched = dataset.map_batches(
+        fetch_units,  # type: ignore[arg-type]  # the stub knows no fn_kwargs
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        num_cpus=FETCH_CPUS,
+        fn_kwargs={"run": run, "source_options": config.source_options, "tally": tally},
+    )
+    segmented = fetched.map_batches(
+        Segmenter,
+        batch_size=None,
+        batch_format="pyarrow",
+        zero_copy_batch=True,
+        compute=ActorPoolStrategy(
+            min_size=placement.min_actors,
+            max_size=placement.max_actors,
+            # One unit in work and one waiting beside it: more would only be lost with the actor.
+            max_tasks_in_flight_per_actor=2,
+        ),
+        num_cpus=placement.actor_cpus,
+        num_gpus=placement.actor_gpus,
+        fn_constructor_args=(spec,),
+        fn_constructor_kwargs={
+            "decoding": Decoding(exif=config.exif, max_pixels=config.max_pixels),
+            "batch_size": config.batch_size,
+            "threads": placement.threads,
+            "code_version": run.info.code_version,
+            "tally": tally,
+        },
+    )
+    sink = ShardSink(run.storage, generation, provenance, tally)
+    segmented.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS})
+
+
+def rewrite_shards(run: Run, rewrites: Sequence[Rewrite]) -> None:
+    """Copy live shards without the rows that leave them; on CPUs, no model."""
+    items = [dataclasses.asdict(rewrite) for rewrite in rewrites]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items))
+    dataset.map_batches(
+        _rewrite,  # type: ignore[arg-type]  # the stub knows no fn_kwargs
+        batch_size=None,
+        batch_format="pyarrow",
+        num_cpus=WRITE_CPUS,
+        fn_kwargs={"run": run},
+    ).materialize()
+
+
+def _rewrite(rewrites: pa.Table, *, run: Run) -> pa.Table:
+    for row in rewrites.to_pylist():
+        rewrite = Rewrite(**row)
+        rows = run.read_shard(rewrite.source)
+        leaving = set(read_dropped(run.storage, rewrite.generation)["file_name"].to_pylist())
+        keep = [name not in leaving for name in rows["file_name"].to_pylist()]
+        kept = rows.filter(pa.array(keep))
+        assert kept.num_rows == rewrite.rows, (rewrite, kept.num_rows)
+        metadata = rows.schema.metadata or {}
+        values = {key.decode(): value.decode() for key, value in metadata.items()}
+        provenance = Provenance(
+            fingerprint=values["panoptic.fingerprint"],
+            weights_sha256=values["panoptic.weights_sha256"],
+            device=values["panoptic.device"],
+        )
+        run.storage.write(rewrite.path, encode_shard(kept, provenance))
+    return rewrites.select(["path"])
