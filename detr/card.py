@@ -1,0 +1,135 @@
+"""The model card: everything that can change a result, named, and hashed into a fingerprint.
+
+Two runs with one fingerprint may be mixed in one run folder, so whatever changes an answer must be
+in it (weights, architecture, label set, decoding and resizing, dtype, threshold, merge), and what
+doesn't must not (batch size, number of devices, memory layout). A card is made without building the
+model, so that a driver without a GPU can check a run before it starts one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from detr.categories import Categories
+from detr.checkpoint import Checkpoint, open_checkpoint
+from detr.config import DetrConfig, ModelError
+
+# Raised by whoever changes what preprocess.py, the model, or postprocess.py answer for the same
+# input (beyond rounding): runs of before and after must not be mixed.
+PREPROCESS_VERSION = 1
+MODEL_VERSION = 1
+POSTPROCESS_VERSION = 1
+
+DType = Literal["fp32", "bf16", "fp16"]
+DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options that change results."""
+
+    dtype: DType
+    threshold: float
+    size_quantum: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold < 1:
+            raise ModelError(f"threshold must be at least 0 and below 1, not {self.threshold}")
+        if self.size_quantum < 1:
+            raise ModelError(f"size_quantum must be at least 1, not {self.size_quantum}")
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What a run folder records about its model."""
+
+    config: DetrConfig
+    categories: Categories
+    weights_sha256: str
+    fingerprint: str  # 16 hex digits over `fingerprint_fields`
+    fingerprint_fields: Mapping[str, str | int | float]
+
+    @property
+    def dtype(self) -> str:
+        return str(self.fingerprint_fields["dtype"])
+
+
+def resolve_device(device: str) -> torch.device:
+    """'auto' is the GPU where there is one. Raises ModelError for a device that isn't there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise ModelError(f"device must be auto, cpu, cuda or cuda:N, not {device!r}") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device cuda was asked for, but torch finds no GPU on this machine")
+    return resolved
+
+
+def resolve_dtype(dtype: str, device: str) -> DType:
+    """'auto' is fp32 on a CPU, and on a GPU bf16 where it is native (Ampere and later), else fp16.
+
+    A T4 emulates bf16 many times slower, hence the question to the device and not to torch.
+    """
+    if dtype in ("fp32", "bf16", "fp16"):
+        return dtype
+    if dtype != "auto":
+        raise ModelError(f"dtype must be auto, fp32, bf16 or fp16, not {dtype!r}")
+    resolved = resolve_device(device)
+    if resolved.type == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(resolved)[0] >= 8 else "fp16"
+
+
+def make_card(checkpoint: Checkpoint, settings: Settings) -> ModelCard:
+    """The card of a checked weight file under these settings."""
+    categories = json.dumps(checkpoint.categories.to_json(), sort_keys=True)
+    fields: dict[str, str | int | float] = {
+        "weights_sha256": checkpoint.sha256,
+        "architecture": json.dumps(checkpoint.config.to_dict(), sort_keys=True),
+        "categories_sha256": hashlib.sha256(categories.encode()).hexdigest()[:16],
+        "dtype": settings.dtype,
+        "threshold": settings.threshold,
+        "size_quantum": settings.size_quantum,
+        "preprocess_version": PREPROCESS_VERSION,
+        "model_version": MODEL_VERSION,
+        "postprocess_version": POSTPROCESS_VERSION,
+    }
+    digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    return ModelCard(
+        config=checkpoint.config,
+        categories=checkpoint.categories,
+        weights_sha256=checkpoint.sha256,
+        fingerprint=digest[:16],
+        fingerprint_fields=fields,
+    )
+
+
+def describe(
+    weights: str | Path,
+    *,
+    recipe: str | None = None,
+    categories: Categories | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threshold: float = 0.85,
+    size_quantum: int = 1,
+) -> ModelCard:
+    """The card of what `detr.load` with the same arguments would give, without building the model.
+
+    Reads and hashes the file. `device` matters only to resolve dtype "auto". Raises ModelError.
+    """
+    settings = Settings(resolve_dtype(dtype, device), threshold, size_quantum)
+    return make_card(open_checkpoint(weights, recipe=recipe, categories=categories), settings)

@@ -1,0 +1,270 @@
+"""Weight files: recognise one by its content, check it, read it; write our own.
+
+Three kinds are read: the published `.pth` (also as upstream's training script saves it), a Hugging
+Face folder or file, and our safetensors, which carry config and label set. Invariants: nothing in
+a file is ever executed (`weights_only`), every name and shape is checked against the config before
+a model exists, and whatever is wrong is one sentence with what was expected and what was found.
+Trusting the suffix was rejected: an HTML error page saved as `.pth` is the commonest wrong file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from detr.categories import COCO_PANOPTIC, Categories
+from detr.config import RECIPES, DetrConfig, ModelError
+from detr.infer import infer_config
+from detr.keys import is_hugging_face, to_official
+from detr.model import DetrPanoptic
+
+FORMAT_VERSION = 1  # of our own files
+_HF_FILES = ("model.safetensors", "pytorch_model.bin")
+# What torch's unpickler raises on files that aren't (whole) checkpoints.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A weight file that has passed all checks; `weights()` reads the tensors."""
+
+    path: Path  # the file itself, also where a folder was given
+    config: DetrConfig
+    categories: Categories
+    sha256: str
+    kind: str  # "safetensors", "official" or "hugging face"
+    loaded: Mapping[str, Tensor] | None  # already read, where checking needed it
+
+    def weights(self) -> dict[str, Tensor]:
+        """Float32 tensors on the CPU under the published names."""
+        weights = self.loaded if self.loaded is not None else _read_safetensors(self.path)
+        return {name: tensor.to(torch.float32) for name, tensor in weights.items()}
+
+
+def open_checkpoint(
+    weights: str | Path, *, recipe: str | None = None, categories: Categories | None = None
+) -> Checkpoint:
+    """Recognise and check a weight file or Hugging Face folder.
+
+    `recipe` says that this is that published file (its sha256 is checked then); it and the file's
+    name are the only signs of DC5. `categories` replaces the label set in the file, or gives one
+    where there is none. Raises ModelError.
+    """
+    path, hf_config = _locate(Path(weights))
+    sha256 = _hash(path)
+    recipe = recipe or _recipe_of_name(path)
+    if recipe is not None:
+        _check_published(path, recipe, sha256)
+    dilation = "dc5" in path.name.lower() or _is_dilated(hf_config)
+    loaded: Mapping[str, Tensor] | None = None
+    if _is_safetensors(path):
+        shapes, metadata = _header(path)
+        kind = "safetensors"
+    else:
+        loaded, args = _read_torch(path)
+        dilation = dilation or bool(getattr(args, "dilation", False))
+        metadata, kind = {}, "official"
+        shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
+    if "detr_panoptic" in metadata:
+        config, own = _own_metadata(path, metadata)
+    else:
+        if is_hugging_face(shapes):
+            kind = "hugging face"
+            loaded = to_official(loaded if loaded is not None else _read_safetensors(path))
+            shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
+        config, own = infer_config(path.name, shapes), None
+        config = RECIPES[recipe].config if recipe else replace(config, dilation=dilation)
+    _check_shapes(path, config, shapes)
+    labels = categories or own or (COCO_PANOPTIC if config.num_classes == 250 else None)
+    if labels is None:
+        raise ModelError(
+            f"{path.name} has {config.num_classes} classes and no label set: "
+            "pass the categories (a COCO categories list)"
+        )
+    labels.class_ids(config.num_classes)
+    return Checkpoint(path, config, labels, sha256, kind, loaded)
+
+
+def save(model: nn.Module, path: str | Path, config: DetrConfig, categories: Categories) -> None:
+    """Write our own safetensors: the weights with config and label set in the metadata.
+
+    The model must not be folded. The file is written whole under a temporary name and renamed.
+    """
+    weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    path = Path(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    _check_shapes(path, config, shapes)
+    categories.class_ids(config.num_classes)
+    metadata = {
+        "detr_panoptic": str(FORMAT_VERSION),
+        "config": json.dumps(config.to_dict()),
+        "categories": json.dumps(categories.to_json()),
+    }
+    temporary = path.with_name(path.name + ".tmp")
+    save_file({name: t.contiguous() for name, t in weights.items()}, temporary, metadata)
+    temporary.replace(path)
+
+
+def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The weight file, and config.json's content if a Hugging Face folder was given."""
+    if not path.exists():
+        raise ModelError(f"there are no weights at {path}")
+    if not path.is_dir():
+        return path, {}
+    files = [path / name for name in _HF_FILES if (path / name).is_file()]
+    if not files:
+        raise ModelError(f"the folder {path} holds neither {' nor '.join(_HF_FILES)}")
+    config = path / "config.json"
+    try:
+        values = json.loads(config.read_text()) if config.is_file() else {}
+    except ValueError:
+        raise ModelError(f"{config} is not JSON") from None
+    return files[0], values if isinstance(values, dict) else {}
+
+
+def _is_dilated(hf_config: dict[str, Any]) -> bool:
+    strides = [
+        (hf_config.get(name) or {}).get("output_stride")
+        for name in ("backbone_config", "backbone_kwargs")
+    ]
+    return bool(hf_config.get("dilation")) or 16 in strides
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _recipe_of_name(path: Path) -> str | None:
+    """The recipe whose published file name this file carries."""
+    for recipe in RECIPES.values():
+        if path.name.endswith(recipe.url.rsplit("/", 1)[1]):
+            return recipe.name
+    return None
+
+
+def _check_published(path: Path, recipe: str, sha256: str) -> None:
+    if recipe not in RECIPES:
+        raise ModelError(f"there is no recipe {recipe!r}: choose from {', '.join(RECIPES)}")
+    expected = RECIPES[recipe].sha256_prefix
+    if not sha256.startswith(expected):
+        raise ModelError(
+            f"{path.name} is not the published {recipe} file: its sha256 should begin with "
+            f"{expected} and begins with {sha256[:8]}; fetch {RECIPES[recipe].url} again"
+        )
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.read(9)
+    return len(start) == 9 and start[8:] == b"{"
+
+
+def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return shapes, file.metadata() or {}
+    except SafetensorError as error:
+        raise ModelError(f"{path.name} is a damaged safetensors file: {error}") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    return load_file(path)
+
+
+def _read_torch(path: Path) -> tuple[dict[str, Tensor], object]:
+    """Tensors and upstream's training arguments (or None) of a file by torch.save."""
+    with path.open("rb") as file:
+        start = file.read(64).lstrip()
+    if not start:
+        raise ModelError(f"{path.name} is empty")
+    if start[:1] in b"<{#" or start[:4] in (b"\xff\xd8\xff\xe0", b"\x89PNG"):
+        raise ModelError(
+            f"{path.name} is not a weight file: it begins with {start[:24]!r} (a web page saved "
+            "under that name?)"
+        )
+    try:
+        # upstream's training script adds its arguments; a Namespace is plain data
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        reason = re.split(r"[\n.]", str(error).strip() or type(error).__name__)[0]
+        raise ModelError(
+            f"{path.name} can't be read as PyTorch weights (truncated, or holding more than "
+            f"tensors, which is never loaded): {reason}"
+        ) from None
+    args = content.get("args") if isinstance(content, Mapping) else None
+    weights = content.get("model", content) if isinstance(content, Mapping) else content
+    if not isinstance(weights, Mapping) or not weights:
+        raise ModelError(f"{path.name} holds no weights but a {type(weights).__name__}")
+    others = [str(name) for name, tensor in weights.items() if not isinstance(tensor, Tensor)]
+    if others:
+        raise ModelError(f"{path.name} holds no weights: {_some(others)} is not a tensor")
+    return dict(weights), args
+
+
+def _own_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[DetrConfig, Categories]:
+    version = metadata["detr_panoptic"]
+    if version != str(FORMAT_VERSION):
+        raise ModelError(
+            f"{path.name} is of format {version}, this version reads {FORMAT_VERSION}: update"
+        )
+    try:
+        config, categories = json.loads(metadata["config"]), json.loads(metadata["categories"])
+        return DetrConfig.from_dict(config), Categories.from_json(categories)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path.name} has damaged metadata ({error})") from None
+
+
+def _check_shapes(path: Path, config: DetrConfig, found: Mapping[str, tuple[int, ...]]) -> None:
+    """ModelError unless the names and shapes are the config's exactly."""
+    with torch.device("meta"):
+        expected = {k: tuple(v.shape) for k, v in DetrPanoptic(config).state_dict().items()}
+    missing = [name for name in expected if name not in found]
+    unknown = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} (expected {_shape(shape)}, found {_shape(found[name])})"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if not (missing or unknown or wrong):
+        return
+    problems = [
+        f"{len(names)} {what}: {_some(names)}"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of wrong shape", wrong))
+        if names
+    ]
+    raise ModelError(
+        f"{path.name} doesn't fit DETR panoptic with {config.backbone} ({len(expected)} tensors "
+        f"expected, {len(found)} found): {'; '.join(problems)}"
+    )
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
