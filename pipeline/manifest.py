@@ -86,19 +86,18 @@ class Staging:
         return rows
 
     def count(self, query: str) -> int:
-        row = self.connection.execute(query).fetchone()
-        assert row is not None
-        return int(row[0] or 0)
+        [(count,)] = self.connection.execute(query).fetchall()
+        return int(count)
 
-    def refuse_duplicates(self, name: str) -> None:
+    def refuse_duplicates(self, view: str) -> None:
         """Raises UserError naming a file name that stands twice."""
         twice = self.connection.execute(
-            f"select any_value(file_name), count(*) from {name} group by hash, file_name "
+            f"select any_value(file_name), count(*) from {view} group by hash, file_name "
             "having count(*) > 1 limit 1"
-        ).fetchone()
-        if twice is not None:
+        ).fetchall()
+        for name, count in twice:
             raise UserError(
-                f"{twice[0]!r} is listed {twice[1]} times: a name can have only one row, take the "
+                f"{name!r} is listed {count} times: a name can have only one row, take the "
                 "others out or name a column of unique names with --name-column"
             )
 

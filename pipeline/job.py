@@ -1,0 +1,284 @@
+"""A segmentation job from settings to published snapshot: open, plan, compute, finish.
+
+Safe to kill at any line and to run again with the same settings: what is planned is frozen, a
+shard is there or it is not, and each step looks at the run folder and does what is still missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.cluster import Device, connect, decide_device, resources
+from pipeline.config import SOURCE_FIELDS, RunConfig
+from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
+from pipeline.entry import as_user_error
+from pipeline.errors import UserError
+from pipeline.execute import Reporter, execute
+from pipeline.generation import plan_first, plan_refresh, plan_retry, stage_listing
+from pipeline.lease import lease
+from pipeline.manifest import Staging
+from pipeline.placement import Placement, place
+from pipeline.plan import Generation, Rewrite, WorkUnit, missing, parse_shards
+from pipeline.publish import finish, record_stats
+from pipeline.run import Run, RunInfo, create_run, find_run
+from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
+from pipeline.source import Source
+from pipeline.storage import Storage, normalize
+from pipeline.tally import Progress
+from pipeline.version import code_version
+
+__all__ = ["Reporter", "Summary", "retry", "segment"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a call left behind; counts are images of the newest generation's snapshot or plan."""
+
+    out: str
+    images: int
+    ok: int
+    error: int
+    shards: int
+    shards_done: int
+    computed: int
+    seconds: float
+    images_per_second: float
+    segments: int
+    snapshot: int | None
+    device: str
+
+
+@dataclass(frozen=True)
+class Owed:
+    """What is still missing from a run folder."""
+
+    units: Mapping[int, Sequence[WorkUnit]]  # by generation
+    rewrites: Sequence[Rewrite]
+
+    @property
+    def images(self) -> int:
+        return sum(unit.images for units in self.units.values() for unit in units)
+
+
+def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
+    """Segment every image of the source into the run folder; continue what is there.
+
+    Raises UserError for whatever the caller can mend, ErrorBudgetError when too many images fail,
+    LeaseError when another job writes the folder. Nothing already written is ever lost.
+    """
+    reporter = reporter or Reporter()
+    started = time.monotonic()
+    storage = Storage(config.out, config.out_options)
+    run = find_run(storage)
+    device = recorded_device(run, config) or decide_device(config)
+    spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
+    description = spec.describe()
+    if run is not None:
+        check_same(run, config, description)
+    with lease(storage):
+        if run is None or not run.generations():
+            run = _first(run, storage, config, description, device, reporter)
+        elif config.refresh:
+            _refresh(run, config, reporter)
+        elif config.limit != run.info.limit:
+            reporter.note(
+                f"the images of this run were frozen with --limit {run.info.limit}: add --refresh "
+                "to list the source again"
+            )
+        return _work(run, config, spec, device, reporter, started)
+
+
+def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = None) -> Summary:
+    """Compute the failed images of a finished run again, as its next generation."""
+    reporter = reporter or Reporter()
+    started = time.monotonic()
+    storage = Storage(config.out, config.out_options)
+    run = find_run(storage)
+    assert run is not None  # the settings were read from it
+    device = recorded_device(run, config) or decide_device(config)
+    spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
+    check_same(run, config, spec.describe())
+    with lease(storage):
+        newest = max(run.generations())
+        if newest in run.snapshot_numbers():  # else a generation is under way: finish that one
+            generation = plan_retry(run, codes or sorted(TRANSIENT_CODES), config.images_per_shard)
+            images = generation.images if generation else 0
+            reporter.note(f"{images} failed images to compute again")
+        return _work(run, config, spec, device, reporter, started)
+
+
+def recorded_device(run: Run | None, config: RunConfig) -> Device | None:
+    """The device that the run was made on, unless the caller names one."""
+    if run is None or config.device != "auto" or run.info.device != "cpu":
+        return None
+    dtype = config.dtype if config.dtype != "auto" else str(run.info.config["dtype"])
+    return Device("cpu", run.info.device, dtype)
+
+
+def check_same(run: Run, config: RunConfig, description: ModelDescription) -> None:
+    """Raises UserError, naming the field, if the run was made from other things."""
+    for name, value in source_fields(config).items():
+        if run.info.source.get(name) != value:
+            raise UserError(
+                f"{config.out} was made with {name} {run.info.source.get(name)!r}, not {value!r}: "
+                "a run keeps its source; use another --out"
+            )
+    digest, fields = run_fingerprint(description, config)
+    if digest == run.info.fingerprint:
+        return
+    then = run.info.fingerprint_fields
+    names = [name for name in {**then, **fields} if then.get(name) != fields.get(name)]
+    raise UserError(
+        f"{config.out} was made with {names[0]} {_short(then.get(names[0]))}, not "
+        f"{_short(fields.get(names[0]))}: results of two settings don't mix; use another --out"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
+
+
+def source_fields(config: RunConfig) -> dict[str, Any]:
+    """What says which images: frozen with the run."""
+    values = config.model_dump(mode="json", include=set(SOURCE_FIELDS))
+    return {**values, "source": normalize(config.source)}
+
+
+def _first(
+    run: Run | None,
+    storage: Storage,
+    config: RunConfig,
+    description: ModelDescription,
+    device: Device,
+    reporter: Reporter,
+) -> Run:
+    """List the source, write `run.json`, and plan generation 1."""
+    with Staging() as staging:
+        images, size = stage_listing(staging, Source.of(config), config.limit, reporter.listed)
+        if run is None:
+            info = describe_run(config, description, device)
+            try:
+                run = create_run(storage, info)
+            except Exception as error:
+                raise as_user_error(error, f"can't write to --out {storage.url}") from error
+        generation = plan_first(run, staging, images, size, config.images_per_shard)
+    reporter.note(f"{images:,} images in {generation.shards:,} shards")
+    return run
+
+
+def describe_run(config: RunConfig, description: ModelDescription, device: Device) -> RunInfo:
+    """`run.json` of a new run. Holds storage options (profile, endpoint), never a credential."""
+    digest, fields = run_fingerprint(description, config)
+    settings = config.model_dump(mode="json", exclude={"refresh", "shards", "address"})
+    return RunInfo(
+        schema_version=SCHEMA_VERSION,
+        source=source_fields(config),
+        limit=config.limit,
+        weights=config.weights,
+        weights_sha256=description.weights_sha256,
+        fingerprint=digest,
+        fingerprint_fields=fields,
+        category_list=description.categories.to_json(),
+        device=device.kind if device.kind == "cpu" else device.name,
+        code_version=code_version(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config={**settings, "dtype": device.dtype},
+    )
+
+
+def _refresh(run: Run, config: RunConfig, reporter: Reporter) -> None:
+    newest = max(run.generations())
+    if newest not in run.snapshot_numbers():
+        reporter.note(f"generation {newest} is not finished: finishing it before listing again")
+        return
+    generation = plan_refresh(
+        run,
+        Source.of(config),
+        config.limit,
+        images_per_shard=config.images_per_shard,
+        max_removed_rate=config.max_removed_rate,
+        progress=reporter.listed,
+    )
+    if generation is None:
+        reporter.note("the source has not changed")
+    else:
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in generation.counts.items() if count)
+        reporter.note(f"generation {generation.number}: {kinds}")
+
+
+def owed(run: Run, generation: Generation, sizes: Mapping[str, int], shards: str | None) -> Owed:
+    """What the newest generation, and the snapshot it is made from, still lack."""
+    chosen = parse_shards(shards, generation.shards) if generation.shards else range(0)
+    units = [unit for unit in missing(generation, sizes) if unit.shard in chosen]
+    rewrites = [rewrite for rewrite in generation.rewrites if rewrite.path not in sizes]
+    lost: dict[int, list[WorkUnit]] = {generation.number: units} if units else {}
+    if generation.base is not None:
+        needed = {entry.path for entry in run.snapshot(generation.base).shards}
+        needed -= set(generation.gone)
+        needed -= {r.source for r in generation.rewrites if r.path in sizes}
+        for older in run.generations().values():
+            if older.number < generation.number:
+                gone = [unit for unit in missing(older, sizes) if unit.path in needed]
+                lost.update({older.number: gone} if gone else {})
+                rewrites[:0] = [
+                    r for r in older.rewrites if r.path in needed and r.path not in sizes
+                ]
+    return Owed(lost, rewrites)
+
+
+def _work(
+    run: Run,
+    config: RunConfig,
+    spec: ModelSpec,
+    device: Device,
+    reporter: Reporter,
+    started: float,
+) -> Summary:
+    """Compute what is owed and finish the newest generation, if this call may."""
+    generation = run.generation(max(run.generations()))
+    sizes = shard_sizes(run)
+    todo = owed(run, generation, sizes, config.shards)
+    progress = Progress(total=0)
+    if todo.images or todo.rewrites:
+        run.mark_success(False)
+        connect(config.address)
+        placement = _place(config, device, sum(len(units) for units in todo.units.values()))
+        progress = execute(run, todo.units, todo.rewrites, config, spec, placement, reporter)
+        facts = {"device": device.name, "dtype": device.dtype, "placement": vars(placement)}
+        record_stats(run, generation.number, progress, facts)
+        sizes = shard_sizes(run)
+    else:
+        reporter.note("nothing to compute: every shard is there")
+    left = missing(generation, sizes)
+    snapshot = None
+    if not left:
+        snapshot = finish(run, generation, sizes, config.max_error_rate)
+    return Summary(
+        out=run.storage.url,
+        images=snapshot.rows if snapshot else generation.images,
+        ok=snapshot.ok if snapshot else progress.ok,
+        error=snapshot.error if snapshot else progress.error,
+        shards=len(snapshot.shards) if snapshot else generation.shards,
+        shards_done=len(snapshot.shards) if snapshot else generation.shards - len(left),
+        computed=progress.done,
+        seconds=round(time.monotonic() - started, 3),
+        images_per_second=round(progress.images_per_second, 3),
+        segments=progress.segments,
+        snapshot=snapshot.number if snapshot else None,
+        device=f"{device.kind} {device.dtype}",
+    )
+
+
+def shard_sizes(run: Run) -> dict[str, int]:
+    """Bytes of every shard object of the run."""
+    return {entry.path: entry.size for entry in run.storage.list("segments")}
+
+
+def _place(config: RunConfig, device: Device, units: int) -> Placement:
+    now, most = resources()
+    return place(now, most=most, device=device.kind, actors=config.actors(), units=units)

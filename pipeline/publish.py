@@ -1,0 +1,115 @@
+"""The end of a generation: count, snapshot, judge the error rate, move `latest.json`, `_SUCCESS`.
+
+In this order, each step one atomic object, so a kill between any two leaves readers on the old
+snapshot and the next call finishes the rest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any, Final
+
+from pipeline.errors import ErrorBudgetError, UserError
+from pipeline.plan import Generation
+from pipeline.run import Run, ShardEntry, Snapshot
+from pipeline.shards import read_footer
+from pipeline.tally import Progress, over_budget
+
+FOOTER_THREADS: Final = 32
+
+
+def finish(
+    run: Run, generation: Generation, sizes: Mapping[str, int], max_error_rate: float
+) -> Snapshot:
+    """Make and publish the snapshot of a generation whose objects are all there.
+
+    sizes: bytes of every shard object of the run. Raises ErrorBudgetError if too many images
+    failed: the snapshot is then there for `retry` and `errors`, but not published.
+    """
+    snapshot = _snapshot(run, generation, sizes)
+    codes = error_codes(run, snapshot) if snapshot.error else Counter[str]()
+    reason = over_budget(snapshot.rows, codes, max_error_rate)
+    if reason is not None:
+        raise ErrorBudgetError(
+            f"{reason}; every shard is written but nothing is published: see `panoptic errors "
+            f"{run.storage.url}`, then `panoptic retry`, or run again with a higher rate"
+        )
+    if run.latest() != snapshot.number:
+        run.publish(snapshot.number)
+    run.mark_success(True)
+    return snapshot
+
+
+def _snapshot(run: Run, generation: Generation, sizes: Mapping[str, int]) -> Snapshot:
+    known: dict[str, ShardEntry] = {}
+    expected = generation.images
+    if generation.base is not None:
+        base = run.snapshot(generation.base)
+        expected += base.rows - generation.dropped
+        leaving = {*generation.gone, *(rewrite.source for rewrite in generation.rewrites)}
+        known = {entry.path: entry for entry in base.shards if entry.path not in leaving}
+    paths = [
+        *known,
+        *(rewrite.path for rewrite in generation.rewrites),
+        *(unit.path for unit in generation.units()),
+    ]
+    if generation.number in run.snapshot_numbers():
+        known = {entry.path: entry for entry in run.snapshot(generation.number).shards}
+    # A shard of which nothing is known yet, or that was made again since, is asked itself.
+    fresh = [p for p in paths if p not in known or known[p].bytes != sizes.get(p)]
+    entries = {**known, **{entry.path: entry for entry in _footers(run, fresh, sizes)}}
+    rows = sum(entries[path].rows for path in paths)
+    if rows != expected:
+        raise UserError(
+            f"{run.storage.url}: the shards of generation {generation.number} hold {rows} rows "
+            f"where {expected} images are planned: a shard was replaced by hand; delete it and run "
+            "again"
+        )
+    if fresh or set(known) != set(paths):
+        return run.write_snapshot(generation.number, [entries[path] for path in paths])
+    return run.snapshot(generation.number)
+
+
+def _footers(run: Run, paths: Iterable[str], sizes: Mapping[str, int]) -> list[ShardEntry]:
+    def read(path: str) -> ShardEntry:
+        try:
+            return read_footer(run.storage, path, sizes[path])
+        except (OSError, ValueError) as error:  # pyarrow's errors are both
+            raise UserError(
+                f"shard {path} of {run.storage.url} is broken ({error}): delete it and run again"
+            ) from error
+
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        return list(pool.map(read, paths))
+
+
+def error_codes(run: Run, snapshot: Snapshot) -> Counter[str]:
+    """Failed images by code, over a snapshot; reads only shards that have errors."""
+    codes: Counter[str] = Counter()
+    for entry in snapshot.shards:
+        if entry.error:
+            table = run.read_shard(entry.path, ["error_code"])
+            codes.update(code for code in table["error_code"].to_pylist() if code)
+    return codes
+
+
+def record_stats(run: Run, generation: int, progress: Progress, facts: dict[str, Any]) -> None:
+    """Add one call's work to `stats/000G.json`, a list with an entry a call."""
+    path = stats_path(generation)
+    entries = read_stats(run, generation)
+    run.storage.write(path, json.dumps([*entries, {**facts, **asdict(progress)}]).encode())
+
+
+def read_stats(run: Run, generation: int) -> list[dict[str, Any]]:
+    try:
+        return json.loads(run.storage.read(stats_path(generation)))
+    except FileNotFoundError:
+        return []
+
+
+def stats_path(generation: int) -> str:
+    return f"stats/{generation:04d}.json"

@@ -1,0 +1,28 @@
+"""The code version that shards record: the package's, and the commit where it runs from a clone."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+
+@cache
+def code_version() -> str:
+    """Such as `0.1.0+1a2b3c4`, or `0.1.0` where the package is installed without its repository."""
+    try:
+        package = version("detr-panoptic")
+    except PackageNotFoundError:
+        package = "0"
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return package
+    described = subprocess.run(
+        ["git", "-C", str(root), "rev-parse", "--short=10", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    commit = described.stdout.strip()
+    return f"{package}+{commit}" if commit else package
