@@ -197,6 +197,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith(("I", "F")):
         return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+    image.info.pop("transparency", None)  # dropped anyway; PIL would warn about some kinds of it
     try:
         return image.convert("RGB")
     except ValueError as error:

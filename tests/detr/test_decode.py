@@ -1,0 +1,225 @@
+"""Decoding of what real buckets hold: the right pixels, or the right code, and nothing else."""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from detr.preprocess import ImageError, decode, header_size, processed_size
+from tests.odd_files import encode, huge_png, odd_files, picture
+
+ODD = odd_files()
+CODES = {"empty", "truncated", "corrupt", "not_an_image", "unsupported", "too_large"}
+DECODABLE = [name for name, (_, code) in ODD.items() if code in (None, "too_thin")]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_every_odd_file_gives_its_code_or_a_picture(name: str) -> None:
+    data, code = ODD[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if code is None:
+            height, width = header_size(data)
+            image = decode(data)
+            assert image.shape == (height, width, 3)
+            assert image.dtype == np.uint8
+            processed_size(height, width)
+        else:
+            with pytest.raises(ImageError) as caught:
+                processed_size(*decode(data).shape[:2])
+            assert caught.value.code == code
+            assert str(caught.value)
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    for name in ("sixteen_bit.png", "sixteen_bit.tif"):
+        grey = decode(ODD[name][0])
+        for channel in range(3):
+            np.testing.assert_array_equal(grey[..., channel], picture()[..., 0])
+    np.testing.assert_array_equal(decode(ODD["sixteen_bit_rgb.png"][0]), picture())
+
+
+def test_sixteen_bits_are_rounded_over_the_whole_range() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    expected = np.rint(values / 257).astype(np.uint8)
+    got = decode(encode(Image.fromarray(values), "PNG"))
+    np.testing.assert_array_equal(got[..., 0], expected)
+    big_endian = Image.fromarray(values.astype(">u2"))
+    assert big_endian.mode == "I;16B"
+    np.testing.assert_array_equal(decode(encode(big_endian, "TIFF"))[..., 0], expected)
+
+
+def tiff(values: NDArray[np.generic]) -> bytes:
+    return encode(Image.fromarray(values), "TIFF")
+
+
+@pytest.mark.parametrize("full", [1.0, 255.0, 65535.0])
+def test_floats_use_the_smallest_range_that_holds_them(full: float) -> None:
+    values = np.linspace(0, full, 60, dtype=np.float32).reshape(6, 10)
+    got = decode(tiff(values))
+    np.testing.assert_array_equal(got[..., 0], np.rint(values * (255 / full)))
+
+
+def test_floats_below_zero_and_nan_are_black() -> None:
+    values = np.array([[-5.0, np.nan, -np.inf, 1.0]], np.float32)
+    assert decode(tiff(values))[0, :, 0].tolist() == [0, 0, 0, 255]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.array([[0, 70_000]], np.int32),
+        np.array([[0.0, 1e9]], np.float32),
+        np.array([[0.0, np.inf]], np.float32),
+    ],
+)
+def test_grey_without_a_known_range_is_unsupported(values: NDArray[np.generic]) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(tiff(values))
+    assert caught.value.code == "unsupported"
+
+
+def test_transparency_is_dropped_as_pil_s_convert_does() -> None:
+    np.testing.assert_array_equal(decode(ODD["alpha.png"][0]), picture())
+    palette = np.asarray(Image.fromarray(picture()).quantize(32).convert("RGB"))
+    np.testing.assert_array_equal(decode(ODD["palette_alpha.png"][0]), palette)
+
+
+@pytest.mark.parametrize("name", ["cmyk.jpg", "grey.jpg", "progressive.jpg", "lossy.webp"])
+def test_ordinary_kinds_are_pil_s(name: str) -> None:
+    data = ODD[name][0]
+    np.testing.assert_array_equal(decode(data), Image.open(BytesIO(data)).convert("RGB"))
+
+
+def test_an_animation_gives_its_first_frame() -> None:
+    first = decode(encode(Image.fromarray(picture()), "GIF"))
+    np.testing.assert_array_equal(decode(ODD["animated.gif"][0]), first)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_orientation_is_followed_unless_told_not_to(format: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encode(Image.fromarray(picture()), format, exif=exif)
+    stored = Image.open(BytesIO(data)).convert("RGB")
+    upright = ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB")
+    np.testing.assert_array_equal(decode(data), np.asarray(upright))
+    np.testing.assert_array_equal(decode(data, exif=False), np.asarray(stored))
+    assert header_size(data) == (upright.height, upright.width)
+    assert header_size(data, exif=False) == (stored.height, stored.width)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_tiff_s_own_orientation_is_part_of_the_format(orientation: int) -> None:
+    data = encode(Image.fromarray(picture()), "TIFF", tiffinfo={274: orientation})
+    expected = np.rot90(picture(), {3: 2, 6: -1}[orientation])
+    np.testing.assert_array_equal(decode(data), expected)
+    assert header_size(data) == expected.shape[:2]
+
+
+def test_a_broken_orientation_tag_costs_nothing() -> None:
+    data = encode(Image.fromarray(picture()), "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff garbage")
+    np.testing.assert_array_equal(decode(data), picture())
+
+
+def test_a_tag_behind_the_pixels_is_ignored_by_both() -> None:
+    """A PNG may carry it there; reading the header alone can't see it, so decoding must not."""
+    exif = Image.Exif()
+    exif[274] = 6
+    tagged = encode(Image.fromarray(picture()), "PNG", exif=exif)
+    start = tagged.index(b"eXIf") - 4
+    end = start + 12 + struct.unpack(">I", tagged[start : start + 4])[0]
+    moved = tagged[:start] + tagged[end:-12] + tagged[start:end] + tagged[-12:]
+    assert decode(moved).shape[:2] == header_size(moved) == picture().shape[:2]
+
+
+def test_size_is_judged_from_the_header() -> None:
+    """Nothing but the header is there, so anything else than too_large would come from decoding."""
+    only_header = huge_png(20_000)[:60]
+    for judge in (decode, header_size):
+        with pytest.raises(ImageError) as caught:
+            judge(only_header)
+        assert caught.value.code == "too_large"
+
+
+def test_the_limit_can_be_set_on_both_sides() -> None:
+    png = encode(Image.new("RGB", (100, 100)), "PNG")
+    with pytest.raises(ImageError, match="100 x 100 pixels are more than the limit of 9999"):
+        decode(png, max_pixels=9_999)
+    assert decode(png, max_pixels=10_000).shape == (100, 100, 3)
+    # Above PIL's own warning level: 9,600 x 10,000 pixels of one bit.
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert header_size(huge_png(9_600)) == (9_600, 9_600)
+
+
+def test_checksums_of_png_pixels_are_compared() -> None:
+    data = ODD["lossless.webp"][0]
+    png = encode(Image.fromarray(decode(data)), "PNG", compress_level=0)  # stored, not compressed
+    flipped = bytearray(png)
+    flipped[len(png) // 2] ^= 1
+    with pytest.raises(ImageError) as caught:
+        decode(bytes(flipped))
+    assert caught.value.code == "corrupt"
+
+
+@pytest.mark.parametrize(
+    ("head", "code"),
+    [
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "unsupported"),
+        (b"8BPS\0\1", "unsupported"),
+        (b"%PDF-1.7", "unsupported"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "unsupported"),  # never executed
+        (b"\0\0\0\x18ftypmp42", "not_an_image"),
+        (b"PK\3\4", "not_an_image"),
+        (b'{"json": 1}', "not_an_image"),
+    ],
+)
+def test_other_formats_are_told_from_no_format(head: bytes, code: str) -> None:
+    with pytest.raises(ImageError) as caught:
+        decode(head + bytes(300))
+    assert caught.value.code == code
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(DECODABLE), st.data())
+def test_damage_gives_an_image_error_or_a_picture(name: str, data: st.DataObject) -> None:
+    mutable = bytearray(ODD[name][0])
+    for _ in range(data.draw(st.integers(1, 4))):
+        mutable[data.draw(st.integers(0, min(len(mutable), 4000) - 1))] = data.draw(
+            st.integers(0, 255)
+        )
+    cut = data.draw(st.integers(0, len(mutable)))
+    bytes_ = bytes(mutable[:cut] if data.draw(st.booleans()) else mutable)
+    try:
+        image = decode(bytes_, max_pixels=1_000_000)
+    except ImageError as error:
+        code = error.code
+    else:
+        assert image.shape == (*header_size(bytes_), 3)
+        return
+    assert code in CODES
+
+
+def test_threads_decode_as_one_does() -> None:
+    names = DECODABLE * 4
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda name: decode(ODD[name][0]), names))
+    for name, image in zip(names, together, strict=True):
+        np.testing.assert_array_equal(image, decode(ODD[name][0]))
+
+
+def test_errors_travel_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(ImageError("corrupt", "damaged PNG")))
+    assert (error.code, str(error)) == ("corrupt", "damaged PNG")
