@@ -116,11 +116,13 @@ def save(model: nn.Module, path: str | Path, config: DetrConfig, categories: Cat
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     _check_shapes(path, config, shapes)
     categories.class_ids(config.num_classes)
-    metadata = {
-        "detr_panoptic": str(FORMAT_VERSION),
-        "config": json.dumps(config.to_dict()),
-        "categories": json.dumps(categories.to_json()),
+    # One metadata entry: their order in the file is random, and the file's hash must not be.
+    card = {
+        "version": FORMAT_VERSION,
+        "config": config.to_dict(),
+        "categories": categories.to_json(),
     }
+    metadata = {"detr_panoptic": json.dumps(card)}
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: t.contiguous() for name, t in weights.items()}, temporary, metadata)
     temporary.replace(path)
@@ -226,14 +228,14 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], object]:
 
 
 def _own_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[DetrConfig, Categories]:
-    version = metadata["detr_panoptic"]
-    if version != str(FORMAT_VERSION):
-        raise ModelError(
-            f"{path.name} is of format {version}, this version reads {FORMAT_VERSION}: update"
-        )
     try:
-        config, categories = json.loads(metadata["config"]), json.loads(metadata["categories"])
-        return DetrConfig.from_dict(config), Categories.from_json(categories)
+        card = json.loads(metadata["detr_panoptic"])
+        if card["version"] != FORMAT_VERSION:
+            raise ModelError(
+                f"{path.name} is of format {card['version']}, this version of the program reads "
+                f"{FORMAT_VERSION}: update it"
+            )
+        return DetrConfig.from_dict(card["config"]), Categories.from_json(card["categories"])
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ModelError(f"{path.name} has damaged metadata ({error})") from None
 

@@ -70,6 +70,17 @@ class BoxHead(nn.Module):
         return last(F.relu(second(F.relu(first(x)))))
 
 
+class Queries(nn.Module):
+    """The learned query embeddings. An `nn.Embedding`, but initialised by a uniform distribution
+    (of the same variance): torch imports 900 modules to draw a normal one for a model without
+    storage, which is how a weight file is checked."""
+
+    def __init__(self, count: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, dim))
+        nn.init.uniform_(self.weight, -(3**0.5), 3**0.5)
+
+
 class Detr(nn.Module):
     """The detector: everything but the masks."""
 
@@ -79,7 +90,7 @@ class Detr(nn.Module):
         self.backbone = nn.ModuleList([Backbone(config)])  # upstream's index 1 is the positions
         self.input_proj = nn.Conv2d(config.stage_channels[-1], dim, 1)
         self.transformer = Transformer(config)
-        self.query_embed = nn.Embedding(config.num_queries, dim)
+        self.query_embed = Queries(config.num_queries, dim)
         self.class_embed = nn.Linear(dim, config.num_classes + 1)
         self.bbox_embed = BoxHead(dim)
 
