@@ -1,0 +1,224 @@
+"""Matcher and losses of the paper, for training only (Carion et al. 2020, sections 3.1 and A.2).
+
+Every target is given to one query of its image, the cheapest one-to-one assignment over class,
+box distance and box overlap; that query learns the target's class, box and mask, and all the others
+learn "no object". The invariant is upstream's arithmetic: the same matching and, term by term, the
+same values as its `SetCriterion`, whatever the batch.
+
+Targets of a batch are one flat list with the number of each image's beside it, since nothing below
+needs a loop over images but the assignment itself. Masks may come at any resolution: logits are
+resized to it, as upstream resizes them to the full image. Rejected: upstream's dictionaries with
+string keys, and its padding of all masks of a batch to one (B, n, H, W) block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from detr.model import Output
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch of B images really shows: T segments, those of the first image first."""
+
+    labels: Tensor  # (T,) int64, class indices
+    boxes: Tensor  # (T, 4) float: centre x, centre y, width, height in 0..1
+    masks: Tensor | None  # (T, h, w) float in 0..1 or bool; None in the boxes-only phase
+    counts: tuple[int, ...]  # how many of the T belong to each of the B images
+
+    def repeat(self, times: int) -> Targets:
+        """The same targets for a batch that holds its images `times` times over, without masks."""
+        return Targets(
+            self.labels.repeat(times), self.boxes.repeat(times, 1), None, self.counts * times
+        )
+
+
+@dataclass(frozen=True)
+class Matching:
+    """N matched triples; N = min(queries, targets) of every image, summed."""
+
+    image: Tensor  # (N,) int64
+    query: Tensor  # (N,) int64
+    target: Tensor  # (N,) int64, index into the flat targets
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What each term counts, in the loss and (class, box, overlap) in the matcher; published."""
+
+    label: float = 1.0
+    box: float = 5.0
+    giou: float = 2.0
+    focal: float = 1.0
+    dice: float = 1.0
+    no_object: float = 0.1  # of a query without target, in the class term
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Terms of the last decoder layer, unweighted; `total` is weighted and holds every layer."""
+
+    total: Tensor
+    label: Tensor
+    box: Tensor
+    giou: Tensor
+    focal: Tensor
+    dice: Tensor
+
+    def plus(self, more: Tensor) -> Losses:
+        """With another loss added to the total."""
+        return replace(self, total=self.total + more)
+
+    def to_dict(self) -> dict[str, float]:
+        return {name: float(value.detach()) for name, value in vars(self).items()}
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """(..., 4) centre x, centre y, width, height -> (..., 4) left, top, right, bottom."""
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return torch.cat((center - size / 2, center + size / 2), dim=-1)
+
+
+def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
+    """GIoU (Rezatofighi et al. 2019) of boxes as corners; (..., 4) and (..., 4) broadcast."""
+    area_a, area_b = ((box[..., 2:] - box[..., :2]).prod(-1) for box in (a, b))
+    both = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    intersection = both.clamp(min=0).prod(-1)
+    union = area_a + area_b - intersection
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    return intersection / union - (hull - union) / hull
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor, boxes: Tensor, targets: Targets, weights: Weights | None = None
+) -> Matching:
+    """The cheapest one-to-one assignment of targets to queries, image by image.
+
+    logits (B, Q, C + 1), boxes (B, Q, 4). The cost of a pair is minus the class probability, plus
+    the L1 distance, minus the GIoU of the boxes, weighted. Where an image has more targets than
+    there are queries, the dearest stay without one.
+    """
+    weights = weights or Weights()
+    batch, queries = logits.shape[:2]
+    boxes = boxes.flatten(0, 1).float()[:, None]  # (B * Q, 1, 4)
+    wanted = targets.boxes[None]  # (1, T, 4)
+    cost = (
+        -weights.label * logits.float().flatten(0, 1).softmax(-1)[:, targets.labels]
+        + weights.box * (boxes - wanted).abs().sum(-1)
+        - weights.giou * generalized_iou(corners(boxes), corners(wanted))
+    )  # (B * Q, T)
+    # A diverging model gives NaN; its boxes are then matched last instead of ending the training.
+    table = cost.nan_to_num(nan=1e9, posinf=1e9).view(batch, queries, -1).cpu().numpy()
+    image, query, target, start = [], [], [], 0
+    for index, count in enumerate(targets.counts):
+        rows, columns = linear_sum_assignment(table[index, :, start : start + count])
+        image += [index] * len(rows)
+        query += rows.tolist()
+        target += (columns + start).tolist()
+        start += count
+    device = logits.device
+    return Matching(
+        *(torch.tensor(x, dtype=torch.int64, device=device) for x in (image, query, target))
+    )
+
+
+def label_loss(logits: Tensor, targets: Targets, matching: Matching, no_object: float) -> Tensor:
+    """Weighted cross-entropy of (B, Q, C + 1) logits; unmatched queries are to say no-object."""
+    classes = logits.shape[-1] - 1
+    wanted = torch.full(logits.shape[:2], classes, dtype=torch.int64, device=logits.device)
+    wanted[matching.image, matching.query] = targets.labels[matching.target]
+    weight = torch.ones(classes + 1, device=logits.device)
+    weight[-1] = no_object
+    return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), weight)
+
+
+def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """(N,) sigmoid focal loss (Lin et al. 2017; alpha 0.25, gamma 2), mean over (N, pixels)."""
+    entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+    probability = logits.sigmoid()
+    missed = probability * (1 - masks) + (1 - probability) * masks
+    alpha = 0.25 * masks + 0.75 * (1 - masks)
+    return (alpha * entropy * missed.square()).mean(1)
+
+
+def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
+    """(N,) 1 - (2 |p m| + 1) / (|p| + |m| + 1) over (N, pixels) (Milletari et al. 2016)."""
+    probability = logits.sigmoid()
+    overlap = 2 * (probability * masks).sum(1)
+    return 1 - (overlap + 1) / (probability.sum(1) + masks.sum(1) + 1)
+
+
+def detection_losses(
+    logits: Tensor,
+    boxes: Tensor,
+    targets: Targets,
+    matching: Matching,
+    *,
+    weights: Weights,
+    boxes_in_batch: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Class, L1 and GIoU terms of one decoder layer; the latter two per target (scalars)."""
+    found, wanted = boxes[matching.image, matching.query].float(), targets.boxes[matching.target]
+    return (
+        label_loss(logits, targets, matching, weights.no_object),
+        (found - wanted).abs().sum() / boxes_in_batch,
+        (1 - generalized_iou(corners(found), corners(wanted))).sum() / boxes_in_batch,
+    )
+
+
+def mask_losses(
+    mask_logits: Tensor, targets: Targets, matching: Matching, *, boxes_in_batch: float
+) -> tuple[Tensor, Tensor]:
+    """Focal and dice terms per target (scalars) of the (N, h, w) logits of the matched pairs."""
+    assert targets.masks is not None
+    masks = targets.masks[matching.target].float()
+    resized = F.interpolate(
+        mask_logits[:, None].float(), masks.shape[-2:], mode="bilinear", align_corners=False
+    )
+    logits, masks = resized[:, 0].flatten(1), masks.flatten(1)
+    focal, dice = focal_loss(logits, masks), dice_loss(logits, masks)
+    return focal.sum() / boxes_in_batch, dice.sum() / boxes_in_batch
+
+
+def criterion(
+    output: Output,
+    targets: Targets,
+    *,
+    matching: Matching,
+    weights: Weights | None = None,
+    boxes_in_batch: float | None = None,
+) -> Losses:
+    """All the losses of one batch.
+
+    `matching` is the last layer's, whose pairs `output.mask_logits` (N, h, w) answer; earlier
+    layers are matched anew, as upstream does. `boxes_in_batch` divides the box and mask terms: the
+    number of targets, or their mean over the workers of a distributed training; at least 1.
+    """
+    weights = weights or Weights()
+    count = max(1.0, sum(targets.counts) if boxes_in_batch is None else boxes_in_batch)
+    layers: list[tuple[Tensor, Tensor, Matching]] = [(output.logits, output.boxes, matching)]
+    layers += [(*layer, match(*layer, targets, weights)) for layer in output.aux]
+    terms = [
+        detection_losses(logits, boxes, targets, matched, weights=weights, boxes_in_batch=count)
+        for logits, boxes, matched in layers
+    ]
+    total = sum(
+        (
+            weights.label * label + weights.box * box + weights.giou * giou
+            for label, box, giou in terms
+        ),
+        start=output.logits.new_zeros((), dtype=torch.float32),
+    )
+    focal = dice = total.new_zeros(())
+    if output.mask_logits is not None:
+        focal, dice = mask_losses(output.mask_logits, targets, matching, boxes_in_batch=count)
+        total = total + weights.focal * focal + weights.dice * dice
+    label, box, giou = terms[0]
+    return Losses(total=total, label=label, box=box, giou=giou, focal=focal, dice=dice)
