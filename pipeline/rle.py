@@ -136,6 +136,8 @@ def pack(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def describe(code: int, detail: int, height: int, width: int, *, ids: NDArray[Any]) -> str:
     """What a kernel's code means, for a sentence. ids: of the image's segments, in order."""
+    if code == kernels.OVERLAP:
+        return f"it overlaps segment {ids[detail]}"
     size = f"{height} x {width}"
     covered = f"the RLE covers {detail} of the {height * width} pixels of its {size} image"
     return {
@@ -146,7 +148,6 @@ def describe(code: int, detail: int, height: int, width: int, *, ids: NDArray[An
         kernels.PAST_END: f"the RLE runs past the end of its {size} image",
         kernels.SHORT: covered,
         kernels.EMPTY: "the RLE has no pixels",
-        kernels.OVERLAP: f"it overlaps segment {ids[detail]}",
     }[code]
 
 
@@ -169,3 +170,10 @@ def _changes(flat: NDArray[Any], lag: int) -> NDArray[np.int32]:
         out = np.empty(int(np.count_nonzero(changed)) + 8, dtype=np.int32)
         n = kernels.positions(words, out)
     return out[:n]
+
+
+def empty_counts(height: int, width: int) -> str:
+    """The string of a mask without pixels, as pycocotools writes it."""
+    text = np.empty(7, dtype=np.uint8)
+    end = kernels.put_number(text, 0, height * width)
+    return text[:end].tobytes().decode("ascii")

@@ -190,7 +190,7 @@ def runs_of_rows(rows: NDArray[Any], changes: NDArray[Any]) -> tuple[NDArray[Any
 
 
 @njit(cache=True, nogil=True)
-def _put(text: NDArray[Any], p: int, x: int) -> int:
+def put_number(text: NDArray[Any], p: int, x: int) -> int:
     """One number in COCO's base 32: five bits a character, low first, sign from the last."""
     while True:
         c = x & 31
@@ -277,8 +277,8 @@ def encode_runs(
             continue
         length = stop - start
         zeros = start - last[s]
-        p = _put(text, end[s], zeros - gap[s])
-        end[s] = _put(text, p, length - ones[s])
+        p = put_number(text, end[s], zeros - gap[s])
+        end[s] = put_number(text, p, length - ones[s])
         # COCO codes a count against the one two before it, but only from the fourth on.
         if area[s] > 0:
             gap[s] = zeros
@@ -299,7 +299,7 @@ def encode_runs(
         if area[s] == 0:
             continue
         if last[s] < pixels:
-            end[s] = _put(text, end[s], pixels - last[s] - gap[s])
+            end[s] = put_number(text, end[s], pixels - last[s] - gap[s])
         bbox[s, 0] = box[s, 0]
         bbox[s, 1] = box[s, 1]
         bbox[s, 2] = box[s, 2] - box[s, 0] + 1

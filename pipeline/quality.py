@@ -1,0 +1,112 @@
+"""From sums to the figures that people read: PQ, SQ, RQ, with intervals.
+
+The structure is panopticapi's own (fractions, not percent), so that what reads its output reads
+ours: `All`, `Things`, `Stuff` are unweighted means over the classes that occur (TP + FP + FN > 0),
+`per_class` is by category id. Added beside it: intervals, sizes, confusion. A group without any
+class is None where the reference divides by zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detr.categories import Categories
+from pipeline.pq import SIZES, Sums
+
+LEVEL = 0.95
+GROUPS = ("All", "Things", "Stuff")
+
+
+def results(sums: Sums, categories: Categories) -> dict[str, Any]:
+    """`All`, `Things`, `Stuff`, `per_class`, `sizes`, `confusion` of the sums, ready for JSON.
+
+    sums.counts rows are in the order of `categories`. Intervals (`pq_interval`, ...) are the 2.5
+    and 97.5 percentiles over the bootstrap replicates, None without replicates.
+    """
+    counts = sums.counts[:, :, 2:]  # (C, 3 sizes, TP FP FN)
+    per_class = quality(sums.class_iou(), *np.moveaxis(counts.sum(axis=1), -1, 0))
+    resampled = quality(
+        sums.replicates[0] / 2.0**20, sums.replicates[1], sums.replicates[2], np.float64(0)
+    )  # (3, C, replicates)
+    of_size = quality(sums.iou(), *np.moveaxis(counts, -1, 0))  # (3, C, sizes)
+    members = group_members(categories)
+    return {
+        **{group: _mean(per_class[:, rows], resampled[:, rows]) for group, rows in members.items()},
+        "per_class": {
+            str(category.id): {
+                **_named(np.nan_to_num(per_class[:, i])),
+                "iou": float(sums.class_iou()[i]),
+                **dict(zip(("tp", "fp", "fn"), counts[i].sum(axis=0).tolist(), strict=True)),
+                "pq_interval": _interval(resampled[0, i]),
+            }
+            for i, category in enumerate(categories)
+        },
+        "sizes": {
+            size: {group: _mean(of_size[:, rows, k], None) for group, rows in members.items()}
+            for k, size in enumerate(SIZES)
+        },
+        "confusion": [
+            {"truth": categories[true].id, "prediction": categories[predicted].id, "count": count}
+            for (true, predicted), count in sorted(
+                sums.confusion.items(), key=lambda item: (-item[1], item[0])
+            )
+        ],
+    }
+
+
+def group_members(categories: Categories) -> dict[str, NDArray[np.int64]]:
+    """Positions of the categories of each group."""
+    things = np.array([category.isthing for category in categories], dtype=bool)
+    return dict(
+        zip(
+            GROUPS,
+            (np.arange(things.size), np.flatnonzero(things), np.flatnonzero(~things)),
+            strict=True,
+        )
+    )
+
+
+def quality(
+    iou: NDArray[Any], tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any] | np.float64
+) -> NDArray[np.float64]:
+    """(3: PQ, SQ, RQ; ...) from sums of one shape; NaN in PQ and all where TP + FP + FN is 0."""
+    tp = tp.astype(np.float64)
+    weight = tp + (fp + fn) / 2
+    with np.errstate(invalid="ignore", divide="ignore"):
+        pq = iou / weight
+        sq = np.where(weight > 0, np.where(tp > 0, iou / tp, 0.0), np.nan)
+        rq = tp / weight
+    return np.stack([pq, sq, rq])
+
+
+def _named(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
+    return {name: float(value) for name, value in zip(("pq", "sq", "rq"), values, strict=True)}
+
+
+def _mean(values: NDArray[np.float64], resampled: NDArray[np.float64] | None) -> dict[str, Any]:
+    """Means over the classes that occur. values: (3, C); resampled: (3, C, replicates)."""
+    live = ~np.isnan(values[0])
+    n = int(live.sum())
+    if not n:
+        return {"pq": None, "sq": None, "rq": None, "n": 0}
+    result: dict[str, Any] = {**_named(values[:, live].sum(axis=1) / n), "n": n}
+    if resampled is not None and resampled.shape[2]:
+        drawn = ~np.isnan(resampled[0])  # a replicate may hold no image of a rare class
+        with np.errstate(invalid="ignore"):
+            means = np.where(drawn, resampled, 0.0).sum(axis=1) / drawn.sum(axis=0)
+        for name, row in zip(("pq", "sq", "rq"), means, strict=True):
+            result[f"{name}_interval"] = _interval(row)
+    return result
+
+
+def _interval(replicates: NDArray[np.float64]) -> list[float] | None:
+    """The middle 95 % of the replicates in which the figure exists."""
+    known = replicates[~np.isnan(replicates)]
+    if not known.size:
+        return None
+    tail = (1 - LEVEL) / 2
+    return [float(v) for v in np.quantile(known, [tail, 1 - tail])]
