@@ -41,37 +41,67 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
-    source: str = Field(description="folder, list (txt, csv, parquet) or COCO JSON; any fsspec URL")
-    out: str = Field(description="run folder to make or continue; any fsspec URL")
-    weights: str = Field(description="r50, r50-dc5, r101, or a file or folder; any fsspec URL")
-    model: str = Field("detr:load", pattern=r"^[\w.]+:\w+$", description="package.module:callable")
+    source: str = Field(
+        description="Folder, list (.txt .csv .parquet) or COCO JSON; any fsspec URL."
+    )
+    out: str = Field(description="Run folder to make or to continue; any fsspec URL.")
+    weights: str = Field(
+        "r50", description="r50, r50-dc5, r101, or a file or Hugging Face folder; any fsspec URL."
+    )
+    model: str = Field(
+        "detr:load", pattern=r"^[\w.]+:\w+$", description="Any panoptic model: package.module:load."
+    )
 
-    threshold: float = Field(0.85, ge=0, lt=1, description="least class probability of a segment")
-    size_quantum: int = Field(1, ge=1, le=256, description="round processed sizes to a multiple")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    exif: bool = Field(True, description="turn photos upright as their EXIF tag says")
-    max_pixels: int = Field(178_956_970, ge=1, description="larger images become error rows")
+    threshold: float = Field(0.85, ge=0, lt=1, description="Least class probability of a segment.")
+    size_quantum: int = Field(
+        1, ge=1, le=256, description="Round processed sizes to a multiple, so that photos batch."
+    )
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="fp32, bf16 or fp16; auto is fp32 on a CPU, bf16 or fp16 on a GPU."
+    )
+    exif: bool = Field(True, description="Turn photos upright as their EXIF tag says.")
+    max_pixels: int = Field(178_956_970, ge=1, description="Larger images become error rows.")
 
-    include: tuple[str, ...] = Field((), description="glob patterns on the path in the source")
-    exclude: tuple[str, ...] = Field((), description="glob patterns on the path in the source")
-    image_root: str | None = Field(None, description="folder of the images of a COCO JSON or list")
-    uri_column: str | None = None
-    name_column: str | None = None
-    keep_columns: tuple[str, ...] = ()
-    limit: int | None = Field(None, ge=1, description="a uniform sample of so many images")
+    include: tuple[str, ...] = Field((), description="Only paths like this glob; repeatable.")
+    exclude: tuple[str, ...] = Field((), description="No paths like this glob; repeatable.")
+    image_root: str | None = Field(None, description="Folder of a COCO JSON's or a list's images.")
+    uri_column: str | None = Field(None, description="Column of a list that holds the images.")
+    name_column: str | None = Field(None, description="Column of unique names; default the URI.")
+    keep_columns: tuple[str, ...] = Field(
+        (), description="Columns of a list to carry into the shards; repeatable."
+    )
+    limit: int | None = Field(None, ge=1, description="A uniform sample of so many images.")
 
-    images_per_shard: int = Field(IMAGES_PER_SHARD, ge=1, le=100_000)
-    shards: str | None = Field(None, description="FIRST:END, only these shards now")
-    refresh: bool = False
-    max_error_rate: float = Field(0.05, ge=0, le=1)
-    max_removed_rate: float = Field(0.1, ge=0, le=1)
-    batch_size: int = Field(8, ge=1, le=1024)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    num_actors: str | None = Field(None, pattern=r"^\d+(:\d+)?$", description="N or MIN:MAX")
-    wait_for_gpus: int = Field(0, ge=0, description="seconds to wait for the first GPU node")
-    address: str | None = None
-    source_options: dict[str, str] = Field(default_factory=dict)
-    out_options: dict[str, str] = Field(default_factory=dict)
+    images_per_shard: int = Field(
+        IMAGES_PER_SHARD, ge=1, le=100_000, description="Rows of a Parquet shard, about."
+    )
+    shards: str | None = Field(None, description="FIRST:END, compute only these shards now.")
+    refresh: bool = Field(False, description="List again; what is new or changed comes next.")
+    max_error_rate: float = Field(
+        0.05, ge=0, le=1, description="Stop, and exit 4, if a larger part of the images fails."
+    )
+    max_removed_rate: float = Field(
+        0.1, ge=0, le=1, description="Refuse a refresh that lost a larger part of the images."
+    )
+    batch_size: int = Field(8, ge=1, le=1024, description="Images of equal size at a time.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="cpu or cuda; auto is the GPU where the cluster can have one."
+    )
+    num_actors: str | None = Field(
+        None,
+        pattern=r"^\d+(:\d+)?$",
+        description="Model actors, N or MIN:MAX; default: all that fit.",
+    )
+    wait_for_gpus: int = Field(0, ge=0, description="Seconds to wait for the first GPU node.")
+    address: str | None = Field(
+        None, description="Ray cluster; default RAY_ADDRESS, else Ray starts on this machine."
+    )
+    source_options: dict[str, str] = Field(
+        default_factory=dict, description="KEY=VALUE for the source's storage; repeatable."
+    )
+    out_options: dict[str, str] = Field(
+        default_factory=dict, description="KEY=VALUE for the run folder's storage; repeatable."
+    )
 
     @field_validator("include", "exclude", "keep_columns", mode="before")
     @classmethod
@@ -116,7 +146,9 @@ def _sentence(error: ValidationError, toml: str | None) -> str:
         known = ", ".join(sorted(RunConfig.model_fields))
         return f"unknown setting {name!r}{where}; known are: {known}"
     if first["type"] == "missing":
-        return f"{name!r} is needed{where}: {RunConfig.model_fields[name].description}"
+        flag = "SOURCE" if name == "source" else f"--{name}"
+        description = RunConfig.model_fields[name].description or ""
+        return f"{flag} is needed{where}: {description[:1].lower()}{description[1:].rstrip('.')}"
     flag = "--" + name.replace("_", "-")
     return f"{flag} {first['input']!r}{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 

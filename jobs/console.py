@@ -1,0 +1,92 @@
+"""What people see while a job works: a live line on a terminal, a plain line now and then in a log.
+
+Everything here goes to stderr, so that stdout holds results alone.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any, Final
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from pipeline.execute import Reporter
+from pipeline.tally import Progress
+
+LOG_SECONDS: Final = 15.0
+
+
+class ConsoleReporter(Reporter):
+    """Notes, and progress with images/s, ETA and counts of ok and error."""
+
+    def __init__(self, *, verbose: bool = False) -> None:
+        self.verbose = verbose
+        self._console = Console(stderr=True, highlight=False)
+        self._live: Live | None = None
+        self._logged = 0.0
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def listed(self, images: int) -> None:
+        self._say(f"listing: {images:,} images", final=False)
+
+    def progress(self, progress: Progress) -> None:
+        final = progress.done >= progress.total
+        self._say(progress_line(progress), final=final)
+        if final:
+            self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _say(self, line: str, *, final: bool) -> None:
+        if self._console.is_terminal:
+            if self._live is None:
+                self._live = Live(console=self._console, refresh_per_second=4)
+                self._live.start()
+            self._live.update(Text(line))
+        elif final or time.monotonic() - self._logged >= LOG_SECONDS:
+            self._logged = time.monotonic()
+            self._console.print(line, markup=False, soft_wrap=True)
+
+
+def progress_line(progress: Progress) -> str:
+    """Such as `1,024 of 5,000 images (20 %), 12.3 images/s, 5 min left, 3 errors (empty 3)`."""
+    parts = [f"{progress.done:,} of {progress.total:,} images"]
+    if progress.total:
+        parts[0] += f" ({100 * progress.done // progress.total} %)"
+    if progress.done:
+        parts.append(f"{progress.images_per_second:.3g} images/s")
+    remaining = progress.remaining_seconds
+    if remaining and progress.done < progress.total:
+        parts.append(f"{duration(remaining)} left")
+    if progress.error:
+        kinds = ", ".join(f"{code} {count}" for code, count in sorted(progress.codes.items()))
+        parts.append(f"{progress.error:,} errors ({kinds})")
+    if not progress.done:
+        parts.append(f"starting, {duration(progress.seconds)}")
+    return ", ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 100 * 60:
+        return f"{seconds / 60:.0f} min"
+    if seconds < 48 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 86400:.1f} days"
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")

@@ -1,0 +1,106 @@
+"""Command-line options, said once: those of `RunConfig` are made from its fields.
+
+A setting therefore has one name, one description and one default, whether it is a flag, a line of
+a TOML file or an argument in Python.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_origin
+
+import typer
+
+from pipeline.config import RESULT_FIELDS, SOURCE_FIELDS, RunConfig, make_config
+from pipeline.errors import UserError
+
+JsonOutput = Annotated[
+    bool, typer.Option("--json", help="One JSON object on stdout; progress goes to stderr.")
+]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show Ray's own logs too.")]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option("--config", metavar="FILE", help="TOML file of these settings; flags win."),
+]
+OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="Run folder; any fsspec URL.")]
+OutOptions = Annotated[
+    list[str] | None,
+    typer.Option("--out-option", metavar="KEY=VALUE", help="Storage option of OUT; repeatable."),
+]
+
+_PANELS = {
+    **dict.fromkeys(SOURCE_FIELDS, "Which images (frozen with the run)"),
+    "limit": "Which images (frozen with the run)",
+    **dict.fromkeys(RESULT_FIELDS, "What can change results (part of the fingerprint)"),
+}
+_FLAGS = {"source_options": "--source-option", "out_options": "--out-option"}
+
+
+def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that takes `settings: RunConfig` first one option per setting.
+
+    SOURCE is an argument, everything else an option; a TOML file may hold any of them.
+    """
+    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    settings = [_parameter(name) for name in RunConfig.model_fields]
+    config = inspect.Parameter(
+        "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile
+    )
+
+    def command(**arguments: Any) -> Any:
+        toml = arguments.pop("config")
+        flags = {name: arguments.pop(name) for name in RunConfig.model_fields}
+        for name in _FLAGS:
+            flags[name] = parse_options(flags[name], _FLAGS[name])
+        return function(make_config(flags, toml), **arguments)
+
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    command.__signature__ = inspect.Signature([*settings, config, *keyword])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in [*settings, config, *keyword]}
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
+    return command
+
+
+def _parameter(name: str) -> inspect.Parameter:
+    field = RunConfig.model_fields[name]
+    default = field.default
+    shown = f" Default {default}." if isinstance(default, (str, int, float)) and default else ""
+    if isinstance(default, bool):
+        shown = ""
+    text = f"{field.description}{shown}"
+    kind: Any
+    if name == "source":
+        info: Any = typer.Argument(metavar="SOURCE", help=text, show_default=False)
+        kind = str | None
+    else:
+        plain = str(field.annotation)
+        many = get_origin(field.annotation) in (tuple, dict)
+        kind = (
+            list[str] if many else next((t for t in (bool, int, float) if t.__name__ in plain), str)
+        )
+        flag = _FLAGS.get(name, "--" + name.replace("_", "-"))
+        flags = [f"{flag}/--no-{flag[2:]}"] if kind is bool else [flag]
+        info = typer.Option(
+            *flags,
+            help=text,
+            show_default=False,
+            rich_help_panel=_PANELS.get(name, "How and where"),
+        )
+        kind = kind | None
+    annotation = Annotated[kind, info]
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
+    )
+
+
+def parse_options(pairs: list[str] | None, flag: str) -> dict[str, str]:
+    """`KEY=VALUE` texts as a dict. Raises UserError."""
+    options = {}
+    for pair in pairs or ():
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise UserError(f"{flag} {pair!r} must be KEY=VALUE, for example profile=prod")
+        options[key] = value
+    return options

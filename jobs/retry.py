@@ -1,0 +1,67 @@
+"""`panoptic retry`: the failed images of a finished run, computed again as its next generation."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.console import ConsoleReporter
+from jobs.options import JsonOutput, OutFolder, OutOptions, Verbose, parse_options
+from jobs.segment import print_summary
+from jobs.status import check_codes
+from pipeline import job
+from pipeline.config import make_config
+from pipeline.run import open_run
+from pipeline.schema import ERROR_CODES
+
+
+def retry(
+    out: OutFolder,
+    every: Annotated[
+        bool, typer.Option("--all", help="Also errors that only a new file can mend.")
+    ] = False,
+    code: Annotated[list[str] | None, typer.Option(help="Only this code; repeatable.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Where the same weights are now, if they moved.")
+    ] = None,
+    max_error_rate: Annotated[float | None, typer.Option(help="As for segment.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="As for segment.")] = None,
+    device: Annotated[str | None, typer.Option(help="As for segment.")] = None,
+    num_actors: Annotated[str | None, typer.Option(help="As for segment.")] = None,
+    address: Annotated[str | None, typer.Option(help="Ray cluster, as for segment.")] = None,
+    out_option: OutOptions = None,
+    json_output: JsonOutput = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compute the failed images of OUT again.
+
+    Takes the transient errors (network, memory, changed files); the new rows come in full shards
+    of their own, old shards are copied without the failed rows, and nothing else is touched.
+
+        panoptic retry s3://bucket/out
+
+        panoptic retry s3://bucket/out --code timeout --code unavailable
+    """
+    check_codes(code)
+    options = parse_options(out_option, "--out-option")
+    run = open_run(out, options)
+    flags = {
+        "weights": weights,
+        "max_error_rate": max_error_rate,
+        "batch_size": batch_size,
+        "device": device,
+        "num_actors": num_actors,
+        "address": address,
+        "out_options": options,
+        "out": out,
+    }
+    given = {name: value for name, value in flags.items() if value not in (None, {})}
+    config = make_config({**run.info.config, **given})
+    codes = sorted(ERROR_CODES) if every else list(code or ())
+    reporter = ConsoleReporter(verbose=verbose)
+    try:
+        summary = job.retry(config, codes, reporter)
+    finally:
+        reporter.close()
+    print_summary(summary, json_output)

@@ -1,0 +1,60 @@
+"""`panoptic segment`: every image of a source as one row of a Parquet shard."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from rich.console import Console
+
+from jobs.console import ConsoleReporter, duration, print_json
+from jobs.options import JsonOutput, Verbose, takes_settings
+from pipeline.config import RunConfig
+from pipeline.job import Summary
+from pipeline.job import segment as run_segment
+
+
+@takes_settings
+def segment(settings: RunConfig, json_output: JsonOutput = False, verbose: Verbose = False) -> None:
+    """Segment every image of SOURCE into the run folder --out.
+
+    Continues whatever is there: stop it, kill it, run the same command again, and only the shards
+    that are missing are computed. Nothing already written is ever lost.
+
+        panoptic segment s3://bucket/images --out s3://bucket/out --weights r50 --limit 200
+
+        panoptic segment photos/ --out runs/photos            # this machine's folder, official R50
+
+        panoptic segment val.json --image-root val2017 --out runs/val --config recipe.toml
+
+    Exit codes: 0 done, 2 bad setting or input, 4 too many images failed, 5 another job writes the
+    folder, 75 stopped or the cluster is down: run it again.
+    """
+    reporter = ConsoleReporter(verbose=verbose)
+    try:
+        summary = run_segment(settings, reporter)
+    finally:
+        reporter.close()
+    print_summary(summary, json_output)
+
+
+def print_summary(summary: Summary, json_output: bool) -> None:
+    if json_output:
+        print_json(asdict(summary))
+        return
+    console = Console(highlight=False)
+    console.print(
+        f"{summary.images:,} images: {summary.ok:,} ok, {summary.error:,} errors, in "
+        f"{summary.shards_done:,} of {summary.shards:,} shards"
+    )
+    if summary.computed:
+        console.print(
+            f"computed {summary.computed:,} images and {summary.segments:,} segments in "
+            f"{duration(summary.seconds)} ({summary.images_per_second:.3g} images/s once started)"
+        )
+    if summary.snapshot is not None:
+        console.print(f"published snapshot {summary.snapshot} of {summary.out}", soft_wrap=True)
+    else:
+        left = summary.shards - summary.shards_done
+        console.print(f"{left:,} shards are left: run the same command without --shards")
+    if summary.error:
+        console.print(f"see them: panoptic errors {summary.out}", soft_wrap=True)

@@ -1,0 +1,147 @@
+"""`panoptic status` and `panoptic errors`: what a run folder holds, without Ray."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from jobs.console import duration, print_json
+from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from pipeline.job import shard_sizes
+from pipeline.plan import Generation, missing
+from pipeline.publish import read_stats
+from pipeline.run import Run, open_run
+from pipeline.schema import ERROR_CODES, TRANSIENT_CODES
+from pipeline.shards import read_footer
+
+
+def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutput = False) -> None:
+    """Say how far a run is and what is published.
+
+    panoptic status s3://bucket/out
+    """
+    run = open_run(out, parse_options(out_option, "--out-option"))
+    facts = describe(run)
+    if json_output:
+        print_json(facts)
+        return
+    console = Console(highlight=False)
+    console.print(f"{facts['out']}  (from {facts['source']})", soft_wrap=True)
+    console.print(
+        f"generation {facts['generation']} ({facts['reason']}): {facts['shards_done']:,} of "
+        f"{facts['shards']:,} shards, {facts['ok']:,} images ok, {facts['error']:,} errors, "
+        f"{facts['images']:,} in all"
+    )
+    if facts["computed"]:
+        console.print(
+            f"computed {facts['computed']:,} images in {duration(facts['seconds'])}, "
+            f"{facts['images_per_second']:.3g} images/s"
+        )
+    published = facts["snapshot"]
+    console.print(f"published: snapshot {published}" if published else "nothing published yet")
+
+
+def describe(run: Run) -> dict[str, Any]:
+    """The newest generation's counts, as `status --json` gives them."""
+    generations = run.generations()
+    stats = [entry for number in generations for entry in read_stats(run, number)]
+    seconds = sum(entry["seconds"] for entry in stats)
+    computed = sum(entry["done"] for entry in stats)
+    newest = generations[max(generations)] if generations else None
+    return {
+        "out": run.storage.url,
+        "source": run.info.source["source"],
+        "fingerprint": run.info.fingerprint,
+        "generation": newest.number if newest else 0,
+        "reason": newest.reason if newest else "not listed yet",
+        **(_counts(run, newest) if newest else dict.fromkeys(_COUNTS, 0)),
+        "computed": computed,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(computed / seconds, 3) if seconds else 0.0,
+        "snapshot": run.latest(),
+    }
+
+
+_COUNTS = ("images", "ok", "error", "shards", "shards_done")
+
+
+def _counts(run: Run, generation: Generation) -> dict[str, int]:
+    if generation.number in run.snapshot_numbers():
+        snapshot = run.snapshot(generation.number)
+        shards = len(snapshot.shards)
+        values = (snapshot.rows, snapshot.ok, snapshot.error, shards, shards)
+        return dict(zip(_COUNTS, values, strict=True))
+    sizes = shard_sizes(run)
+    left = {unit.path for unit in missing(generation, sizes)}
+    there = [unit.path for unit in generation.units() if unit.path not in left]
+    footers = [read_footer(run.storage, path, sizes[path]) for path in there]
+    ok, error = sum(f.ok for f in footers), sum(f.error for f in footers)
+    values = (generation.images, ok, error, len(there) + len(left), len(there))
+    return dict(zip(_COUNTS, values, strict=True))
+
+
+def errors(
+    out: OutFolder,
+    code: Annotated[
+        list[str] | None, typer.Option(help="Only errors of this code; repeatable.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="List at most so many images; 0 is all.")] = 20,
+    out_option: OutOptions = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """List the images that failed, by code.
+
+    panoptic errors runs/photos --code truncated --limit 0
+
+    `panoptic retry OUT` computes the transient ones again.
+    """
+    check_codes(code)
+    run = open_run(out, parse_options(out_option, "--out-option"))
+    counts: Counter[str] = Counter()
+    rows: list[dict[str, Any]] = []
+    for path in failed_shards(run):
+        table = run.read_shard(path, ["file_name", "uri", "error_code", "error_message"])
+        for row in table.to_pylist():
+            if row["error_code"] and (not code or row["error_code"] in code):
+                counts[row["error_code"]] += 1
+                if not limit or len(rows) < limit:
+                    rows.append(row)
+    if json_output:
+        print_json({"errors": dict(counts), "images": rows})
+        return
+    console = Console(highlight=False)
+    if not counts:
+        console.print("no errors")
+        return
+    table = Table("code", "images", "kind", box=None)
+    for name, count in counts.most_common():
+        table.add_row(name, f"{count:,}", "transient" if name in TRANSIENT_CODES else "permanent")
+    console.print(table)
+    for row in rows:
+        text = f"{row['error_code']}: {row['file_name']}: {row['error_message']}"
+        console.print(text, markup=False, soft_wrap=True)
+    if sum(counts.values()) > len(rows):
+        console.print(f"... and {sum(counts.values()) - len(rows):,} more (--limit 0 lists all)")
+
+
+def failed_shards(run: Run) -> list[str]:
+    """Shards with error rows: of the newest snapshot, or written so far where there is none."""
+    numbers = run.snapshot_numbers()
+    if numbers:
+        return [entry.path for entry in run.snapshot(numbers[-1]).shards if entry.error]
+    sizes = shard_sizes(run)
+    footers = (read_footer(run.storage, path, size) for path, size in sizes.items())
+    return [footer.path for footer in footers if footer.error]
+
+
+def check_codes(codes: list[str] | None) -> None:
+    for code in codes or ():
+        if code not in ERROR_CODES:
+            raise typer.BadParameter(
+                f"{code!r} is no error code; they are: {', '.join(sorted(ERROR_CODES))}",
+                param_hint="--code",
+            )
