@@ -1,0 +1,119 @@
+"""One photo with its segmentation, from a model or from a run, ready to be drawn.
+
+Looking must show what a run computes: a photo is decoded by the run's own decoder and a row's photo
+is read from where the run read it, turned upright as the run did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from detr.categories import Categories
+from detr.decode import MAX_PIXELS, ImageError, decode
+from detr.postprocess import Panoptic
+from pipeline.engine_model import ModelSpec
+from pipeline.entry import as_user_error
+from pipeline.errors import UserError
+from pipeline.lookup import find_row, panoptic_of
+from pipeline.overlay import draw_overlay
+from pipeline.rle import RleError
+from pipeline.run import Run
+from pipeline.storage import open_file
+
+
+@dataclass(frozen=True)
+class View:
+    """A photo, (H, W, 3) uint8, and its segments."""
+
+    image: NDArray[np.uint8]
+    panoptic: Panoptic
+    categories: Categories
+
+    def overlay(self, *, opacity: float = 0.5, labels: bool = True) -> Image.Image:
+        return draw_overlay(
+            self.image, self.panoptic, self.categories, opacity=opacity, labels=labels
+        )
+
+    def segments(self) -> list[dict[str, Any]]:
+        """Segments with name, score, area in pixels and share of the picture, largest first."""
+        segment_map = self.panoptic.segment_map
+        areas = np.bincount(segment_map.ravel(order="K"), minlength=len(self.panoptic.segments) + 1)
+        rows = [
+            {
+                "id": segment.id,
+                "category_id": segment.category_id,
+                "name": self.categories.by_id(segment.category_id).name,
+                "isthing": segment.isthing,
+                "score": round(segment.score, 4),
+                "area": int(areas[segment.id]),
+                "share": round(float(areas[segment.id] / segment_map.size), 4),
+            }
+            for segment in self.panoptic.segments
+        ]
+        return sorted(rows, key=lambda row: -row["area"])
+
+
+def view_photo(url: str, spec: ModelSpec, options: Mapping[str, str] | None = None) -> View:
+    """Segment one photo at any fsspec URL. Raises UserError or ModelError in a sentence."""
+    image = _read_image(url, options, exif=True, max_pixels=MAX_PIXELS)
+    model = spec.load()
+    try:
+        [panoptic] = model.segment([image])
+    except ImageError as error:
+        raise UserError(f"{url} can't be segmented: {error} ({error.code})") from error
+    return View(image, panoptic, model.categories)
+
+
+def view_row(
+    run: Run, file_name: str, *, number: int | None = None, options: Mapping[str, str] | None = None
+) -> View:
+    """One image of a run, from snapshot `number` (by default the published one).
+
+    `options` are storage options of the photos, by default those that the run was made with.
+    Raises UserError if the run has no such image, if its row is an error, or if the photo is gone
+    or of another size than the run saw.
+    """
+    row = find_row(run, file_name, snapshot=run.snapshot(number))
+    if row["status"] != "ok":
+        raise UserError(
+            f"{file_name!r} could not be segmented: {row['error_message']} ({row['error_code']})"
+        )
+    try:
+        panoptic = panoptic_of(row)
+    except RleError as error:
+        raise UserError(f"the row of {file_name!r} is damaged: {error}") from error
+    config = run.info.config
+    image = _read_image(
+        row["uri"],
+        options or config.get("source_options"),
+        exif=config.get("exif", True),
+        max_pixels=config.get("max_pixels", MAX_PIXELS),
+    )
+    if image.shape[:2] != panoptic.segment_map.shape:
+        raise UserError(
+            f"{row['uri']} is {image.shape[1]} x {image.shape[0]} now and was {row['width']} x "
+            f"{row['height']}: the file has changed since the run; `segment --refresh` takes it in"
+        )
+    return View(image, panoptic, run.info.categories)
+
+
+def _read_image(
+    url: str, options: Mapping[str, str] | None, *, exif: bool, max_pixels: int
+) -> NDArray[np.uint8]:
+    storage, name = open_file(url, options)
+    try:
+        data = storage.read(name)
+    except FileNotFoundError:
+        raise UserError(f"{url}: no such file") from None
+    except Exception as error:
+        raise as_user_error(error, f"can't read {url}") from error
+    try:
+        return decode(data, exif=exif, max_pixels=max_pixels)
+    except ImageError as error:
+        raise UserError(f"{url} can't be decoded: {error} ({error.code})") from error
