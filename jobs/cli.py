@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from detr.config import ModelError
-from jobs import retry, segment, status
+from jobs import doctor, plan, retry, segment, status
 from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, UserError
 
 app = typer.Typer(
@@ -32,7 +32,7 @@ def help_text(documentation: str | None) -> str:
     return "\n\n".join(flowing)
 
 
-VERBS = (segment.segment, status.status, status.errors, retry.retry)
+VERBS = (plan.plan, segment.segment, status.status, status.errors, retry.retry, doctor.doctor)
 for verb in VERBS:
     app.command(help=help_text(verb.__doc__))(verb)
 

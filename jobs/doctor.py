@@ -1,0 +1,161 @@
+"""`panoptic doctor`: can this machine do the job? A line a check, and how to mend what fails."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import islice
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from detr.config import ModelError
+from detr.decode import ImageError, decode
+from jobs.console import print_json
+from jobs.options import JsonOutput, parse_options
+from pipeline.config import RunConfig, make_config
+from pipeline.engine_model import ModelSpec
+from pipeline.entry import as_user_error
+from pipeline.errors import UserError
+from pipeline.run import find_run
+from pipeline.source import Source
+from pipeline.storage import Storage, cache_folder
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line: what was tried, whether it works, and what was found or how to mend it."""
+
+    name: str
+    ok: bool
+    found: str
+
+
+def doctor(
+    source: Annotated[str, typer.Argument(help="The images, as for segment.")],
+    out: Annotated[str, typer.Argument(help="The run folder, as for segment.")],
+    weights: Annotated[str | None, typer.Option(help="Check these weights too.")] = None,
+    source_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="As for segment.")
+    ] = None,
+    out_option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="As for segment.")
+    ] = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Check this machine, the credentials, the bucket and the weights, a line each.
+
+    Writes and deletes two small probe objects in OUT. Exits 2 if a check fails.
+
+        panoptic doctor s3://bucket/images s3://bucket/out --weights r50
+    """
+    options = parse_options(source_option, "--source-option")
+    config = make_config(
+        {
+            "source": source,
+            "out": out,
+            "weights": weights,
+            "source_options": options,
+            "out_options": parse_options(out_option, "--out-option"),
+        }
+    )
+    checks: list[Check] = []
+    console = Console(highlight=False)
+    for check in _checks(config, with_weights=weights is not None):
+        checks.append(check)
+        if not json_output:
+            mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
+            console.print(mark, f"{check.name}:", end=" ")
+            console.print(check.found, markup=False, soft_wrap=True)
+    if json_output:
+        print_json({"ok": all(check.ok for check in checks), "checks": [*map(asdict, checks)]})
+    if not all(check.ok for check in checks):
+        raise typer.Exit(2)
+
+
+def _checks(config: RunConfig, *, with_weights: bool) -> Iterator[Check]:
+    yield _try("python", _python)
+    yield _try("device", _device)
+    yield _try("disk", _disk)
+    yield _try("images", lambda: _source(config))
+    yield _try("run folder", lambda: _out(config))
+    if with_weights:
+        yield _try("weights", lambda: _weights(config))
+
+
+def _try(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check())
+    except (UserError, ModelError) as error:
+        return Check(name, False, str(error))
+    except Exception as error:  # noqa: BLE001  # whatever a storage back end raises is the answer
+        return Check(name, False, str(as_user_error(error, name)))
+
+
+def _python() -> str:
+    return f"{platform.python_version()}, ray {version('ray')}, torch {torch.__version__}"
+
+
+def _device() -> str:
+    if not torch.cuda.is_available():
+        return f"cpu, {torch.get_num_threads()} threads (no GPU here; a cluster's is its workers')"
+    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
+    return f"{torch.cuda.device_count()} GPU: {', '.join(sorted(names))}"
+
+
+def _disk() -> str:
+    folder = cache_folder()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < 2e9:
+        raise UserError(
+            f"{free / 1e9:.1f} GB free for {folder}: set PANOPTIC_CACHE to a larger disk"
+        )
+    return f"{free / 1e9:.0f} GB free for the weights' cache in {folder}"
+
+
+def _source(config: RunConfig) -> str:
+    table = next(iter(Source.of(config).tables()), None)
+    if table is None or not table.num_rows:
+        raise UserError(f"no images found in {config.source}: check the path, or use --include")
+    for uri in islice(table["uri"].to_pylist(), 5):
+        folder, _, name = uri.rpartition("/")
+        data = Storage(folder, config.source_options).read(name)
+        try:
+            height, width, _ = decode(data).shape
+        except ImageError:
+            continue  # a broken image is a row of the run, not a reason against it
+        return f"listed, and read and decoded {name} ({width} x {height})"
+    raise UserError(f"none of the first images of {config.source} can be decoded")
+
+
+def _out(config: RunConfig) -> str:
+    storage = Storage(config.out, config.out_options)
+    run = find_run(storage)
+    name = f"doctor-{uuid.uuid4().hex}"
+    storage.write(name, b"first")
+    try:
+        if storage.read(name) != b"first":
+            raise UserError(f"{config.out} does not give back what was written")
+        conditional = not storage.write_if_absent(name, b"second")
+    finally:
+        storage.delete(name)
+    state = "holds a run" if run else "is new"
+    if conditional:
+        return f"{state}; can be written, and honours conditional writes (the lease holds)"
+    return (
+        f"{state}; can be written, but ignores conditional writes: nothing stops two jobs from "
+        "writing one folder at the same moment"
+    )
+
+
+def _weights(config: RunConfig) -> str:
+    description = ModelSpec.of(config, device="cpu", dtype="fp32").describe()
+    count = len(description.categories)
+    return f"{config.weights}: {count} categories, sha256 {description.weights_sha256[:12]}"

@@ -1,0 +1,109 @@
+"""`panoptic plan`: what `segment` with the same arguments would do. Writes nothing."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from jobs.console import ConsoleReporter, duration, print_json
+from jobs.options import JsonOutput, takes_settings
+from pipeline.config import RunConfig
+from pipeline.generation import stage_listing
+from pipeline.job import owed, shard_sizes
+from pipeline.manifest import Staging
+from pipeline.plan import shard_count
+from pipeline.publish import read_stats
+from pipeline.run import Run, find_run
+from pipeline.source import Source
+from pipeline.storage import Storage
+
+
+@takes_settings
+def plan(
+    settings: RunConfig,
+    rate: Annotated[
+        float | None, typer.Option(min=1e-6, help="Images per second, to say how long it takes.")
+    ] = None,
+    price: Annotated[
+        float | None, typer.Option(min=0, help="Price of the whole cluster per hour.")
+    ] = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Say what `segment` with the same arguments would do, and write nothing.
+
+    How many images and shards, how many are done, why the others are not; with --rate the hours,
+    with --price too the cost. A run that has worked already knows its own rate.
+
+        panoptic plan s3://bucket/images --out s3://bucket/out --rate 120 --price 4.10
+    """
+    storage = Storage(settings.out, settings.out_options)
+    run = find_run(storage)
+    reporter = ConsoleReporter()
+    try:
+        facts = _planned(run, settings, reporter) if run and run.generations() else None
+        facts = facts or _listed(settings, reporter)
+    finally:
+        reporter.close()
+    known = rate or facts["images_per_second"]
+    hours = facts["images_to_do"] / known / 3600 if known else None
+    facts["hours"] = hours
+    facts["cost"] = hours * price if hours is not None and price is not None else None
+    if json_output:
+        print_json(facts)
+        return
+    console = Console(highlight=False)
+    console.print(
+        f"{facts['images']:,} images in {facts['shards']:,} shards; {facts['shards_done']:,} "
+        f"shards done, {facts['images_to_do']:,} images to do"
+    )
+    for reason, images in facts["why"].items():
+        console.print(f"  {images:,} images: {reason}")
+    if hours is None:
+        console.print("how long? give --rate IMAGES_PER_SECOND, or run --shards 0:1 to measure it")
+    elif facts["images_to_do"]:
+        cost = f", about {facts['cost']:.2f} at {price:g} an hour" if price is not None else ""
+        console.print(f"about {duration(hours * 3600)} at {known:.3g} images/s{cost}")
+
+
+def _listed(settings: RunConfig, reporter: ConsoleReporter) -> dict[str, Any]:
+    """A run that isn't there yet: everything in the source."""
+    with Staging() as staging:
+        images, size = stage_listing(staging, Source.of(settings), settings.limit, reporter.listed)
+    return {
+        "images": images,
+        "bytes": size,
+        "shards": shard_count(images, size, settings.images_per_shard),
+        "shards_done": 0,
+        "images_to_do": images,
+        "why": {"new: the run folder does not exist yet": images},
+        "images_per_second": 0.0,
+    }
+
+
+def _planned(run: Run, settings: RunConfig, reporter: ConsoleReporter) -> dict[str, Any]:
+    """A run that is under way: its newest generation, as it was frozen."""
+    generation = run.generation(max(run.generations()))
+    todo = owed(run, generation, shard_sizes(run), settings.shards)
+    stats = read_stats(run, generation.number)
+    seconds = sum(entry["seconds"] for entry in stats)
+    why: dict[str, int] = {}
+    for number, units in todo.units.items():
+        images = sum(unit.images for unit in units)
+        lost = generation.number in run.snapshot_numbers() or number < generation.number
+        reason = "lost: their shard was there and is gone" if lost else "not computed yet"
+        why[f"{reason} (generation {number}, {generation.reason})"] = images
+    shards = sum(1 for _ in generation.units())
+    pending = len(todo.units.get(generation.number, ()))
+    if settings.refresh:
+        reporter.note("--refresh lists the source when it runs: what it finds is not counted here")
+    return {
+        "images": generation.images,
+        "bytes": generation.bytes,
+        "shards": shards,
+        "shards_done": shards - pending,
+        "images_to_do": todo.images,
+        "why": why,
+        "images_per_second": sum(e["done"] for e in stats) / seconds if seconds else 0.0,
+    }
