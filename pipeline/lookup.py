@@ -7,7 +7,7 @@ file was rejected: it would have to be kept in step with every snapshot, and rol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
@@ -27,26 +27,45 @@ def find_row(run: Run, file_name: str, *, snapshot: Snapshot | None = None) -> d
 
     Raises UserError if the run has no such image.
     """
+    [row] = find_rows(run, [file_name], snapshot=snapshot)
+    return row
+
+
+def find_rows(
+    run: Run, file_names: Iterable[str], *, snapshot: Snapshot | None = None
+) -> Iterator[dict[str, Any]]:
+    """The rows of some images, each once, shard by shard: a shard is read once for all of them.
+
+    Raises UserError naming an image that the run doesn't have.
+    """
     snapshot = run.snapshot() if snapshot is None else snapshot
-    for path in _candidates(run, snapshot, file_name):
+    missing = set(file_names)
+    for path, names in _candidates(run, snapshot, missing).items():
+        here = names & missing
+        if not here:
+            continue  # a newer generation had them
         table = run.read_shard(path)
-        rows = table.filter(pc.field("file_name") == file_name).to_pylist()
-        if rows:
-            return rows[0]
-    raise UserError(
-        f"{run.storage.url} has no image {file_name!r}: names are paths relative to the source, as "
-        "in the shards' file_name column"
-    )
+        for row in table.filter(pc.field("file_name").isin(list(here))).to_pylist():
+            missing.discard(row["file_name"])
+            yield row
+    if missing:
+        raise UserError(
+            f"{run.storage.url} has no image {min(missing)!r}: names are paths relative to the "
+            "source, as in the shards' file_name column"
+        )
 
 
-def _candidates(run: Run, snapshot: Snapshot, file_name: str) -> Iterator[str]:
-    """Paths of the live shards that may hold the image, of the newest generation first."""
+def _candidates(run: Run, snapshot: Snapshot, names: set[str]) -> dict[str, set[str]]:
+    """Which names each live shard may hold; shards of the newest generation first."""
     paths = {origin_of(shard.path): shard.path for shard in snapshot.shards}
+    candidates: dict[str, set[str]] = {}
     for generation in sorted({generation for generation, _ in paths}, reverse=True):
         shards = run.generation(generation).shards
-        path = paths.get((generation, shard_of(name_hash(file_name), shards)))
-        if path is not None:
-            yield path
+        for name in sorted(names):
+            path = paths.get((generation, shard_of(name_hash(name), shards)))
+            if path is not None:
+                candidates.setdefault(path, set()).add(name)
+    return candidates
 
 
 def panoptic_of(row: Mapping[str, Any]) -> Panoptic:

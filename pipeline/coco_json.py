@@ -1,0 +1,171 @@
+"""COCO JSON written a piece at a time, and the image ids that COCO wants.
+
+COCO's files are one JSON object with several long lists, which the usual way holds in memory whole.
+Here each list grows in a file of its own beside the target; `close` joins them under the target's
+name in one rename, so a stopped export leaves nothing that looks finished.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+
+from pipeline.entry import as_user_error
+from pipeline.errors import UserError
+from pipeline.storage import open_file
+
+
+class JsonLists:
+    """An object of fixed members and of lists that are appended to; or one bare list.
+
+    with JsonLists(Path("pred.json"), {"info": {}}, ["images", "annotations"]) as lists:
+        lists.append("images", {"id": 1})
+    """
+
+    def __init__(self, target: Path, members: Mapping[str, Any] | None, names: list[str]) -> None:
+        """`members` None writes the only list bare, as COCO's results are."""
+        assert members is not None or len(names) == 1
+        self.target = target
+        self.members = members
+        mark = f".{target.name}.{uuid.uuid4().hex[:8]}"
+        self._paths = {name: target.with_name(f"{mark}.{name}.part") for name in names}
+        self._joined = target.with_name(f"{mark}.part")
+        self._files: dict[str, IO[str]] = {}
+        self.counts = dict.fromkeys(names, 0)
+
+    def __enter__(self) -> JsonLists:
+        self._files = {name: path.open("w") for name, path in self._paths.items()}
+        return self
+
+    def append(self, name: str, item: Mapping[str, Any]) -> None:
+        separator = ",\n" if self.counts[name] else ""
+        self._files[name].write(separator + json.dumps(item, separators=(",", ":")))
+        self.counts[name] += 1
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for file in self._files.values():
+            file.close()
+        try:
+            if error is None:
+                self._join()
+        finally:
+            for path in (*self._paths.values(), self._joined):
+                path.unlink(missing_ok=True)
+
+    def _join(self) -> None:
+        with self._joined.open("wb") as out:
+            if self.members is not None:
+                fixed = [f"{json.dumps(k)}:{json.dumps(v)}" for k, v in self.members.items()]
+                out.write(("{" + ",\n".join(fixed)).encode())
+            for index, (name, path) in enumerate(self._paths.items()):
+                if self.members is not None:
+                    separator = ",\n" if index or self.members else ""
+                    out.write(f"{separator}{json.dumps(name)}:".encode())
+                out.write(b"[\n")
+                with path.open("rb") as part:
+                    shutil.copyfileobj(part, out)
+                out.write(b"\n]")
+            out.write(b"\n" if self.members is None else b"}\n")
+        os.replace(self._joined, self.target)
+
+
+@dataclass(frozen=True)
+class TruthImage:
+    """An entry of `images` in a truth JSON."""
+
+    id: int
+    file_name: str
+    height: int | None
+    width: int | None
+
+
+@dataclass
+class ImageIds:
+    """COCO image id of a file name: the truth's, or the number that the name is.
+
+    With a truth, names match whole or, where that is unambiguous, by their last part, for a run's
+    names are relative to its source and a truth's often bare.
+    """
+
+    truth: dict[str, TruthImage] | None = None
+    _by_last_part: dict[str, list[TruthImage]] = field(default_factory=dict)
+    _given: array[int] = field(default_factory=lambda: array("q"))
+
+    @classmethod
+    def of_truth(cls, url: str, options: Mapping[str, str] | None = None) -> ImageIds:
+        """Read the `images` of a COCO JSON. Raises UserError if it isn't one."""
+        storage, name = open_file(url, options)
+        try:
+            images = json.loads(storage.read(name))["images"]
+            entries = [
+                TruthImage(int(i["id"]), i["file_name"], i.get("height"), i.get("width"))
+                for i in images
+            ]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--truth {url} is no COCO JSON: it needs `images` with id and file_name ({error})"
+            ) from error
+        except Exception as error:
+            raise as_user_error(error, f"can't read --truth {url}") from error
+        ids = cls({entry.file_name: entry for entry in entries})
+        for entry in entries:
+            ids._by_last_part.setdefault(PurePosixPath(entry.file_name).name, []).append(entry)
+        return ids
+
+    def find(self, file_name: str) -> TruthImage | None:
+        """The image's entry, None if the truth has no such image. Raises UserError in doubt.
+
+        Without a truth the entry is made from the name: `val/000000000139.jpg` has the id 139.
+        """
+        entry = self._made(file_name) if self.truth is None else self._match(file_name)
+        if entry is not None:
+            self._given.append(entry.id)
+        return entry
+
+    def refuse_twice(self) -> None:
+        """Raises UserError if two images were given one id: 8 bytes an image are kept for it."""
+        ids, counts = np.unique(np.asarray(self._given), return_counts=True)
+        if (counts > 1).any():
+            twice = int(ids[counts > 1][0])
+            raise UserError(
+                f"{int(counts.max())} images have the COCO id {twice}: export one folder at a time "
+                "with --files, or give a --truth that tells them apart"
+            )
+
+    def _match(self, file_name: str) -> TruthImage | None:
+        assert self.truth is not None
+        if (entry := self.truth.get(file_name)) is not None:
+            return entry
+        same = self._by_last_part.get(PurePosixPath(file_name).name, [])
+        if len(same) > 1:
+            names = " and ".join(repr(entry.file_name) for entry in same[:2])
+            raise UserError(
+                f"{file_name!r} may be {names} of the truth: names must tell them apart"
+            )
+        return same[0] if same else None
+
+    @staticmethod
+    def _made(file_name: str) -> TruthImage:
+        stem = PurePosixPath(file_name).stem
+        if not re.fullmatch(r"\d{1,18}", stem):
+            raise UserError(
+                f"COCO wants a number for each image and {file_name!r} is none: give the JSON that "
+                "holds the ids with --truth"
+            )
+        return TruthImage(int(stem), file_name, None, None)

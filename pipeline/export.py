@@ -1,0 +1,225 @@
+"""A run as COCO files: panoptic JSON with PNGs, or instances and results with one mask per thing.
+
+Reads the run folder only and holds one shard at a time, so the size of a run costs time, not
+memory. Masks of things are copied as the strings that the shards hold; the PNGs are painted from
+them. An image that failed has no segments: with a truth it is exported as all void, since COCO's
+tools demand every image and score it as missed, which is what `evaluate` does; without a truth it
+is left out and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from pipeline import rle
+from pipeline.coco_json import ImageIds, JsonLists, TruthImage
+from pipeline.errors import UserError
+from pipeline.lookup import find_rows
+from pipeline.run import Run, Snapshot
+
+Format = Literal["panoptic", "instances", "results"]
+Row = dict[str, Any]
+
+_COLUMNS = ("file_name", "status", "height", "width", "segment_id", "category_id", "isthing",
+            "score", "area", "bbox", "counts")  # fmt: skip
+_PNG_THREADS = 4
+_CHUNK_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote and what it left out; counts are images but for `segments`."""
+
+    output: str
+    images: int
+    segments: int
+    errors: int  # of the run's rows: all void with a truth, left out without
+    without_truth: int  # in the run, not in the truth: left out
+    without_prediction: int  # in the truth, not in the run; 0 where only a part was asked for
+
+
+def export_run(
+    run: Run,
+    target: str | Path,
+    *,
+    format: Format = "panoptic",
+    ids: ImageIds | None = None,
+    snapshot: int | None = None,
+    file_names: Sequence[str] = (),
+    limit: int | None = None,
+    progress: Callable[[int], None] = lambda images: None,
+) -> Exported:
+    """Write `target` (a new local .json) and, for panoptic, the PNG folder of the same name.
+
+    panoptic: as panopticapi reads; segment ids from 1, colour = id (R + 256 G + 256^2 B), PNGs
+    named by image id. instances: a data set that pycocotools' COCO loads. results: the bare list
+    that its loadRes takes. ids: where COCO image ids come from, by default the number that a file
+    name is. file_names: only these. limit: only so many, from the first shards: a uniform sample.
+    Raises UserError, with no JSON left, when an image can't be exported.
+    """
+    target = _new_file(target)
+    ids = ids or ImageIds()
+    live = run.snapshot(snapshot)
+    writer = _Writer(run, target, format, ids)
+    rows = find_rows(run, file_names, snapshot=live) if file_names else _all_rows(run, live)
+    with writer.lists, ThreadPoolExecutor(_PNG_THREADS) as pool:
+        while chunk := list(islice(rows, _wanted(limit, writer.images))):
+            entries = [entry for row in chunk if (entry := writer.entry(row)) is not None]
+            for _ in pool.map(lambda entry: writer.paint(*entry), entries):
+                pass  # the first failure is raised here
+            for row, image in entries:
+                writer.describe(row, image)
+            progress(writer.images)
+        ids.refuse_twice()
+    whole = ids.truth is not None and limit is None and not file_names
+    return Exported(
+        output=str(target),
+        images=writer.images,
+        segments=writer.lists.counts["annotations"] if format != "panoptic" else writer.segments,
+        errors=writer.errors,
+        without_truth=writer.without_truth,
+        without_prediction=len(ids.truth or ()) - writer.images if whole else 0,
+    )
+
+
+class _Writer:
+    """Turns rows into COCO's entries; counts what goes where."""
+
+    def __init__(self, run: Run, target: Path, format: Format, ids: ImageIds) -> None:
+        self.format = format
+        self.ids = ids
+        self.images = self.segments = self.errors = self.without_truth = 0
+        self.masks = target.with_suffix("")
+        if format == "panoptic":
+            self.masks.mkdir(parents=True, exist_ok=True)
+        categories = run.info.categories
+        if format == "results":
+            self.lists = JsonLists(target, None, ["annotations"])
+        else:
+            kept = categories.to_json()
+            if format == "instances":
+                kept = [entry for entry in kept if entry["isthing"]]
+            members = {"info": {"description": f"snapshot of {run.storage.url}",
+                                "fingerprint": run.info.fingerprint},
+                       "categories": kept}  # fmt: skip
+            self.lists = JsonLists(target, members, ["images", "annotations"])
+
+    def entry(self, row: Row) -> tuple[Row, TruthImage] | None:
+        """The row and its image, or None if it is left out."""
+        failed = row["status"] != "ok"
+        self.errors += failed
+        if failed and self.ids.truth is None:
+            return None
+        image = self.ids.find(row["file_name"])
+        if image is None:
+            self.without_truth += 1
+            return None
+        if failed:
+            if image.height is None or image.width is None:
+                raise UserError(
+                    f"the truth gives no height and width for {image.file_name!r}, which the run "
+                    "could not read"
+                )
+            row = {**row, "height": image.height, "width": image.width}
+        elif image.height not in (None, row["height"]) or image.width not in (None, row["width"]):
+            raise UserError(
+                f"{row['file_name']!r} is {row['width']} x {row['height']} in the run and "
+                f"{image.width} x {image.height} in the truth: is this the truth of these images?"
+            )
+        self.images += 1
+        self.segments += len(row["segment_id"])
+        return row, image
+
+    def paint(self, row: Row, image: TruthImage) -> None:
+        """Write the image's PNG, for the panoptic format. Called from threads."""
+        if self.format != "panoptic":
+            return
+        height, width = row["height"], row["width"]
+        try:
+            ids = rle.decode(row["counts"], height, width, row["segment_id"])
+        except rle.RleError as error:
+            raise UserError(f"the row of {row['file_name']!r} is damaged: {error}") from error
+        rgb = np.empty((height, width, 3), np.uint8)
+        for channel in range(3):
+            rgb[..., channel] = ids >> 8 * channel
+        Image.fromarray(rgb).save(self.masks / png_name(image.id), compress_level=4)
+
+    def describe(self, row: Row, image: TruthImage) -> None:
+        """Append the image's JSON entries."""
+        columns = zip(*(row[name] for name in _SEGMENT), strict=True)
+        segments = [Row(zip(_SEGMENT, values, strict=True)) for values in columns]
+        height, width = row["height"], row["width"]
+        if self.format != "results":
+            about = {"id": image.id, "file_name": image.file_name, "height": height, "width": width}
+            self.lists.append("images", about)
+        if self.format == "panoptic":
+            info = [_panoptic_segment(segment) for segment in segments]
+            png = {"image_id": image.id, "file_name": png_name(image.id), "segments_info": info}
+            self.lists.append("annotations", png)
+            return
+        for segment in segments:
+            if segment["isthing"]:
+                self.lists.append("annotations", self._thing(segment, image.id, [height, width]))
+
+    def _thing(self, segment: Row, image_id: int, size: list[int]) -> Row:
+        mask = {"size": size, "counts": segment["counts"]}
+        category_id, score = segment["category_id"], segment["score"]
+        result = {"image_id": image_id, "category_id": category_id, "segmentation": mask,
+                  "score": score}  # fmt: skip
+        if self.format == "results":
+            return result  # with a bbox, pycocotools would take the area of the box for the mask's
+        number = self.lists.counts["annotations"] + 1
+        bbox, area = segment["bbox"], segment["area"]
+        return {"id": number, **result, "bbox": bbox, "area": area, "iscrowd": 0}
+
+
+_SEGMENT = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")
+
+
+def _panoptic_segment(segment: Row) -> Row:
+    return {
+        "id": segment["segment_id"],
+        "category_id": segment["category_id"],
+        "area": segment["area"],
+        "bbox": segment["bbox"],
+        "iscrowd": 0,
+        "score": segment["score"],
+    }
+
+
+def png_name(image_id: int) -> str:
+    """COCO's own rule: the id in 12 digits."""
+    return f"{image_id:012d}.png"
+
+
+def _wanted(limit: int | None, so_far: int) -> int:
+    return _CHUNK_ROWS if limit is None else min(_CHUNK_ROWS, limit - so_far)
+
+
+def _all_rows(run: Run, snapshot: Snapshot) -> Iterator[Row]:
+    for shard in snapshot.shards:
+        yield from run.read_shard(shard.path, _COLUMNS).to_pylist()
+
+
+def _new_file(target: str | Path) -> Path:
+    text = str(target)
+    if "://" in text:
+        raise UserError(f"{text}: COCO's tools read local files; export to a local path, then copy")
+    path = Path(text)
+    if path.suffix != ".json":
+        raise UserError(f"{text!r} must end in .json: the PNGs go into the folder of that name")
+    if path.exists():
+        raise UserError(f"{text} exists already: remove it, or choose another name")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"can't write to {path.parent}: {error.strerror}") from error
+    return path
