@@ -27,15 +27,15 @@ from pipeline.storage import Storage, open_file
 
 @dataclass(frozen=True)
 class Example:
-    """One image with truth; `segments` are (id, class index), crowds left out as upstream does not
-    train on regions that stand for many things at once."""
+    """One image with truth. Segments are (id, class index); crowds, regions that stand for many
+    things at once, are apart: nothing is learnt from them, and PQ has rules of its own for them."""
 
     file_name: str
     mask_name: str
     height: int
     width: int
     segments: tuple[tuple[int, int], ...]
-    crowds: tuple[int, ...]  # ids of crowd regions
+    crowds: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class PanopticDataset:
                     f"{storage.join(name)} is {found[1]} x {found[0]} pixels, "
                     f"but the JSON says {expected[1]} x {expected[0]}"
                 )
-        listed = {segment_id for segment_id, _ in example.segments} | set(example.crowds)
+        listed = {segment_id for segment_id, _ in example.segments + example.crowds}
         drawn = set(np.unique(id_map).tolist()) - {0}
         if listed != drawn:
             side = (
@@ -160,16 +160,15 @@ def _examples(truth: str, content: dict[str, Any], categories: Categories) -> tu
                 f"{image['file_name']} has a segment of category {unknown[0]}, "
                 f"which {truth} doesn't define"
             )
+        pairs = [(s["id"], class_of[s["category_id"]], bool(s.get("iscrowd"))) for s in segments]
         examples.append(
             Example(
                 file_name=image["file_name"],
                 mask_name=annotation["file_name"],
                 height=image["height"],
                 width=image["width"],
-                segments=tuple(
-                    (s["id"], class_of[s["category_id"]]) for s in segments if not s.get("iscrowd")
-                ),
-                crowds=tuple(s["id"] for s in segments if s.get("iscrowd")),
+                segments=tuple((i, c) for i, c, crowd in pairs if not crowd),
+                crowds=tuple((i, c) for i, c, crowd in pairs if crowd),
             )
         )
     return tuple(examples)

@@ -1,0 +1,118 @@
+"""A training as one Ray Train job: workers out, news back, a restart where a worker dies.
+
+Workers send their news to a small actor, which the driver reads, since what they print reaches the
+driver late, prefixed, or on a cluster not at all. A fault in the data must not look like a crash of
+a worker, which Ray would repeat: it travels the same way, as a sentence, and ends the training.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import ray
+import torch
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchTrainer, get_device
+
+from jobs.training import Task, Trainer
+from pipeline.errors import UserError
+
+News = dict[str, Any]
+RESTARTS = 3  # of the workers, each from the last checkpoint
+POLL_SECONDS = 1.0
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """What rank 0 wrote since it was last read."""
+
+    def __init__(self) -> None:
+        self.news: list[News] = []
+
+    def write(self, news: News) -> None:
+        self.news.append(news)
+
+    def take(self) -> list[News]:
+        taken, self.news = self.news, []
+        return taken
+
+
+def launch(task: Task, *, workers: int, use_gpu: bool, tell: Callable[[News], None]) -> None:
+    """Run the training to its end; `tell` gets each piece of news, here in the driver.
+
+    Raises UserError for what a worker found wrong with the data, TrainingFailedError for a crash.
+    """
+    board = Board.remote()  # type: ignore[attr-defined]
+    cpus = max(1, int(ray.cluster_resources()["CPU"]) // workers)
+    scaling = ScalingConfig(
+        num_workers=workers,
+        use_gpu=use_gpu,
+        # Less than the share, so that Ray Train's own controller fits beside the workers.
+        resources_per_worker={"CPU": 0.5, **({"GPU": 1} if use_gpu else {})},
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config={"task": ray.put(task), "board": board, "threads": cpus},
+            scaling_config=scaling,
+            run_config=RunConfig(
+                name="train",
+                storage_path=folder,
+                failure_config=FailureConfig(max_failures=RESTARTS),
+            ),
+        )
+        faults: list[BaseException] = []
+        thread = threading.Thread(target=_fit, args=(trainer, faults), daemon=True)
+        thread.start()
+        sentence = None
+        while thread.is_alive() or thread.join():
+            thread.join(POLL_SECONDS)
+            sentence = _read(board, tell) or sentence
+    if sentence is not None:
+        raise UserError(sentence)
+    if faults:
+        raise faults[0]
+
+
+def _read(board: Any, tell: Callable[[News], None]) -> str | None:
+    """Pass the news on; returns the sentence that ended the training, if one did."""
+    sentence = None
+    for news in ray.get(board.take.remote()):
+        if "fault" in news:
+            sentence = news["fault"]
+        else:
+            tell(news)
+    return sentence
+
+
+def _fit(trainer: TorchTrainer, faults: list[BaseException]) -> None:
+    try:
+        trainer.fit()
+    except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
+        faults.append(error)
+
+
+def _work(config: dict[str, Any]) -> None:
+    """One worker, from start to end."""
+    board = config["board"]
+    context = get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    assert isinstance(device, torch.device)
+    if device.type == "cpu":
+        torch.set_num_threads(config["threads"])
+
+    def report(news: News) -> None:
+        if rank == 0:
+            ray.get(board.write.remote(news))
+
+    try:
+        task: Task = ray.get(config["task"])
+        Trainer(task, device, rank, world).run(report)
+    except UserError as error:
+        ray.get(board.write.remote({"fault": str(error)}))
+        if world > 1:
+            raise  # the others wait for this one's gradients: only an error ends them

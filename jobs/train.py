@@ -1,0 +1,263 @@
+"""`panoptic train`: learn one's own classes from a COCO panoptic dataset, on Ray Train.
+
+This file parses, checks and reports; `training.py` is what each worker does. The same command
+continues a training that was stopped, for whatever reason, from OUT/checkpoint.pt; settings that
+would change what it learns are then refused by name, except --steps, which moves the end.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+import tomllib
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import typer
+from rich.console import Console
+from torch import Tensor
+
+from detr.categories import Categories
+from detr.checkpoint import open_checkpoint
+from detr.config import RECIPES, DetrConfig
+from jobs.console import duration, print_json
+from jobs.dataset import PanopticDataset, hold_out, open_dataset
+from jobs.launch import launch
+from jobs.options import JsonOutput, Verbose
+from jobs.training import WEIGHTS, Plan, Schedule, Task, read_checkpoint
+from pipeline import cluster
+from pipeline.engine_model import local_weights
+from pipeline.errors import UserError
+from pipeline.storage import Storage
+
+HEAD = "detr.class_embed."  # what a new label set makes anew
+Data = "Data"
+Recipe = "What is learnt (fixed once a training has begun)"
+
+
+def _option(text: str, panel: str | None = None) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel)
+
+
+def train(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="COCO panoptic JSON, or its folder; any URL.")
+    ],
+    out: Annotated[str, _option("Folder for checkpoint and best weights; any fsspec URL.")],
+    images: Annotated[
+        str | None, _option("Folder of images; images/ beside the JSON.", Data)
+    ] = None,
+    masks: Annotated[str | None, _option("Folder of PNGs; default: the JSON's name.", Data)] = None,
+    val: Annotated[
+        str | None, _option("Validation JSON; default: held out of DATASET.", Data)
+    ] = None,
+    val_images: Annotated[str | None, _option("As --images, of --val.", Data)] = None,
+    val_masks: Annotated[str | None, _option("As --masks, of --val.", Data)] = None,
+    hold: Annotated[
+        int | None,
+        typer.Option(
+            "--hold-out", help="Images held out; a tenth, at most 500.", rich_help_panel=Data
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, _option("Start from r50, r50-dc5, r101 or a file.", Recipe)
+    ] = None,
+    architecture: Annotated[
+        str, _option("From scratch: small, r50, r50-dc5, r101, or a TOML file.", Recipe)
+    ] = "small",
+    size: Annotated[
+        int | None, _option("Shorter side in pixels that the model sees.", Recipe)
+    ] = None,
+    phase: Annotated[
+        str, _option("joint, or the paper's two: boxes, then masks from those weights.", Recipe)
+    ] = "joint",
+    steps: Annotated[int, _option("Optimiser steps in all; may be changed later.", Recipe)] = 5000,
+    batch_size: Annotated[int, _option("Images a step and worker.", Recipe)] = 16,
+    lr: Annotated[float | None, _option("5e-4 from scratch, 1e-4 from weights.", Recipe)] = None,
+    backbone_lr: Annotated[
+        float | None, _option("As --lr from scratch, else a tenth.", Recipe)
+    ] = None,
+    warmup: Annotated[int, _option("Steps of rising learning rate.", Recipe)] = 100,
+    cooldown: Annotated[float, _option("Share of the steps in which it falls to 0.", Recipe)] = 0.3,
+    clip: Annotated[float, _option("Largest norm of the gradient.", Recipe)] = 1.0,
+    weight_decay: Annotated[float, _option("AdamW's.", Recipe)] = 1e-4,
+    mask_weight: Annotated[
+        float, _option("Mask losses, times the published weight.", Recipe)
+    ] = 1.0,
+    seed: Annotated[int, _option("Of weights, batches and augmentation.", Recipe)] = 0,
+    threshold: Annotated[float, _option("Score that validation keeps a query above.")] = 0.85,
+    half: Annotated[bool, _option("Keep the best weights as float16.")] = False,
+    validate_every: Annotated[int, _option("Steps between validations.")] = 500,
+    validate_images: Annotated[int, _option("Images of a validation, at most.")] = 200,
+    save_seconds: Annotated[float, _option("Seconds between checkpoints.")] = 60.0,
+    workers: Annotated[int, _option("Ray Train workers; a GPU each where there are enough.")] = 1,
+    address: Annotated[str | None, _option("Ray cluster; this machine without it.")] = None,
+    json_output: JsonOutput = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train DETR panoptic on the classes of DATASET.
+
+    The best weights by validation PQ are kept as OUT/weights.safetensors, with architecture and
+    label set inside, ready for `panoptic segment --weights`. Run the same command again to go on
+    after a stop.
+
+        panoptic train data/panoptic.json --out runs/own --weights r50 --steps 20000
+
+        panoptic train data/panoptic.json --out runs/tiny --architecture small --size 256
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    training = open_dataset(dataset, images=images, masks=masks)
+    training, validation = _validation(training, val, val_images, val_masks, hold)
+    config, initial = _start(weights, architecture, size, training.categories, phase)
+    lr = lr or (5e-4 if initial is None else 1e-4)
+    plan = Plan(
+        phase=_phase(phase),
+        seed=seed,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        backbone_lr=backbone_lr or (lr if initial is None else lr / 10),
+        weight_decay=weight_decay,
+        warmup=warmup,
+        cooldown=cooldown,
+        clip=clip,
+        mask_weight=mask_weight,
+    )
+    schedule = Schedule(
+        save_seconds=save_seconds,
+        validate_every=validate_every,
+        validate_images=validate_images,
+        threshold=threshold,
+        half=half,
+    )
+    storage = Storage(out)
+    begun = _check_same(storage, plan, config)
+    task = Task(plan, schedule, config, training.categories, training, validation, storage, initial)
+    console.print(
+        f"{len(training.examples):,} images to learn from, {len(validation.examples):,} to "
+        f"validate on, {len(training.categories)} classes; step {begun:,} of {steps:,}"
+    )
+    cluster.connect(address, verbose=verbose)
+    use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
+    started = time.monotonic()
+    history: list[dict[str, Any]] = []
+
+    def tell(news: dict[str, Any]) -> None:
+        history.extend([news] if "validation" in news else [])
+        console.print(line(news, steps), markup=False)
+
+    launch(task, workers=workers, use_gpu=use_gpu, tell=tell)
+    state = read_checkpoint(storage)
+    assert state is not None, "a training that ended has saved"
+    summary = {
+        "weights": storage.join(WEIGHTS),
+        "steps": state["step"],
+        "best_pq": state["best"],
+        "history": state["history"],
+        "seconds": round(time.monotonic() - started),
+        "device": "cuda" if use_gpu else f"cpu ({platform.machine()})",
+        "date": datetime.now(UTC).date().isoformat(),
+        "plan": asdict(plan),
+        "config": config.to_dict(),
+    }
+    if json_output:
+        print_json(summary)
+    else:
+        print(f"best PQ {100 * state['best']:.1f}; weights: {storage.join(WEIGHTS)}")
+        print(f"next: panoptic segment PHOTOS --out OUT --weights {storage.join(WEIGHTS)}")
+
+
+def line(news: dict[str, Any], steps: int) -> str:
+    """One piece of news for people, such as `step 40 of 5,000: loss 12.1 (label 1.5 ...)`."""
+    text = f"step {news['step']:,} of {steps:,}: "
+    if "losses" in news:
+        terms = {name: value for name, value in news["losses"].items() if name != "total"}
+        shown = " ".join(f"{name} {value:.3f}" for name, value in terms.items())
+        left = duration(news["seconds_left"])
+        return f"{text}loss {news['losses']['total']:.2f} ({shown}), {left} left"
+    groups = news["validation"].items()
+    figures = ", ".join(f"{g} {100 * pq:.1f}" for g, pq in groups if pq is not None)
+    return f"{text}PQ {figures}{' (best so far, kept)' if news['kept'] else ''}"
+
+
+def _validation(
+    training: PanopticDataset,
+    val: str | None,
+    images: str | None,
+    masks: str | None,
+    hold: int | None,
+) -> tuple[PanopticDataset, PanopticDataset]:
+    """(training, validation): from --val, or held out."""
+    if val is None:
+        count = hold or max(1, min(500, len(training.examples) // 10))
+        return hold_out(training, count)
+    return training, open_dataset(val, images=images, masks=masks, categories=training.categories)
+
+
+def _phase(phase: str) -> Any:
+    if phase not in ("joint", "boxes", "masks"):
+        raise UserError(f"--phase must be joint, boxes or masks, not {phase!r}")
+    return phase
+
+
+def _start(
+    weights: str | None, architecture: str, size: int | None, categories: Categories, phase: str
+) -> tuple[DetrConfig, dict[str, Tensor] | None]:
+    """The architecture, and the tensors to start from (None: from scratch).
+
+    Weights of another label set keep every tensor but the class head. Raises UserError, ModelError.
+    """
+    if weights is None:
+        if phase == "masks":
+            raise UserError("--phase masks learns masks alone: give --weights of a boxes phase")
+        config, initial = read_architecture(architecture), None
+        config = replace(config, num_classes=len(categories), frozen_norm=False)
+    else:
+        path, recipe = local_weights(weights, {})
+        checkpoint = open_checkpoint(path, recipe=recipe)
+        config, initial = checkpoint.config, checkpoint.weights()
+        if checkpoint.categories != categories:
+            if phase == "masks":
+                raise UserError(f"--phase masks keeps the classes, but {weights} has others")
+            config = replace(config, num_classes=len(categories))
+            initial = {n: tensor for n, tensor in initial.items() if not n.startswith(HEAD)}
+    if size is not None:
+        config = replace(
+            config, size=size, max_size=max(size, config.max_size * size // config.size)
+        )
+    return config, initial
+
+
+def read_architecture(name: str) -> DetrConfig:
+    """`small` (jobs/configs/small.toml), a published recipe's, or a TOML file of the fields."""
+    if name in RECIPES:
+        return RECIPES[name].config
+    file = resources.files("jobs") / "configs" / "small.toml" if name == "small" else Path(name)
+    try:
+        return DetrConfig.from_dict(tomllib.loads(file.read_text()))
+    except FileNotFoundError:
+        raise UserError(
+            f"--architecture {name!r} is neither small, {', '.join(RECIPES)} nor a TOML file"
+        ) from None
+    except (tomllib.TOMLDecodeError, TypeError) as error:
+        raise UserError(f"--architecture {name}: {error}") from None
+
+
+def _check_same(out: Storage, plan: Plan, config: DetrConfig) -> int:
+    """The step that a training in `out` has reached, 0 without one; refuses other settings."""
+    state = read_checkpoint(out)
+    if state is None:
+        return 0
+    before = {**state["plan"], **state["config"]}
+    now = {**asdict(plan), **config.to_dict()}
+    for name, value in now.items():
+        if name != "steps" and before.get(name) != value:
+            raise UserError(
+                f"{out.url} holds a training with {name} {before.get(name)!r}, not {value!r}: "
+                "continue it with the same settings, or choose another --out"
+            )
+    return state["step"]
