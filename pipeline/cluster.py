@@ -44,6 +44,7 @@ def connect(address: str | None, *, verbose: bool = False) -> None:
         ray.init(
             address="local", include_dashboard=False, log_to_driver=verbose, logging_level=level
         )
+        logging.getLogger("ray.data").setLevel(level)
         return
     try:
         ray.init(address=address or "auto", log_to_driver=verbose, logging_level=level)
@@ -54,8 +55,7 @@ def connect(address: str | None, *, verbose: bool = False) -> None:
             f"no Ray cluster answers at {where}: {first_line} (check --address, or leave it out to "
             "run on this machine)"
         ) from error
-    if not verbose:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(level)
 
 
 def is_local(address: str | None) -> bool:

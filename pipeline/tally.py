@@ -79,7 +79,7 @@ class Tally:
         outcomes.update((s, (d["images"], d["codes"])) for s, d in self.shards.items())
         seen = sum(images for images, _ in outcomes.values())
         codes = Counter(code for _, shard_codes in outcomes.values() for code in shard_codes)
-        if seen < min(BUDGET_AFTER_IMAGES, self.total):
+        if seen < BUDGET_AFTER_IMAGES:
             return None
         return over_budget(seen, codes, self.max_error_rate)
 

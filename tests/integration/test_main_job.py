@@ -1,0 +1,210 @@
+"""The main job on a local folder: exactly one row per image, resumed, extended and repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.config import make_config
+from pipeline.errors import ErrorBudgetError, UserError
+from pipeline.job import Summary, retry, segment
+from pipeline.run import open_run
+from tests.run_rows import live_rows, shard_files
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def run_segment(source: Path, out: Path, weights: Path, **settings: Any) -> Summary:
+    values = {"source": str(source), "out": str(out), "weights": str(weights)}
+    values |= {"images_per_shard": 8, "max_error_rate": 0.2}
+    return segment(make_config({**values, **settings}))
+
+
+@pytest.fixture(scope="module")
+def finished(
+    scenes: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
+) -> Path:
+    """A finished run of the scenes; tests that change it copy it first."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    summary = run_segment(scenes / "images", out, tiny_weights)
+    assert (summary.images, summary.ok, summary.error) == (23, 20, 3)
+    return out
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def test_every_image_of_the_source_has_exactly_one_row(finished: Path, scenes: Path) -> None:
+    names = live_rows(finished)["file_name"].to_pylist()
+    assert sorted(names) == sorted(path.name for path in (scenes / "images").iterdir())
+
+
+def test_broken_files_are_rows_with_a_code_and_a_message(finished: Path) -> None:
+    rows = live_rows(finished).to_pylist()
+    errors = {row["file_name"]: row for row in rows if row["status"] == "error"}
+    assert {row["error_code"] for row in errors.values()} == {"empty", "truncated", "not_an_image"}
+    assert all(row["error_message"] and row["counts"] == [] for row in errors.values())
+
+
+def test_a_second_call_computes_nothing_and_leaves_every_shard_alone(
+    copy: Path, scenes: Path, tiny_weights: Path
+) -> None:
+    before = shard_files(copy)
+    summary = run_segment(scenes / "images", copy, tiny_weights)
+    assert (summary.computed, summary.images) == (0, 23)
+    assert shard_files(copy) == before
+
+
+def test_a_deleted_shard_alone_is_computed_again_to_the_same_bytes(
+    copy: Path, scenes: Path, tiny_weights: Path
+) -> None:
+    before = shard_files(copy)
+    lost = next(iter(before))
+    content = (copy / lost).read_bytes()
+    rows = next(s.rows for s in open_run(str(copy)).snapshot().shards if s.path == lost)
+    (copy / lost).unlink()
+
+    summary = run_segment(scenes / "images", copy, tiny_weights)
+
+    assert summary.computed == rows
+    assert (copy / lost).read_bytes() == content
+    after = shard_files(copy)
+    assert {name: after[name] for name in after if name != lost} == {
+        name: before[name] for name in before if name != lost
+    }
+
+
+def test_chosen_shards_are_published_only_once_the_others_are_there(
+    scenes: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    first = run_segment(scenes / "images", out, tiny_weights, shards="0:1")
+    assert (first.shards_done, first.snapshot) == (1, None)
+    assert not (out / "latest.json").exists()
+    early = shard_files(out)
+
+    second = run_segment(scenes / "images", out, tiny_weights)
+
+    assert second.computed == 23 - first.computed
+    assert second.snapshot == 1
+    assert shard_files(out).items() >= early.items()
+
+
+def test_a_limited_run_is_extended_by_a_refresh_without_losing_its_work(
+    scenes: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    first = run_segment(scenes / "images", out, tiny_weights, limit=9, max_error_rate=1)
+    assert (first.images, first.computed) == (9, 9)
+    early = shard_files(out)
+
+    second = run_segment(scenes / "images", out, tiny_weights, refresh=True)
+
+    assert (second.images, second.computed) == (23, 14)
+    assert shard_files(out).items() >= early.items()
+    assert len(set(live_rows(out)["file_name"].to_pylist())) == live_rows(out).num_rows == 23
+
+
+def test_a_refresh_computes_what_changed_and_drops_what_is_gone(
+    copy: Path, scenes: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    images = Path(shutil.copytree(scenes / "images", tmp_path / "images"))
+    out = tmp_path / "other"
+    run_segment(images, out, tiny_weights)
+    former = live_rows(out).to_pylist()
+    names = sorted(path.name for path in images.iterdir() if not path.name.startswith("broken"))
+    (images / "new.jpg").write_bytes((images / names[0]).read_bytes())
+    (images / names[1]).write_bytes((images / names[0]).read_bytes())
+    (images / names[2]).unlink()
+
+    summary = run_segment(images, out, tiny_weights, refresh=True)
+
+    rows = {row["file_name"]: row for row in live_rows(out).to_pylist()}
+    assert summary.computed == 2
+    assert sorted(rows) == sorted(path.name for path in images.iterdir())
+    assert rows["new.jpg"]["counts"] == rows[names[0]]["counts"] == rows[names[1]]["counts"]
+    same = [row for row in former if row["file_name"] not in (names[1], names[2])]
+    assert [rows[row["file_name"]] for row in same] == same
+
+
+def test_retry_replaces_the_error_rows_of_mended_files(
+    scenes: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    listing = tmp_path / "list.csv"
+    source = scenes / "images"
+    names = sorted(path.name for path in source.glob("0*"))[:6]
+    late = tmp_path / "late.jpg"
+    uris = [*(str(source / name) for name in names), str(late)]
+    lines = [f"{uri},{number}" for number, uri in enumerate(uris)]
+    listing.write_text("\n".join(["uri,shelf", *lines]))
+    out = tmp_path / "run"
+    settings: dict[str, Any] = {"keep_columns": ("shelf",), "images_per_shard": 3}
+    first = run_segment(listing, out, tiny_weights, **settings)
+    assert (first.ok, first.error) == (6, 1)
+    late.write_bytes((source / names[0]).read_bytes())
+
+    config = make_config(open_run(str(out)).info.config)
+    second = retry(config, [])
+
+    rows = {row["uri"]: row for row in live_rows(out).to_pylist()}
+    assert (second.computed, second.ok, second.error) == (1, 7, 0)
+    assert rows[str(late)]["attempts"] == 2
+    assert rows[str(late)]["counts"] == rows[uris[0]]["counts"]
+    assert [rows[uri]["shelf"] for uri in uris] == list(range(7))
+
+
+def test_too_many_failures_publish_nothing_and_keep_every_row(
+    scenes: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ErrorBudgetError, match=r"3 of 23 images failed .*--max-error-rate 0\.01"):
+        run_segment(scenes / "images", tmp_path / "run", tiny_weights, max_error_rate=0.01)
+    assert not (tmp_path / "run/latest.json").exists()
+
+    summary = run_segment(scenes / "images", tmp_path / "run", tiny_weights, max_error_rate=0.2)
+
+    assert (summary.computed, summary.images, summary.snapshot) == (0, 23, 1)
+
+
+def test_another_model_runs_through_the_same_engine(scenes: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "none"
+    weights.write_bytes(b"")
+    summary = run_segment(
+        scenes / "images", tmp_path / "run", weights, model="tests.toy_model:load"
+    )
+    assert (summary.ok, summary.error) == (20, 3)
+    kinds = {kind for row in live_rows(tmp_path / "run")["category_id"].to_pylist() for kind in row}
+    assert kinds == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threshold": 0.5}, r"was made with threshold 0\.85, not 0\.5"),
+        ({"exif": False}, "was made with exif True, not False"),
+        ({"include": ("*.png",)}, "was made with include"),
+    ],
+)
+def test_other_settings_are_refused_by_name(
+    copy: Path, scenes: Path, tiny_weights: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run_segment(scenes / "images", copy, tiny_weights, **change)
+
+
+def test_a_newer_schema_is_refused(copy: Path, scenes: Path, tiny_weights: Path) -> None:
+    info = json.loads((copy / "run.json").read_text())
+    (copy / "run.json").write_text(json.dumps({**info, "schema_version": 99}))
+    with pytest.raises(UserError, match="schema version 99"):
+        run_segment(scenes / "images", copy, tiny_weights)
+
+
+def test_a_summary_counts_in_plain_numbers(finished: Path) -> None:
+    names = {field.name for field in dataclasses.fields(Summary)}
+    assert names >= {"images", "ok", "error", "shards", "shards_done", "computed", "seconds"}
