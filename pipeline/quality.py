@@ -8,10 +8,11 @@ class is None where the reference divides by zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from detr.categories import Categories
@@ -110,3 +111,23 @@ def _interval(replicates: NDArray[np.float64]) -> list[float] | None:
         return None
     tail = (1 - LEVEL) / 2
     return [float(v) for v in np.quantile(known, [tail, 1 - tail])]
+
+
+def per_class_table(result: Mapping[str, Any], categories: Categories) -> pa.Table:
+    """`per_class` of a result as rows: category_id, name, isthing, pq, sq, rq, iou, tp, fp, fn,
+    pq_low, pq_high."""
+    rows = []
+    for category in categories:
+        figures = dict(result["per_class"][str(category.id)])
+        low, high = figures.pop("pq_interval") or (None, None)
+        named = {"category_id": category.id, "name": category.name, "isthing": category.isthing}
+        rows.append({**named, **figures, "pq_low": low, "pq_high": high})
+    floats = ("pq", "sq", "rq", "iou", "pq_low", "pq_high")
+    kinds = {"category_id": pa.int32(), "name": pa.string(), "isthing": pa.bool_()}
+    schema = pa.schema(
+        [
+            (name, kinds.get(name, pa.float64() if name in floats else pa.int64()))
+            for name in rows[0]
+        ]
+    )
+    return pa.Table.from_pylist(rows, schema=schema)

@@ -57,21 +57,28 @@ def encode(segment_map: NDArray[Any], ids: Sequence[int] | NDArray[Any]) -> Enco
 
     Raises ValueError for an id without pixels, repeated ids, or a map that is not 2-D integers.
     """
-    if segment_map.ndim != 2 or segment_map.dtype.kind not in "iub":
+    starts, values = runs(segment_map)
+    height, width = segment_map.shape
+    return encode_runs(starts, values, height, width, ids)
+
+
+def runs(segment_map: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
+    """The column-major runs of a whole map: starts (n,), ascending from 0, and the id of each (n,).
+
+    Raises ValueError for a map that is not 2-D integers.
+    """
+    if segment_map.ndim != 2 or segment_map.dtype.kind not in "iub" or not segment_map.size:
         raise ValueError(
             f"segment_map must be (H, W) integers, got {segment_map.shape} {segment_map.dtype}"
         )
-    height, width = segment_map.shape
     if segment_map.dtype.kind == "b":
         segment_map = segment_map.view(np.uint8)
-    if segment_map.size == 0:
-        raise ValueError(f"segment_map must have pixels, got {height} x {width}")
     if segment_map.flags.f_contiguous:
-        starts, values = _runs_of_columns(segment_map.T.reshape(-1))
-    else:
-        rows = np.ascontiguousarray(segment_map)
-        starts, values = kernels.runs_of_rows(rows, _changes(rows.reshape(-1), width))
-    return encode_runs(starts, values, height, width, ids)
+        flat = segment_map.T.reshape(-1)
+        starts = _changes(flat, 1)
+        return starts, flat[starts]
+    rows = np.ascontiguousarray(segment_map)
+    return kernels.runs_of_rows(rows, _changes(rows.reshape(-1), rows.shape[1]))
 
 
 def encode_runs(
@@ -149,12 +156,6 @@ def describe(code: int, detail: int, height: int, width: int, *, ids: NDArray[An
         kernels.SHORT: covered,
         kernels.EMPTY: "the RLE has no pixels",
     }[code]
-
-
-def _runs_of_columns(flat: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """flat: (W * H,) column-major -> run starts (column-major positions) and values."""
-    starts = _changes(flat, 1)
-    return starts, flat[starts]
 
 
 def _changes(flat: NDArray[Any], lag: int) -> NDArray[np.int32]:

@@ -1,0 +1,119 @@
+"""PQ of any model's COCO panoptic files: two JSONs and their PNG folders, without Ray.
+
+The same conversion, kernel and sums as for a run, image by image in threads (PNG decoding and the
+kernels release the GIL), so the figures of a run and of its export are the same bits. The truth's
+JSON is staged, the PNGs are read in chunks: a few thousand images or a few hundred thousand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipeline.manifest import Staging
+from pipeline.panoptic_json import CocoFile
+from pipeline.partial import NAMED, Invalid, Partial, refuse_invalid, score_rows
+from pipeline.plan import name_hash
+from pipeline.pq import Sums
+from pipeline.quality import results
+from pipeline.storage import Storage
+from pipeline.truth import convert_row, masks_of
+from pipeline.truth_names import stage_predictions, stage_truth
+from pipeline.truth_table import table_of
+
+THREADS: Final = 8
+CHUNK: Final = 256
+
+
+def evaluate_files(
+    predictions: str,
+    truth: str,
+    prediction_masks: str | None = None,
+    truth_masks: str | None = None,
+    *,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Score `predictions` (a COCO panoptic JSON) against `truth`, joined by image_id.
+
+    Each JSON's PNGs lie in the folder of its name unless another is given. The result has the
+    structure of `evaluate_run`. Raises UserError for files that can't be read; InvalidError, with
+    the figures of all others, for images that can't be scored: by panopticapi's rules a truth
+    without a prediction is one of them.
+    """
+    started = time.monotonic()
+    folders = {
+        "prediction": Storage(prediction_masks or masks_of(predictions)),
+        "truth": Storage(truth_masks or masks_of(truth)),
+    }
+    with Staging() as staging:
+        categories = stage_truth(staging, CocoFile(truth))
+        stage_predictions(staging, CocoFile(predictions))
+        # Rows are joined by name, which two images of a JSON may share.
+        staging.connection.execute(
+            "create view named as select image_id, case when count(*) over (partition by name) > 1 "
+            "then name || ' (id ' || image_id || ')' else name end as name from images"
+        )
+        total = Partial(Sums.zero(len(categories)))
+        missing = "annotations join named using (image_id) anti join predicted_annotations "
+        count = staging.count(f"select count(*) from {missing} using (image_id)")
+        total.counts["without_prediction"] = total.counts["invalid"] = count
+        for image_id, name in staging.connection.execute(
+            f"select image_id, name from {missing} using (image_id) order by name limit {NAMED}"
+        ).fetchall():
+            total.named.setdefault("without_prediction", []).append(name)
+            total.invalid.append(Invalid("", name, f"image id {image_id} has no prediction"))
+        without = "predicted_annotations anti join annotations using (image_id)"
+        total.counts["without_truth"] = staging.count(f"select count(*) from {without}")
+        pairs = (
+            "from annotations as t join predicted_annotations as p using (image_id) "
+            "join named using (image_id) order by image_id"
+        )
+        columns = ", ".join(
+            f"{side}.{name} as {side}_{name}"
+            for side in ("t", "p")
+            for name in ("png", "segment_id", "category_id", "iscrowd", "area")
+        )
+        for chunk in staging.tables(f"select image_id, named.name, {columns} {pairs}"):
+            for first in range(0, chunk.num_rows, CHUNK):
+                rows = chunk.slice(first, CHUNK).to_pylist()
+                total.add(_score_chunk(rows, folders, categories.ids))
+                note(f"{total.counts['scored']:,} images scored")
+    result = {
+        "predictions": predictions,
+        "truth": truth,
+        **results(total.sums, categories),
+        **total.facts(),
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    refuse_invalid(result, total)
+    return result
+
+
+def _score_chunk(
+    rows: list[dict[str, Any]], folders: dict[str, Storage], category_ids: tuple[int, ...]
+) -> Partial:
+    with ThreadPoolExecutor(THREADS) as threads:
+        true = list(threads.map(lambda row: _side(row, "t", folders["truth"]), rows))
+        predicted = list(threads.map(lambda row: _side(row, "p", folders["prediction"]), rows))
+    predictions = table_of(predicted)
+    broken = predictions["problem"].to_pylist()
+    good = [problem is None for problem in broken]
+    status = pa.array(["ok" if own else "error" for own in good])
+    predictions = predictions.append_column("status", status).append_column("error_code", status)
+    partial, _ = score_rows(predictions.filter(pa.array(good)), table_of(true), category_ids)
+    for row, problem in zip(rows, broken, strict=True):
+        if problem is not None:
+            partial.counts["invalid"] += 1
+            partial.invalid.append(Invalid("", row["name"], f"prediction: {problem}"))
+    return partial
+
+
+def _side(row: dict[str, Any], side: str, masks: Storage) -> dict[str, Any]:
+    own = {name[2:]: value for name, value in row.items() if name.startswith(f"{side}_")}
+    name = row["name"]
+    names = {"hash": name_hash(name), "file_name": name, "image_id": row["image_id"]}
+    return convert_row({**own, **names}, masks, truth=side == "t")

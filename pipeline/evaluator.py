@@ -1,0 +1,277 @@
+"""PQ of a run: parallel readers score shards, one actor owns the sums.
+
+A reader takes a shard, the truth of its hash range, and writes the per-image rows itself, so only
+sums of fixed size travel. The actor takes each shard's part once: a task that Ray runs again, or
+delivers twice, changes nothing. Ray Data was not used for this: what a shard adds is not rows but
+five megabytes of sums at most, and while a job is being followed the shards come one by one.
+
+Whatever can't be scored (a broken shard, an overlap, another size) is listed, the rest is scored
+and written, and only then the evaluation ends with a sentence (`InvalidError`).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from ray.exceptions import RayTaskError
+
+from detr.categories import Categories
+from pipeline.cluster import connect
+from pipeline.errors import UserError
+from pipeline.manifest import Staging
+from pipeline.partial import NAMED, Partial, broken_shard, hashes_of, refuse_invalid, score_rows
+from pipeline.pq import Sums
+from pipeline.quality import per_class_table, results
+from pipeline.run import Run, open_run, parquet_bytes
+from pipeline.storage import Storage, open_file
+from pipeline.truth import Part, Truth, check_categories, load, prepare
+
+POLL_SECONDS: Final = 2.0
+IN_FLIGHT_PER_CPU: Final = 2
+
+
+@dataclass(frozen=True)
+class LiveShards:
+    """The shards to score now. `number` names the snapshot, or the one being made."""
+
+    number: int
+    paths: tuple[str, ...]
+    complete: bool
+
+
+@ray.remote(num_cpus=0)
+class PqActor:
+    """Owns the sums. Every shard counts once, however often its part is delivered."""
+
+    def __init__(self, category_list: list[dict[str, Any]]) -> None:
+        self._categories = Categories.from_json(category_list)
+        self._total = Partial(Sums.zero(len(self._categories)))
+        self._seen: set[str] = set()
+
+    def add(self, shard: str, part: Partial) -> bool:
+        """True if this shard is counted now, False if it was already."""
+        if shard in self._seen:
+            return False
+        self._seen.add(shard)
+        self._total.add(part)
+        return True
+
+    def total(self) -> Partial:
+        return self._total
+
+    def progress(self) -> tuple[int, dict[str, int], float | None]:
+        """Shards so far, images by kind, and PQ of all classes."""
+        figures = results(self._total.sums, self._categories)
+        return len(self._seen), dict(self._total.counts), figures["All"]["pq"]
+
+
+def score_shard(run: Run, path: str, truth: Truth, folder: str) -> Partial:
+    """Score one shard and write its per-image rows into `folder`."""
+    category_ids = truth.categories.ids
+    try:
+        predictions = run.read_shard(path)
+    except UserError as error:
+        return broken_shard(path, str(error), len(category_ids))
+    rows = truth.rows(hashes_of(predictions["file_name"].to_pylist()))
+    partial, table = score_rows(predictions, rows, category_ids, path)
+    run.storage.write(f"{folder}/per_image/{part_name(path)}", parquet_bytes(table))
+    return partial
+
+
+def part_name(shard: str) -> str:
+    """`segments/0001/shard-a-of-b.parquet` -> `0001-shard-a-of-b.parquet`."""
+    return "-".join(shard.split("/")[1:])
+
+
+@ray.remote(num_cpus=1)
+def _score(run: Run, path: str, truth: Truth, folder: str, actor: Any) -> None:
+    ray.get(actor.add.remote(path, score_shard(run, path, truth, folder)))
+
+
+@ray.remote(num_cpus=1)
+def _convert(conversion: Callable[[], Part]) -> Part:
+    return conversion()
+
+
+def evaluate_run(
+    out: str,
+    truth: str,
+    masks: str | None = None,
+    *,
+    name: str | None = None,
+    snapshot: int | None = None,
+    follow: bool = False,
+    address: str | None = None,
+    options: dict[str, str] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Score a run's shards against ground truth; write and return `pq.json`.
+
+    truth: a COCO panoptic JSON (its PNGs in the folder of its name, or `masks`), or the `truth`
+    folder of an earlier evaluation of this run. Without a published snapshot the shards that are
+    there are scored (each is a uniform sample of the images). follow: go on until the generation
+    being made is done.
+
+    Raises UserError before anything is scored; InvalidError, with the result, if something could
+    not be.
+    """
+    run = open_run(out, options)
+    if snapshot is not None and follow:
+        raise UserError("--follow takes what is being made now: leave out --snapshot")
+    live = _chosen(run, snapshot, follow=follow)
+    name = name or default_name(truth)
+    folder = f"evaluation/{live.number:04d}/{name}"
+    started = time.monotonic()
+    connect(address)
+    ready = load(*open_file(truth))
+    if ready is not None:
+        check_categories(run.info.categories, ready[0].categories, truth)
+        prepared = ready[0]
+    else:
+        prepared = prepare(run, f"{folder}/truth", truth, masks, convert=_in_parallel, note=note)
+    for entry in list(run.storage.list(folder)):  # rows of an earlier evaluation of this name
+        if "/truth/" not in entry.path:
+            run.storage.delete(entry.path)
+    actor: Any = PqActor.remote(prepared.category_list)
+    done = _score_all(run, live, follow, prepared, folder, actor, note)
+    total: Partial = ray.get(actor.total.remote())
+    ray.kill(actor)
+    _count_unpredicted(run, prepared, folder, total)
+    result = {
+        "run": run.storage.url,
+        "snapshot": done.number,
+        "complete": done.complete,
+        "shards": len(done.paths),
+        "name": name,
+        "truth": truth,
+        "fingerprint": run.info.fingerprint,
+        **results(total.sums, prepared.categories),
+        **total.facts(),
+        "area_mismatches": prepared.mismatched,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+    classes = per_class_table(result, prepared.categories)
+    run.storage.write(f"{folder}/per_class.parquet", parquet_bytes(classes))
+    run.storage.write(f"{folder}/pq.json", (json.dumps(result, indent=1) + "\n").encode())
+    refuse_invalid(result, total)
+    return result
+
+
+def default_name(truth: str) -> str:
+    """`.../panoptic_val2017.json` and `.../panoptic_val2017/truth` -> `panoptic_val2017`."""
+    return truth.rstrip("/").removesuffix("/truth").rpartition("/")[2].removesuffix(".json")
+
+
+def live_shards(run: Run, number: int) -> LiveShards:
+    """The shards of a snapshot, or, while its generation is being made, those already there."""
+    if number in run.snapshot_numbers():
+        return LiveShards(number, tuple(s.path for s in run.snapshot(number).shards), True)
+    generation = run.generation(number)
+    planned = {unit.path for unit in generation.units()} | {r.path for r in generation.rewrites}
+    paths = sorted(planned & run.present(number).keys())
+    if generation.base is not None:
+        leaving = {*generation.gone, *(rewrite.source for rewrite in generation.rewrites)}
+        paths += [s.path for s in run.snapshot(generation.base).shards if s.path not in leaving]
+    return LiveShards(number, tuple(paths), False)
+
+
+def _chosen(run: Run, snapshot: int | None, *, follow: bool) -> LiveShards:
+    """By default what is published, else what is being made. Raises UserError."""
+    if snapshot is not None:
+        return LiveShards(snapshot, tuple(s.path for s in run.snapshot(snapshot).shards), True)
+    newest = max(run.generations(), default=None)
+    number = newest if follow else run.latest() or newest
+    live = live_shards(run, number) if number is not None else None
+    if live is None or not (live.paths or follow):
+        raise UserError(f"{run.storage.url} has no shards yet: run `panoptic segment` first")
+    return live
+
+
+def _score_all(
+    run: Run,
+    live: LiveShards,
+    follow: bool,
+    truth: Truth,
+    folder: str,
+    actor: Any,
+    note: Callable[[str], None],
+) -> LiveShards:
+    """Score every live shard, and while following the ones that come. Returns what was scored."""
+    shared = ray.put(truth)
+    sent: set[str] = set()
+    while True:
+        new = [path for path in live.paths if path not in sent]
+        told = time.monotonic()
+        for _ in _bounded(_score.remote(run, path, shared, folder, actor) for path in new):
+            if time.monotonic() - told > POLL_SECONDS:
+                _tell(actor, len(live.paths), note)
+                told = time.monotonic()
+        sent.update(new)
+        if new:
+            _tell(actor, len(live.paths), note)
+        if live.complete or not follow:
+            return live
+        time.sleep(POLL_SECONDS)
+        live = live_shards(run, live.number)
+
+
+def _tell(actor: Any, shards: int, note: Callable[[str], None]) -> None:
+    done, counts, pq = ray.get(actor.progress.remote())
+    figure = "no classes yet" if pq is None else f"PQ {100 * pq:.2f}"
+    note(f"{done:,} of {shards:,} shards, {counts.get('scored', 0):,} images: {figure}")
+
+
+def _in_parallel(conversions: Iterable[Callable[[], Part]]) -> Iterator[Part]:
+    return _bounded(_convert.remote(conversion) for conversion in conversions)
+
+
+def _bounded(tasks: Iterator[ray.ObjectRef]) -> Iterator[Any]:
+    """Results as they come, with a few tasks per CPU in flight: the driver's memory stays flat."""
+    room = max(2, int(IN_FLIGHT_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+    waiting: list[ray.ObjectRef] = []
+    for task in tasks:
+        waiting.append(task)
+        if len(waiting) >= room:
+            [ready], waiting = ray.wait(waiting, num_returns=1)
+            yield _result(ready)
+    while waiting:
+        [ready], waiting = ray.wait(waiting, num_returns=1)
+        yield _result(ready)
+
+
+def _result(task: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(task)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
+        raise
+
+
+def _count_unpredicted(run: Run, truth: Truth, folder: str, total: Partial) -> None:
+    """Truth without a row among the scored shards: counted, and a few of them named."""
+    met = sum(total.counts[kind] for kind in ("scored", "failed", "invalid"))
+    total.counts["without_prediction"] = truth.absent + truth.images - met
+    names = list(truth.absent_names)
+    if met < truth.images:
+        with Staging() as staging:
+            rows = staging.stage("rows", _columns(run.storage, f"{folder}/per_image", ["hash"]))
+            staging.stage("truth", _columns(truth.storage, truth.folder, ["hash", "file_name"]))
+            without = "anti join rows using (hash)" if rows else ""
+            query = f"select file_name from truth {without} order by file_name limit {NAMED}"
+            names += [name for (name,) in staging.connection.execute(query).fetchall()]
+    total.named["without_prediction"] = sorted(names)[:NAMED]
+
+
+def _columns(store: Storage, folder: str, columns: list[str]) -> Iterator[pa.Table]:
+    for entry in store.list(folder):
+        if entry.path.endswith(".parquet"):
+            with store.open(entry.path) as file:
+                yield pq.ParquetFile(file).read(columns=columns)

@@ -1,0 +1,240 @@
+"""Ground truth of a run, as RLE Parquet sorted by the hash of the run's own file names.
+
+Decoding a PNG costs twenty times what scoring it does, so truth is converted once per evaluation;
+sorted like the shards, it joins each with a few row groups and no shuffle. Names are resolved
+first, against the manifest (exactly, else by a unique common tail of the path), because the
+hash that places an image is that of the run's name, not of the truth's.
+
+Memory: the JSON is a stream, the join is DuckDB's, and the PNGs are read in chunks of rows that are
+consecutive in hash order already; nothing is sorted in Python. `truth.json` is written last: a
+folder without it is not ready, and one with another `key` is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from detr.categories import Categories
+from pipeline.entry import as_user_error
+from pipeline.errors import UserError
+from pipeline.manifest import Staging
+from pipeline.panoptic_json import CocoFile
+from pipeline.run import Run
+from pipeline.storage import Storage
+from pipeline.truth_names import check_categories, resolve, stage_truth
+from pipeline.truth_table import TRUTH_SCHEMA, problem_row, row_of, table_of
+
+VERSION: Final = 1
+ROWS_PER_PART: Final = 512  # about a shard: a reader takes one or two parts whole
+ROWS_PER_GROUP: Final = 128
+FIRST_FEW: Final = 5
+
+
+@dataclass(frozen=True)
+class Part:
+    """One Parquet file of truth, and the hash range (low, high) of each of its row groups."""
+
+    path: str
+    ranges: list[tuple[int, int]]
+    mismatched: int  # segments whose JSON gave another area
+    problems: int  # images that can't be scored
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A truth folder that is ready."""
+
+    storage: Storage
+    folder: str
+    category_list: list[dict[str, Any]]
+    images: int  # with truth, in the run's manifest
+    absent: int  # with truth, but not in the manifest
+    absent_names: list[str]
+    mismatched: int
+    problems: int
+    paths: list[str]
+    # Of each row group: its part (position in paths), its number there, its hash range.
+    groups: NDArray[np.int64]  # (n, 2)
+    ranges: NDArray[np.uint64]  # (n, 2)
+
+    @property
+    def categories(self) -> Categories:
+        return Categories.from_json(self.category_list)
+
+    def rows(self, hashes: NDArray[np.uint64]) -> pa.Table:
+        """The truth of these images, in hash order; those without truth are left out."""
+        wanted = np.sort(hashes)
+        # A row group is needed if a wanted hash lies between its first and its last.
+        low = np.searchsorted(wanted, self.ranges[:, 0], side="left")
+        high = np.searchsorted(wanted, self.ranges[:, 1], side="right")
+        needed = self.groups[high > low]
+        tables = [TRUTH_SCHEMA.empty_table()]
+        for part in np.unique(needed[:, 0]):
+            data = self.storage.read(f"{self.folder}/{self.paths[part]}")
+            groups = needed[needed[:, 0] == part, 1].tolist()
+            tables.append(pq.ParquetFile(pa.BufferReader(data)).read_row_groups(groups))
+        table = pa.concat_tables(tables)
+        return table.filter(pa.array(np.isin(table["hash"].to_numpy(), wanted)))
+
+
+def load(storage: Storage, folder: str) -> tuple[Truth, str] | None:
+    """The truth in this folder with the key that it was made from, None if it isn't ready."""
+    try:
+        data = json.loads(storage.read(f"{folder}/truth.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if data["version"] != VERSION:
+        return None
+    return _truth(storage, folder, data), data["key"]
+
+
+def _truth(storage: Storage, folder: str, data: dict[str, Any]) -> Truth:
+    parts = [Part(**part) for part in data["parts"]]
+    groups = [(p, g) for p, part in enumerate(parts) for g in range(len(part.ranges))]
+    ranges = [bounds for part in parts for bounds in part.ranges]
+    return Truth(
+        storage=storage,
+        folder=folder,
+        category_list=data["categories"],
+        images=data["images"],
+        absent=data["absent"],
+        absent_names=data["absent_names"],
+        mismatched=sum(part.mismatched for part in parts),
+        problems=sum(part.problems for part in parts),
+        paths=[part.path for part in parts],
+        groups=np.array(groups, dtype=np.int64).reshape(-1, 2),
+        ranges=np.array(ranges, dtype=np.uint64).reshape(-1, 2),
+    )
+
+
+Convert = Callable[[Iterable[Callable[[], Part]]], Iterator[Part]]
+
+
+def prepare(
+    run: Run,
+    folder: str,
+    truth_url: str,
+    masks_url: str | None = None,
+    *,
+    convert: Convert,
+    note: Callable[[str], None] = lambda text: None,
+) -> Truth:
+    """The truth of a run, converted into `folder` of it, or as it was left there.
+
+    convert runs the given conversions of chunks, in parallel if it can. Raises UserError for a file
+    that is no panoptic JSON, other categories than the run's, ambiguous names, or no image in
+    common. One image's broken PNG is a `problem` in its row.
+    """
+    masks = Storage(masks_url or masks_of(truth_url))
+    file = CocoFile(truth_url)
+    with Staging() as staging:
+        categories = stage_truth(staging, file)
+        check_categories(run.info.categories, categories, truth_url)
+        key = _key(run, file, masks)
+        ready = load(run.storage, folder)
+        if ready is not None and ready[1] == key and not ready[0].problems:
+            note("ground truth: already converted")
+            return ready[0]
+        staging.stage_manifest("manifest", run)
+        resolve(staging, truth_url)
+        images = staging.count("select count(*) from resolved")
+        absent = staging.count("select count(*) from truth") - images
+        names = staging.connection.execute(
+            "select name from truth anti join resolved using (image_id) order by name "
+            f"limit {FIRST_FEW}"
+        ).fetchall()
+        if not images:
+            raise UserError(
+                f"no image of {truth_url} is in the run: its names ({names[0][0]!r}, ...) match no "
+                "file name of the manifest"
+            )
+        note(f"ground truth: converting {images:,} images")
+        chunks = staging.tables("from resolved order by hash")
+        parts = convert(_conversions(chunks, run.storage, folder, masks))
+        data = {
+            "version": VERSION,
+            "key": key,
+            "categories": categories.to_json(),
+            "images": images,
+            "absent": absent,
+            "absent_names": [name for (name,) in names],
+            "parts": [asdict(part) for part in sorted(parts, key=lambda part: part.path)],
+        }
+    run.storage.write(f"{folder}/truth.json", json.dumps(data).encode())
+    return _truth(run.storage, folder, data)
+
+
+def masks_of(url: str) -> str:
+    """COCO's convention: the PNGs lie in the folder named as the JSON."""
+    if not url.endswith(".json"):
+        raise UserError(
+            f"{url} is not a panoptic JSON by its name: give the .json file, and the folder of its "
+            "PNGs with --truth-masks"
+        )
+    return url.removesuffix(".json")
+
+
+def _key(run: Run, file: CocoFile, masks: Storage) -> str:
+    """Hash of what the conversion depends on: JSON, PNGs as listed, manifest."""
+    digest = hashlib.sha256(f"{VERSION} {file.sha256} {masks.url}\n".encode())
+    for part in run.manifest_files():
+        digest.update(f"{part}\n".encode())
+    try:
+        for entry in masks.list():
+            digest.update(
+                f"{entry.path} {entry.size} {entry.etag} {entry.last_modified}\n".encode()
+            )
+    except OSError as error:
+        raise as_user_error(error, f"can't list the truth's PNGs in {masks.url}") from error
+    return digest.hexdigest()
+
+
+def _conversions(
+    chunks: Iterator[pa.Table], target: Storage, folder: str, masks: Storage
+) -> Iterator[Callable[[], Part]]:
+    number = 0
+    for chunk in chunks:
+        for first in range(0, chunk.num_rows, ROWS_PER_PART):
+            rows = chunk.slice(first, ROWS_PER_PART)
+            path = f"part-{number:05d}.parquet"
+            yield partial(convert_part, rows.combine_chunks(), target, folder, path, masks)
+            number += 1
+
+
+def convert_part(rows: pa.Table, target: Storage, folder: str, path: str, masks: Storage) -> Part:
+    """Read the PNGs of these annotations, write one part of the truth."""
+    table = table_of(convert_row(row, masks) for row in rows.to_pylist())
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, compression="zstd", compression_level=3, row_group_size=ROWS_PER_GROUP
+    )
+    target.write(f"{folder}/{path}", sink.getvalue().to_pybytes())
+    hashes = table["hash"].to_pylist()
+    groups = [hashes[i : i + ROWS_PER_GROUP] for i in range(0, len(hashes), ROWS_PER_GROUP)]
+    return Part(
+        path=path,
+        ranges=[(group[0], group[-1]) for group in groups],
+        mismatched=sum(table["area_mismatches"].to_pylist()),
+        problems=len(table) - table["problem"].null_count,
+    )
+
+
+def convert_row(row: dict[str, Any], masks: Storage, *, truth: bool = True) -> dict[str, Any]:
+    """The row of one annotation; a PNG that is missing or unreadable is a problem in it."""
+    try:
+        data = masks.read(row["png"])
+    except FileNotFoundError:
+        return problem_row(row, f"{masks.join(row['png'])} is missing")
+    except OSError as error:
+        raise as_user_error(error, f"can't read {masks.join(row['png'])}") from error
+    return row_of(row, data, truth=truth)
