@@ -13,6 +13,7 @@ from pycocotools.coco import COCO
 
 from detr.categories import COCO_PANOPTIC
 from detr.postprocess import Panoptic, Segment
+from pipeline.coco_files import evaluate_files
 from pipeline.coco_json import ImageIds, JsonLists
 from pipeline.errors import UserError
 from pipeline.export import export_run
@@ -200,3 +201,11 @@ def test_json_lists_are_json(tmp_path: Path) -> None:
     with JsonLists(tmp_path / "bare.json", None, ["x"]) as lists:
         lists.append("x", {"id": 1})
     assert json.loads((tmp_path / "bare.json").read_text()) == [{"id": 1}]
+
+
+def test_an_export_scores_one_against_itself(run: Run, tmp_path: Path) -> None:
+    target = str(tmp_path / "pred.json")
+    export_run(run, target)
+    result = evaluate_files(target, target)
+    assert result["All"]["pq"] == result["Things"]["pq"] == result["Stuff"]["pq"] == 1.0
+    assert result["images"]["scored"] == 5
