@@ -92,7 +92,7 @@ class ImageError(Exception):
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB, upright unless `exif` is False; read-only, C-ordered.
+    """(H, W, 3) uint8 RGB, upright unless `exif` is False; C-ordered.
 
     Raises ImageError. Safe in threads; PIL releases the interpreter while it decodes. TIFF's own
     orientation tag is part of the format and always followed.
@@ -110,7 +110,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> N
     rgb = _to_rgb(image)
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    return np.asarray(rgb)
+    return np.array(rgb)
 
 
 def header_size(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> tuple[int, int]:

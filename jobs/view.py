@@ -30,7 +30,7 @@ def view(
     ],
     file_name: Annotated[
         str | None,
-        typer.Argument(metavar="[FILE_NAME]", help="The image of the run, as in its shards."),
+        typer.Argument(metavar="FILE_NAME", help="The image of the run, as in its shards."),
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="For a photo: r50, r50-dc5, r101, or a file or folder.")
