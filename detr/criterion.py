@@ -13,7 +13,7 @@ string keys, and its padding of all masks of a batch to one (B, n, H, W) block.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +31,6 @@ class Targets:
     boxes: Tensor  # (T, 4) float: centre x, centre y, width, height in 0..1
     masks: Tensor | None  # (T, h, w) float in 0..1 or bool; None in the boxes-only phase
     counts: tuple[int, ...]  # how many of the T belong to each of the B images
-
-    def repeat(self, times: int) -> Targets:
-        """The same targets for a batch that holds its images `times` times over, without masks."""
-        return Targets(
-            self.labels.repeat(times), self.boxes.repeat(times, 1), None, self.counts * times
-        )
 
 
 @dataclass(frozen=True)
@@ -70,10 +64,6 @@ class Losses:
     giou: Tensor
     focal: Tensor
     dice: Tensor
-
-    def plus(self, more: Tensor) -> Losses:
-        """With another loss added to the total."""
-        return replace(self, total=self.total + more)
 
     def to_dict(self) -> dict[str, float]:
         return {name: float(value.detach()) for name, value in vars(self).items()}

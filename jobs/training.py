@@ -24,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 import detr
 from detr.categories import Categories
@@ -56,7 +56,6 @@ class Plan:
     cooldown: float = 0.3  # share of the steps at the end, in which it falls to zero
     clip: float = 0.1  # largest norm of the gradient
     mask_weight: float = 1.0  # times the published weight of focal and dice
-    groups: int = 1  # sets of queries that learn side by side
     averaging: float = 0.998  # of the weights, per step
 
 
@@ -93,6 +92,17 @@ def factor(step: int, plan: Plan) -> float:
     return rise * min(1.0, (plan.steps - step) / falling)
 
 
+def averaging(most: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+    """An exponential average that forgets its beginning: it keeps `most` of itself per step, and
+    less while it is young, or the initial weights would stay in it for a thousand steps."""
+
+    def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        keep = min(most, (1 + int(count)) / (10 + int(count)))
+        return average.lerp(current, 1 - keep)
+
+    return update
+
+
 class Trainer:
     """A model with its optimiser and averages, on one worker of `world`."""
 
@@ -107,12 +117,10 @@ class Trainer:
             model.load_state_dict({**model.state_dict(), **task.initial})
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         weights = Weights(focal=plan.mask_weight, dice=plan.mask_weight)
-        self.learner = Learner(model, phase=plan.phase, weights=weights, groups=plan.groups).to(
-            device
-        )
+        self.learner = Learner(model, phase=plan.phase, weights=weights).to(device)
         self.average = AveragedModel(
             self.learner.model,
-            multi_avg_fn=get_ema_multi_avg_fn(plan.averaging),
+            avg_fn=averaging(plan.averaging),
             use_buffers=True,
         )
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=plan.weight_decay)
