@@ -11,7 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from detr.config import ModelError
-from jobs import doctor, plan, retry, segment, status
+from jobs import demo, doctor, evaluate, export, plan, retry, segment, status, view
 from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, UserError
 
 app = typer.Typer(
@@ -32,7 +32,18 @@ def help_text(documentation: str | None) -> str:
     return "\n\n".join(flowing)
 
 
-VERBS = (plan.plan, segment.segment, status.status, status.errors, retry.retry, doctor.doctor)
+VERBS = (
+    demo.demo,
+    doctor.doctor,
+    plan.plan,
+    segment.segment,
+    status.status,
+    status.errors,
+    retry.retry,
+    evaluate.evaluate,
+    view.view,
+    export.export,
+)
 for verb in VERBS:
     app.command(help=help_text(verb.__doc__))(verb)
 

@@ -23,9 +23,10 @@ from pipeline.config import RunConfig, make_config
 from pipeline.engine_model import ModelSpec
 from pipeline.entry import as_user_error
 from pipeline.errors import UserError
+from pipeline.node_cache import cache_folder
 from pipeline.run import find_run
 from pipeline.source import Source
-from pipeline.storage import Storage, cache_folder
+from pipeline.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from detr.postprocess import Panoptic
 from pipeline.config import RunConfig, fingerprint
 from pipeline.entry import as_user_error
 from pipeline.errors import UserError
-from pipeline.storage import local_copy
+from pipeline.node_cache import local_copy
 
 
 class PanopticModel(Protocol):

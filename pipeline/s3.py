@@ -139,18 +139,16 @@ class S3Objects:
         return S3Objects, (self.bucket, self.options)
 
     def get(self, key: str) -> Fetched:
-        try:
-            result = obstore.get(self.store, key)
-            return Fetched(bytes(result.bytes()), bare_etag(result.meta["e_tag"]))
-        except InvalidPathError:
+        if not _expressible(key):
             return self._get_botocore(key)
+        result = obstore.get(self.store, key)
+        return Fetched(bytes(result.bytes()), bare_etag(result.meta["e_tag"]))
 
     async def get_async(self, key: str) -> Fetched:
-        try:
-            result = await obstore.get_async(self.store, key)
-            return Fetched(bytes(await result.bytes_async()), bare_etag(result.meta["e_tag"]))
-        except InvalidPathError:
+        if not _expressible(key):
             return await asyncio.to_thread(self._get_botocore, key)
+        result = await obstore.get_async(self.store, key)
+        return Fetched(bytes(await result.bytes_async()), bare_etag(result.meta["e_tag"]))
 
     def _get_botocore(self, key: str) -> Fetched:
         try:
@@ -198,3 +196,7 @@ class S3Objects:
                 yield Entry(
                     item["Key"], item["Size"], bare_etag(item["ETag"]), item["LastModified"]
                 )
+
+
+def _expressible(key: str) -> bool:
+    return not {"", ".", ".."} & set(key.split("/"))

@@ -22,9 +22,10 @@ import pyarrow as pa
 from pipeline.config import IMAGE_SUFFIXES, RunConfig
 from pipeline.entry import Entry, as_user_error
 from pipeline.errors import UserError
+from pipeline.node_cache import local_copy
 from pipeline.plan import name_hash
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
-from pipeline.storage import Storage, local_copy, normalize
+from pipeline.storage import Storage, normalize
 
 T = TypeVar("T")
 CHUNK: Final = 10_000

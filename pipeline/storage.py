@@ -9,9 +9,7 @@ S3 goes through `pipeline.s3`, everything else through fsspec.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
-import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -29,6 +27,14 @@ from pipeline.errors import UserError
 from pipeline.s3 import S3Objects
 
 TEMPORARY = ".tmp-"
+AWS_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_PROFILE",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_DEFAULT_REGION",
+)
 
 
 class Objects(Protocol):
@@ -216,12 +222,24 @@ def normalize(url: str | os.PathLike[str]) -> str:
         raise UserError(
             "credentials don't belong in an s3:// URL: use the environment or a profile"
         )
-    return text.rstrip("/")
+    scheme, _, rest = text.partition("://")
+    return f"{scheme}://{rest.rstrip('/')}"
+
+
+def connect(url: str, options: tuple[tuple[str, str], ...]) -> tuple[Objects, str]:
+    """The store behind a URL, and the key of the URL within it.
+
+    One client for each URL, options and AWS environment of a process.
+    """
+    return _connect(url, options, tuple((name, os.environ.get(name)) for name in AWS_VARIABLES))
 
 
 @lru_cache(maxsize=256)
-def connect(url: str, options: tuple[tuple[str, str], ...]) -> tuple[Objects, str]:
-    """The store behind a URL, and the key of the URL within it."""
+def _connect(
+    url: str,
+    options: tuple[tuple[str, str], ...],
+    environment: tuple[tuple[str, str | None], ...],
+) -> tuple[Objects, str]:
     scheme, separator, rest = url.partition("://")
     if separator and scheme in ("s3", "s3a"):
         bucket, _, key = rest.partition("/")
@@ -239,50 +257,6 @@ def open_file(url: str, options: Mapping[str, str] | None = None) -> tuple[Stora
     """The folder that holds a file, and the file's name in it."""
     parent, _, name = normalize(url).rpartition("/")
     return Storage(parent or "/", options), name
-
-
-def is_remote(url: str) -> bool:
-    return "://" in normalize(url)
-
-
-def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
-    """A local path with the content of `url`: itself if local, else a copy cached on this node.
-
-    The cache key holds the store's own marks (ETag, size, time), so a replaced file is fetched
-    again. A folder is copied whole. Raises FileNotFoundError.
-    """
-    if not is_remote(url):
-        path = Path(normalize(url))
-        if not path.exists():
-            raise FileNotFoundError(str(path))
-        return path
-    storage = Storage(url, options)
-    filesystem = storage.fsspec
-    remote = filesystem._strip_protocol(storage.url)
-    info = filesystem.info(remote)
-    marks = [str(info.get(k)) for k in ("ETag", "etag", "size", "LastModified", "mtime")]
-    digest = hashlib.sha256("\n".join([storage.url, *marks]).encode()).hexdigest()[:16]
-    target = cache_folder() / digest / storage.url.rpartition("/")[2]
-    if not target.exists():
-        temporary = target.parent.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
-        temporary.mkdir(parents=True)
-        try:
-            filesystem.get(
-                remote, str(temporary / target.name), recursive=info["type"] == "directory"
-            )
-            target.parent.mkdir(exist_ok=True)
-            os.replace(temporary / target.name, target)
-        except OSError:
-            if not target.exists():  # another process of this node may have been quicker
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return target
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `$PANOPTIC_CACHE`, else `~/.cache/panoptic`."""
-    return Path(os.environ.get("PANOPTIC_CACHE") or Path.home() / ".cache" / "panoptic")
 
 
 def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:

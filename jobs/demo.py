@@ -1,0 +1,118 @@
+"""`panoptic demo`: the whole job on made scenes, on this machine, with nothing to download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from detr.checkpoint import save
+from detr.config import DetrConfig
+from detr.model import DetrPanoptic
+from jobs.console import ConsoleReporter, duration, print_json
+from jobs.options import JsonOutput, Verbose
+from jobs.scenes import SCENE_CATEGORIES, write_scenes
+from pipeline.cluster import connect
+from pipeline.config import make_config
+from pipeline.evaluator import evaluate_run
+from pipeline.job import segment
+
+DEMO_WEIGHTS = Path(__file__).with_name("demo_weights") / "demo.safetensors"
+SEED = 2026  # not a seed of training
+BROKEN = 4
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where the scenes and the run folder go.")] = Path(
+        "demo"
+    ),
+    images: Annotated[int, typer.Option(min=1, help="How many scenes to make.")] = 60,
+    json_output: JsonOutput = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make scenes with ground truth, segment them on local Ray, score them, print the table.
+
+    No bucket, no GPU, no network: synthetic scenes of things and stuff, and a few broken files, as
+    a real bucket has them. Run it again and it finds nothing left to compute.
+
+        panoptic demo --images 200
+    """
+    reporter = ConsoleReporter(verbose=verbose)
+    data, out = folder / "scenes", folder / "run"
+    truth = data / "panoptic.json"
+    if not _made(truth, images):
+        reporter.note(f"making {images} scenes and {BROKEN} broken files in {data}")
+        write_scenes(data, images, SEED, broken=BROKEN)
+    weights = _weights(folder, reporter)
+    config = make_config(
+        {
+            "source": str(data / "images"),
+            "out": str(out),
+            "weights": str(weights),
+            "images_per_shard": 16,
+            "max_error_rate": 0.5,  # a demo of broken files, too
+            "device": "cpu",
+        }
+    )
+    try:
+        connect(None, verbose=verbose)
+        summary = segment(config, reporter)
+        reporter.note("scoring against the truth")
+        result = evaluate_run(str(out), str(truth), note=reporter.note)
+    finally:
+        reporter.close()
+    if json_output:
+        print_json({"images": summary.images, "error": summary.error, "pq": result["All"]})
+        return
+    console = Console(highlight=False)
+    table = Table(title="Panoptic quality (%)", box=None)
+    for heading in ("", "PQ", "SQ", "RQ", "classes"):
+        table.add_column(heading, justify="right")
+    for group in ("All", "Things", "Stuff"):
+        scores = result[group]
+        shares = [f"{100 * scores[name]:.1f}" for name in ("pq", "sq", "rq")]
+        table.add_row(group, *shares, str(scores["n"]))
+    console.print(table)
+    console.print(
+        f"{summary.images} images: {summary.ok} ok, {summary.error} broken files as error rows; "
+        f"{duration(summary.seconds)}"
+    )
+    if weights != DEMO_WEIGHTS:
+        console.print("the weights are RANDOM, so the masks mean nothing: this shows the pipeline")
+    console.print(f"run folder: {out}   overlay: panoptic view {out} 000000.jpg", soft_wrap=True)
+    console.print(
+        "your own photos, with the official weights (165 MB, fetched once):\n"
+        "  .venv/bin/panoptic segment PHOTO_FOLDER --out runs/mine --weights r50 --limit 20",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+def _made(truth: Path, images: int) -> bool:
+    return truth.exists() and len(json.loads(truth.read_text())["images"]) == images
+
+
+def _weights(folder: Path, reporter: ConsoleReporter) -> Path:
+    """The trained demo weights, or random ones, said so, where the package has none."""
+    if DEMO_WEIGHTS.exists():
+        return DEMO_WEIGHTS
+    path = folder / "random.safetensors"
+    if not path.exists():
+        reporter.note("no trained demo weights are here: making random ones")
+        config = DetrConfig(
+            depths=(1, 1, 1, 1),
+            widths=(16, 24, 32, 48),
+            hidden_dim=64,
+            enc_layers=1,
+            dec_layers=1,
+            num_queries=16,
+            num_classes=len(SCENE_CATEGORIES),
+            size=128,
+            max_size=256,
+        )
+        save(DetrPanoptic(config), path, config, SCENE_CATEGORIES)
+    return path

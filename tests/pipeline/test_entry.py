@@ -1,0 +1,45 @@
+"""Failures of real clients, as error codes."""
+
+from __future__ import annotations
+
+import pytest
+from obstore.exceptions import GenericError, PermissionDeniedError
+
+from pipeline.entry import as_user_error, bare_etag, classify
+from pipeline.schema import ERROR_CODES
+
+S3 = "Error performing GET http://host/b/k in 1ms - Server returned non-2xx status code: {}"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FileNotFoundError("x"), "not_found"),
+        (PermissionError("x"), "forbidden"),
+        (PermissionDeniedError("x"), "forbidden"),
+        (TimeoutError(), "timeout"),
+        (GenericError("operation timed out"), "timeout"),
+        (GenericError(S3.format("503 Slow Down")), "unavailable"),
+        (GenericError(S3.format("403 Forbidden: <Code>InvalidObjectState</Code>")), "archived"),
+        (ConnectionResetError("reset"), "unavailable"),
+    ],
+)
+def test_a_failure_has_a_code_of_the_schema(error: Exception, code: str) -> None:
+    assert classify(error)[0] == code
+    assert code in ERROR_CODES
+
+
+def test_the_message_is_one_line_without_a_query_string() -> None:
+    _, message = classify(
+        GenericError("GET http://h/k?X-Amz-Signature=abc failed\n\nDebug source: y")
+    )
+    assert message == "GET http://h/k failed"
+
+
+def test_a_user_error_says_what_to_check() -> None:
+    assert "check the credentials" in str(as_user_error(PermissionError("no"), "can't list x"))
+
+
+def test_an_etag_is_compared_without_its_quotes() -> None:
+    assert bare_etag('"abc"') == bare_etag('W/"abc"') == bare_etag("abc") == "abc"
+    assert bare_etag(None) is None

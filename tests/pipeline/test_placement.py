@@ -1,0 +1,61 @@
+"""Preflight: what fits where, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, place
+
+
+def placed(
+    resources: Mapping[str, float],
+    *,
+    most: Mapping[str, float] | None = None,
+    device: str = "auto",
+    actors: tuple[int, int] | None = None,
+    units: int = 1000,
+) -> Placement:
+    return place(resources, most=most, device=device, actors=actors, units=units)
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 8, 16, 64])
+def test_one_task_of_every_stage_fits_beside_the_largest_pool_of_a_cpu_machine(cpus: int) -> None:
+    placement = placed({"CPU": cpus})
+    used = placement.max_actors * placement.actor_cpus + FETCH_CPUS + WRITE_CPUS
+    assert used <= cpus
+    assert placement.device == "cpu"
+    assert placement.threads <= cpus
+
+
+def test_a_gpu_is_taken_where_there_is_one() -> None:
+    placement = placed({"CPU": 32, "GPU": 4})
+    assert (placement.device, placement.actor_gpus, placement.max_actors) == ("cuda", 1, 4)
+    used = placement.max_actors * placement.actor_cpus + FETCH_CPUS + WRITE_CPUS
+    assert used <= 32
+
+
+def test_a_cluster_that_may_grow_gpus_is_never_run_on_its_cpus() -> None:
+    placement = placed({"CPU": 2}, most={"CPU": 34, "GPU": 4})
+    assert (placement.device, placement.max_actors) == ("cuda", 4)
+
+
+def test_no_more_actors_than_shards_are_started() -> None:
+    assert placed({"CPU": 64}, units=2).max_actors == 2
+
+
+def test_a_gpu_that_is_not_there_is_refused_in_one_sentence() -> None:
+    with pytest.raises(UserError, match="the cluster has no GPU and its autoscaler may start none"):
+        placed({"CPU": 8}, device="cuda")
+
+
+def test_a_pool_that_leaves_no_room_for_the_fetch_is_refused() -> None:
+    with pytest.raises(UserError, match=r"2 model actor\(s\) of 1 CPUs .* need 2.5 CPUs"):
+        placed({"CPU": 2}, actors=(2, 2))
+
+
+def test_more_actors_than_gpus_are_refused() -> None:
+    with pytest.raises(UserError, match="--num-actors 5 asks for more GPUs"):
+        placed({"CPU": 200, "GPU": 4}, actors=(5, 5))
