@@ -39,6 +39,7 @@ def results(sums: Sums, categories: Categories) -> dict[str, Any]:
         **{group: _mean(per_class[:, rows], resampled[:, rows]) for group, rows in members.items()},
         "per_class": {
             str(category.id): {
+                "name": category.name,
                 **_named(np.nan_to_num(per_class[:, i])),
                 "iou": float(sums.class_iou()[i]),
                 **dict(zip(("tp", "fp", "fn"), counts[i].sum(axis=0).tolist(), strict=True)),
@@ -119,6 +120,7 @@ def per_class_table(result: Mapping[str, Any], categories: Categories) -> pa.Tab
     rows = []
     for category in categories:
         figures = dict(result["per_class"][str(category.id)])
+        del figures["name"]
         low, high = figures.pop("pq_interval") or (None, None)
         named = {"category_id": category.id, "name": category.name, "isthing": category.isthing}
         rows.append({**named, **figures, "pq_low": low, "pq_high": high})
