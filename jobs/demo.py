@@ -110,6 +110,7 @@ def _weights(folder: Path, reporter: ConsoleReporter) -> Path:
             enc_layers=1,
             dec_layers=1,
             num_queries=16,
+            mask_groups=4,
             num_classes=len(SCENE_CATEGORIES),
             size=128,
             max_size=256,

@@ -1,0 +1,132 @@
+"""What is listed, from a folder, a list and a COCO JSON, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import boto3
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.config import make_config
+from pipeline.errors import UserError
+from pipeline.plan import name_hash
+from pipeline.source import Source
+from tests.servers import S3Server
+
+
+def listed(source: Source) -> pa.Table:
+    return pa.concat_tables(source.tables())
+
+
+def names(source: Source) -> list[str]:
+    return sorted(listed(source)["file_name"].to_pylist())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("a.jpg", "B.PNG", "deep/er/c.webp", "notes.txt", "raw.xyz", "sp ace#1.jpeg"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return tmp_path / "images"
+
+
+def test_a_folder_gives_its_images_of_any_depth_and_case(folder: Path) -> None:
+    table = listed(Source(str(folder)))
+    assert sorted(table["file_name"].to_pylist()) == [
+        "B.PNG",
+        "a.jpg",
+        "deep/er/c.webp",
+        "sp ace#1.jpeg",
+    ]
+    for row in table.to_pylist():
+        assert row["uri"] == f"{folder}/{row['file_name']}"
+        assert row["size"] == len(row["file_name"])
+        assert row["hash"] == name_hash(row["file_name"])
+
+
+def test_include_replaces_the_suffixes_and_exclude_wins(folder: Path) -> None:
+    assert names(Source(str(folder), include=("*.xyz",))) == ["raw.xyz"]
+    assert names(Source(str(folder), include=("deep/*",))) == ["deep/er/c.webp"]
+    assert names(Source(str(folder), exclude=("deep/*", "*#*"))) == ["B.PNG", "a.jpg"]
+
+
+def test_a_run_folder_inside_the_source_is_not_listed(folder: Path) -> None:
+    (folder / "run").mkdir()
+    (folder / "run" / "overlay.png").write_bytes(b"x")
+    (folder / "runner.jpg").write_bytes(b"x")
+    config = make_config({"source": str(folder), "out": str(folder / "run")})
+    found = names(Source.of(config))
+    assert "runner.jpg" in found
+    assert "run/overlay.png" not in found
+
+
+def test_a_bucket_is_listed_with_sizes_and_etags(moto: S3Server) -> None:
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    for number in range(1_003):  # more than one page
+        client.put_object(Bucket="bucket", Key=f"in/{number:04d}.jpg", Body=b"x" * (number % 7))
+    counts: list[int] = []
+    table = pa.concat_tables(Source("s3://bucket/in").tables(counts.append))
+    assert table.num_rows == 1_003
+    assert counts[-1] == 1_003
+    assert table["uri"][0].as_py() == "s3://bucket/in/0000.jpg"
+    assert None not in table["etag"].to_pylist()
+
+
+def test_a_text_list_names_images_by_uri(tmp_path: Path) -> None:
+    listing = tmp_path / "list.txt"
+    listing.write_text("s3://b/x 1.jpg\n\n/abs/y.jpg\nrel/z.jpg\n")
+    table = listed(Source(str(listing)))
+    assert table["file_name"].to_pylist() == ["s3://b/x 1.jpg", "/abs/y.jpg", "rel/z.jpg"]
+    assert table["uri"].to_pylist() == ["s3://b/x 1.jpg", "/abs/y.jpg", f"{tmp_path}/rel/z.jpg"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_a_table_keeps_the_users_columns(tmp_path: Path, suffix: str) -> None:
+    listing = tmp_path / f"list.{suffix}"
+    table = pa.table({"url": ["/a.jpg", "/b.jpg"], "key": ["a", "b"], "shelf": [3, 4]})
+    if suffix == "csv":
+        listing.write_text("url,key,shelf\n/a.jpg,a,3\n/b.jpg,b,4\n")
+    else:
+        pq.write_table(table, listing)
+    found = listed(Source(str(listing), name_column="key", keep_columns=("shelf",)))
+    assert found["file_name"].to_pylist() == ["a", "b"]
+    assert found["uri"].to_pylist() == ["/a.jpg", "/b.jpg"]
+    assert found["shelf"].to_pylist() == [3, 4]
+
+
+def test_a_coco_json_gives_its_file_names(tmp_path: Path) -> None:
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "1.jpg"}]}))
+    table = listed(Source(str(path), image_root="s3://b/val"))
+    assert table["file_name"].to_pylist() == ["1.jpg"]
+    assert table["uri"].to_pylist() == ["s3://b/val/1.jpg"]
+
+
+def test_what_can_t_be_a_source_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    (tmp_path / "list.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "bad.json").write_text('{"pictures": []}')
+    cases = [
+        (Source(str(tmp_path / "nowhere")), "does not exist"),
+        (Source(str(tmp_path / "a.jpg")), "is one file"),
+        (Source(str(tmp_path / "list.csv")), "which column holds the images"),
+        (Source(str(tmp_path / "list.csv"), uri_column="c"), "no column 'c' (it has: a, b)"),
+        (Source(str(tmp_path / "list.csv"), uri_column="a", keep_columns=("z",)), "no column 'z'"),
+        (Source(str(tmp_path / "bad.json")), "no list `images`"),
+        (Source(str(tmp_path / "missing.txt")), "does not exist"),
+    ]
+    for source, message in cases:
+        with pytest.raises(UserError) as caught:
+            listed(source)
+        assert message in str(caught.value)
+
+
+def test_a_kept_column_may_not_hide_one_of_the_shards(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("uri,score\n/a.jpg,2\n")
+    with pytest.raises(UserError, match="'score' is the name of a column of the shards"):
+        listed(Source(str(tmp_path / "list.csv"), keep_columns=("score",)))

@@ -1,0 +1,52 @@
+"""Who may import whom."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+MODULES = sorted(
+    path for folder in ("detr", "pipeline", "jobs") for path in (ROOT / folder).rglob("*.py")
+)
+FORBIDDEN = {
+    "detr": {"pipeline", "jobs", "ray", "pyarrow", "fsspec", "s3fs", "obstore", "duckdb"},
+    "pipeline": {"jobs"},
+    "jobs": set[str](),
+}
+# Within pipeline/: who talks to Ray, and who must touch neither Ray nor the network.
+RAY = {"graph", "segmenter", "fetch", "shards", "tally", "evaluator", "cluster", "execute"}
+PURE = {"schema", "errors", "config", "rle", "rle_kernels", "pq", "pq_kernels", "plan", "placement"}
+CLIENTS = {"fsspec", "s3fs", "obstore", "botocore", "boto3", "aiohttp", "pipeline.storage"}
+STORAGE = {"storage", "s3"}
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file imports, anywhere in it, in full and by its top level."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found | {name.partition(".")[0] for name in found}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    package, module = path.relative_to(ROOT).parts[0], path.stem
+    found = imports(path)
+    assert not found & FORBIDDEN[package]
+    if package == "pipeline":
+        assert "ray" not in found or module in RAY
+        if module in PURE:
+            assert not found & (CLIENTS | {"ray"})
+        if module not in STORAGE | {"entry"}:
+            assert not found & {"fsspec", "s3fs", "obstore", "botocore", "boto3", "aiohttp"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_module_is_longer_than_a_head_holds(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 300
