@@ -82,11 +82,9 @@ def test_real_truth_as_predictions_is_perfect(tmp_path: Path, coco_val100: Path)
     rows: dict[str, dict[str, Any]] = {}
     for entry in data["annotations"]:
         segment_map = read_png((path.with_suffix("") / entry["file_name"]).read_bytes())
-        predicted: Predicted = (
-            segment_map,
-            [s for s in entry["segments_info"] if not s["iscrowd"]],
-        )
-        rows[names[entry["image_id"]]] = shard_row(names[entry["image_id"]], predicted)
+        segments = [s for s in entry["segments_info"] if not s["iscrowd"]]
+        name = names[entry["image_id"]]
+        rows[name] = shard_row(name, (segment_map, segments))
     for photo in sorted((coco_val100 / "images").iterdir()):
         rows.setdefault(photo.name, shard_row(photo.name, (np.zeros((4, 4), np.uint8), [])))
     run = make_run(tmp_path, rows, categories=COCO_PANOPTIC, per_shard=16)
