@@ -4,9 +4,9 @@ Written out rather than taken from torchvision so that a config decides depths, 
 stride and dilation, while the parameter names stay torchvision's: those are the names inside the
 published files. Strided convolutions are the 3x3 ones (ResNet "v1.5"), as in those files.
 
-Batch norm is frozen in published models: a fixed scale and shift, which `fold` multiplies into the
-convolutions for inference. Training from scratch needs moving statistics; `frozen_norm=False` gives
-them under the same names.
+Batch norm is frozen in published models: a fixed scale and shift, which folded.py multiplies into
+the convolutions for inference. Training from scratch needs moving statistics; `frozen_norm=False`
+gives them under the same names.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class Backbone(nn.Module):
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
-        self.body = ResNet(config)
+        self.body: nn.Module = ResNet(config)
 
     def forward(self, images: Tensor, padding: Tensor | None) -> list[Features]:
         """images (B, 3, H, W); padding (B, H, W) bool, True on padding, or None.
@@ -151,26 +151,3 @@ class Backbone(nn.Module):
                 mask = mask[:, 0].to(torch.bool)
             features.append(Features(tensors, mask))
         return features
-
-
-@torch.no_grad()
-def fold_batch_norm(body: ResNet) -> None:
-    """Multiply every batch norm into the convolution before it, in place, for inference.
-
-    Exact but for rounding (about 1e-7 of a value); saves a pass over every map of the backbone.
-    """
-    pairs: list[tuple[nn.Module, str, str]] = [(body, "conv1", "bn1")]
-    for module in body.modules():
-        if isinstance(module, Block):
-            names = ("1", "2", "3") if module.bottleneck else ("1", "2")
-            pairs += [(module, "conv" + name, "bn" + name) for name in names]
-            if module.downsample is not None:
-                pairs.append((module.downsample, "0", "1"))
-    for owner, conv_name, norm_name in pairs:
-        conv, norm = owner.get_submodule(conv_name), owner.get_submodule(norm_name)
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(norm, BatchNorm), "folded already"
-        scale, shift = norm.affine()
-        conv.weight.mul_(scale[:, None, None, None])
-        conv.bias = nn.Parameter(shift.clone(), requires_grad=False)
-        owner.register_module(norm_name, nn.Identity())

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr.config import DetrConfig
+from detr.convolve import convolve
 
 
 class AttentionMaps(nn.Module):
@@ -101,20 +102,21 @@ class MaskHead(nn.Module):
         lay1 = self.convolution("lay1")
         shares = [F.conv2d(projected, lay1.weight[:, : self.hidden_dim], lay1.bias, padding=1)]
         for number, features in enumerate(pyramid, start=1):
-            adapted = self.convolution(f"adapter{number}")(features)
+            adapted = convolve(features, self.convolution(f"adapter{number}"))
             shares.append(self.convolution(f"lay{number + 2}")(adapted))
         return shares
 
     def forward(self, shares: list[Tensor], attention: Tensor, image_index: Tensor) -> Tensor:
         """attention (N, heads, h5, w5), image_index (N,), shares from `prepare` -> (N, h2, w2)."""
         weight = self.convolution("lay1").weight[:, self.hidden_dim :]
-        x = F.conv2d(attention, weight, padding=1) + _per_query(shares[0], image_index)
+        x = F.conv2d(attention, weight, padding=1).add_(_per_query(shares[0], image_index))
         x = self._norm_relu(x, 1)
         x = self._norm_relu(self.convolution("lay2")(x), 2)
         for number in (3, 4, 5):
             share = shares[number - 2]
             weight = self.convolution(f"lay{number}").weight
-            x = enlarge_convolve(x, weight, share.shape[-2:]) + _per_query(share, image_index)
+            x = enlarge_convolve(x, weight, share.shape[-2:])
+            x = x.add_(_per_query(share, image_index))
             x = self._norm_relu(x, number)
         return self.out_lay(x)[:, 0]
 
@@ -151,8 +153,11 @@ def enlarge_convolve(x: Tensor, weight: Tensor, size: tuple[int, int] | torch.Si
         phases.append(torch.stack((left, middle + right), dim=-1))
         phases.append(torch.stack((left + middle, right), dim=-1))
     small = F.conv2d(x, torch.cat(phases), padding=1)  # (N, 4K, h + 1, w + 1)
-    out = x.new_empty((len(x), len(weight), rows, columns)).contiguous(
-        memory_format=torch.channels_last
+    out = torch.empty(
+        (len(x), len(weight), rows, columns),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
     )
     for phase, part in enumerate(small.chunk(4, dim=1)):
         a, b = divmod(phase, 2)

@@ -18,8 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr.backbone import Backbone, Features, ResNet, fold_batch_norm
+from detr.backbone import Backbone, Features, ResNet
 from detr.config import DetrConfig
+from detr.convolve import convolve
+from detr.folded import FoldedResNet
 from detr.mask_head import AttentionMaps, MaskHead
 from detr.position import sine_position, whole_position
 from detr.transformer import Transformer
@@ -96,7 +98,7 @@ class Detr(nn.Module):
 
     def forward(self, images: Tensor, padding: Tensor | None, *, every_layer: bool) -> Detection:
         features: list[Features] = self.backbone[0](images, padding)
-        projected = self.input_proj(features[-1].tensors)  # (B, d, h, w)
+        projected = convolve(features[-1].tensors, self.input_proj)  # (B, d, h, w)
         channels, height, width = projected.shape[1:]
         cells = features[-1].padding  # (B, h, w) or None
         if cells is None:
@@ -195,6 +197,6 @@ class DetrPanoptic(nn.Module):
         """Make the model ready for inference, in place: batch norm folded, channels last, eval."""
         backbone = self.detr.backbone[0]
         assert isinstance(backbone, Backbone)
-        assert isinstance(backbone.body, ResNet)
-        fold_batch_norm(backbone.body)
+        assert isinstance(backbone.body, ResNet), "folded already"
+        backbone.body = FoldedResNet(backbone.body)
         return self.eval().requires_grad_(False).to(memory_format=torch.channels_last)

@@ -81,7 +81,7 @@ def write_official_r50(
     if photos is not None:
         images, keep = list(photos), 0.15
     else:  # photos are richer than made images: more of their queries pass the same bias
-        images, keep = made_images(12, seed, 480) + flat_images(480), 0.03
+        images, keep = made_images(12, seed, 480) + flat_images(480), 0.08
     model = random_model(DetrConfig(), seed, images, COCO_PANOPTIC.ids, keep=keep, spread=4)
     torch.save({"model": OrderedDict(model.state_dict())}, path)
 

@@ -1,4 +1,4 @@
-"""The ResNet against torchvision's, its masks, its batch norm, and folding."""
+"""The ResNet against torchvision's, its masks, and its batch norm."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr.backbone import Backbone, BatchNorm, ResNet, fold_batch_norm
+from detr.backbone import Backbone, BatchNorm, ResNet
 from detr.config import DetrConfig
 
 
@@ -74,19 +74,6 @@ def test_sizes_of_the_published_model_at_a_padded_batch():
     assert torch.equal(
         features[3].padding, F.interpolate(padding[None].float(), size=(28, 34))[0].bool()
     )
-
-
-@torch.no_grad()
-def test_folding_changes_only_rounding():
-    torch.manual_seed(1)
-    body = ResNet(DetrConfig(block="basic", depths=(1, 2, 1, 1), widths=(16, 16, 24, 32))).eval()
-    randomise(body)
-    images = torch.randn(2, 3, 64, 80)
-    before = body(images)
-    fold_batch_norm(body)
-    assert not any(isinstance(module, BatchNorm) for module in body.modules())
-    for plain, folded in zip(before, body(images), strict=True):
-        assert (plain - folded).abs().max() <= 1e-5 * plain.abs().max()
 
 
 def test_a_stem_of_stride_two_doubles_every_map():

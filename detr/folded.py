@@ -1,0 +1,79 @@
+"""The backbone for inference: batch norm multiplied into the convolutions, ReLU and sum with them.
+
+A frozen batch norm is a scale and a shift per channel, and so is the end of a convolution: folding
+is exact but for rounding (about 1e-7 of a value). A folded copy of the ResNet, rather than surgery
+on it, keeps the training code free of conditions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detr.backbone import BatchNorm, Block, ResNet
+from detr.convolve import convolve
+
+
+class FoldedBlock(nn.Module):
+    """A residual block as two or three convolutions and perhaps one on the shortcut."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        names = ("1", "2", "3") if block.bottleneck else ("1", "2")
+        *inner, last = (
+            fold(block.get_submodule("conv" + name), block.get_submodule("bn" + name))
+            for name in names
+        )
+        self.inner, self.last = nn.ModuleList(inner), last
+        self.shortcut = None if block.downsample is None else fold(*block.downsample)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else convolve(x, self.shortcut)
+        for conv in self.inner:
+            assert isinstance(conv, nn.Conv2d)
+            x = convolve(x, conv, relu=True)
+        return convolve(x, self.last, add=shortcut, relu=True)
+
+
+class FoldedResNet(nn.Module):
+    """The same features as the ResNet that it is made from, in eval mode."""
+
+    def __init__(self, body: ResNet) -> None:
+        super().__init__()
+        self.stem, self.pool = fold(body.conv1, body.bn1), body.pool
+        self.stages = nn.ModuleList(
+            nn.Sequential(*[FoldedBlock(block) for block in stage if isinstance(block, Block)])
+            for stage in (body.layer1, body.layer2, body.layer3, body.layer4)
+        )
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) normalised images -> Res2, Res3, Res4, Res5."""
+        x = convolve(images, self.stem, relu=True)
+        if self.pool:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
+        features = []
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+
+@torch.no_grad()
+def fold(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
+    """A convolution with bias that equals `norm(conv(x))`; its arguments stay as they are."""
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, BatchNorm)
+    scale, shift = norm.affine()
+    folded = nn.utils.skip_init(
+        nn.Conv2d,
+        conv.in_channels,
+        conv.out_channels,
+        kernel_size=conv.kernel_size,
+        stride=conv.stride,
+        padding=conv.padding,
+        dilation=conv.dilation,
+    )
+    folded.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=False)
+    folded.bias = nn.Parameter(shift.clone(), requires_grad=False)
+    return folded

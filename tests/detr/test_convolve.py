@@ -1,0 +1,47 @@
+"""The fused convolution against its three plain steps."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from detr.convolve import convolve
+
+
+def plain(x, conv, add, relu):
+    out = F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+    out = out if add is None else out + add
+    return out.relu() if relu else out
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(8, 12, 1),
+        nn.Conv2d(8, 12, 3, padding=1, stride=2),
+        nn.Conv2d(8, 8, 3, padding=2, dilation=2, bias=False),
+    ],
+)
+def test_it_is_convolution_then_sum_then_relu(conv, grad, added, relu):
+    torch.manual_seed(0)
+    x = torch.randn(2, 8, 9, 11)
+    add = torch.randn_like(conv(x).detach()) if added else None
+    before = x.clone(), None if add is None else add.clone()
+    with torch.set_grad_enabled(grad):
+        found = convolve(x, conv, add=add, relu=relu)
+    assert found.requires_grad == grad
+    assert torch.allclose(found, plain(x, conv, add, relu), atol=1e-5)
+    assert torch.equal(x, before[0])
+    assert add is None or torch.equal(add, before[1])
+
+
+@torch.no_grad()
+def test_bf16():
+    x, conv = torch.randn(1, 8, 9, 11).bfloat16(), nn.Conv2d(8, 12, 3, padding=1).bfloat16()
+    expected = plain(x.float(), conv.float(), None, True)
+    found = convolve(x, conv.bfloat16(), relu=True)
+    assert found.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), expected, atol=0.05)
