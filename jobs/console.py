@@ -28,6 +28,7 @@ class ConsoleReporter(Reporter):
         self._console = Console(stderr=True, highlight=False)
         self._live: Live | None = None
         self._logged = 0.0
+        self._finished = False
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False)
@@ -36,9 +37,11 @@ class ConsoleReporter(Reporter):
         self._say(f"listing: {images:,} images", final=False)
 
     def progress(self, progress: Progress) -> None:
-        final = progress.done >= progress.total
-        self._say(progress_line(progress), final=final)
-        if final:
+        if self._finished:
+            return
+        self._finished = progress.done >= progress.total
+        self._say(progress_line(progress), final=self._finished)
+        if self._finished:
             self.close()
 
     def close(self) -> None:

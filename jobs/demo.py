@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -83,10 +84,12 @@ def demo(
     )
     if weights != DEMO_WEIGHTS:
         console.print("the weights are RANDOM, so the masks mean nothing: this shows the pipeline")
-    console.print(f"run folder: {out}   overlay: panoptic view {out} 000000.jpg", soft_wrap=True)
+    console.print(
+        f"run folder: {out}   overlay: {sys.argv[0]} view {out} 000000.jpg", soft_wrap=True
+    )
     console.print(
         "your own photos, with the official weights (165 MB, fetched once):\n"
-        "  .venv/bin/panoptic segment PHOTO_FOLDER --out runs/mine --weights r50 --limit 20",
+        f"  {sys.argv[0]} segment PHOTO_FOLDER --out runs/mine --weights r50 --limit 20",
         soft_wrap=True,
         markup=False,
     )

@@ -37,6 +37,8 @@ def connect(address: str | None, *, verbose: bool = False) -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
+    if not verbose:  # Ray's core warns on stderr of what Ray Data does by design (ray#53727)
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     level = logging.INFO if verbose else logging.ERROR
     if is_local(address):
         # Ray would switch token authentication on and write a token file for a cluster of one.
