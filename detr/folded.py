@@ -65,14 +65,14 @@ def fold(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, BatchNorm)
     scale, shift = norm.affine()
-    folded = nn.utils.skip_init(
-        nn.Conv2d,
+    folded = nn.Conv2d(
         conv.in_channels,
         conv.out_channels,
-        kernel_size=conv.kernel_size,
-        stride=conv.stride,
-        padding=conv.padding,
-        dilation=conv.dilation,
+        conv.kernel_size,  # type: ignore[arg-type]
+        stride=conv.stride,  # type: ignore[arg-type]
+        padding=conv.padding,  # type: ignore[arg-type]
+        dilation=conv.dilation,  # type: ignore[arg-type]
+        device="meta",  # weights follow
     )
     folded.weight = nn.Parameter(conv.weight * scale[:, None, None, None], requires_grad=False)
     folded.bias = nn.Parameter(shift.clone(), requires_grad=False)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DetrConfig as HfConfig
 from transformers import DetrForSegmentation, ResNetConfig
+
+from detr.keys import official_name
 
 SMALL: dict[str, Any] = {
     "depths": [2, 1, 1, 1],
@@ -96,3 +99,20 @@ def legacy_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
             new = new.replace(f"{stage}.refine.norm.", f"mask_head.gn{index + 3}.")
         renamed[new.replace("mask_head.output_conv.", "mask_head.out_lay.")] = tensor
     return renamed
+
+
+def from_official(weights: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Published weights under transformers' current names; `like` is its own state_dict.
+
+    Follows the product's mapping backwards, name by name; the parity tests say that it is right.
+    """
+    found = {}
+    for name in like:
+        official = official_name(name)
+        match = re.search(r"\.([qkv])_proj\.(weight|bias)$", official)
+        if match:
+            joined = weights[f"{official[: match.start()]}.in_proj_{match[2]}"]
+            found[name] = joined.chunk(3)["qkv".index(match[1])]
+        else:
+            found[name] = weights[official]
+    return found

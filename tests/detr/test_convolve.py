@@ -29,13 +29,13 @@ def test_it_is_convolution_then_sum_then_relu(conv, grad, added, relu):
     torch.manual_seed(0)
     x = torch.randn(2, 8, 9, 11)
     add = torch.randn_like(conv(x).detach()) if added else None
-    before = x.clone(), None if add is None else add.clone()
+    x_before, add_before = x.clone(), torch.zeros(0) if add is None else add.clone()
     with torch.set_grad_enabled(grad):
         found = convolve(x, conv, add=add, relu=relu)
     assert found.requires_grad == grad
     assert torch.allclose(found, plain(x, conv, add, relu), atol=1e-5)
-    assert torch.equal(x, before[0])
-    assert add is None or torch.equal(add, before[1])
+    assert torch.equal(x, x_before)
+    assert add is None or torch.equal(add, add_before)
 
 
 @torch.no_grad()

@@ -1,0 +1,165 @@
+"""DETR-R50 panoptic on this machine's CPU or GPU: image to panoptic map, against transformers.
+
+Claim: the same answer as transformers' DetrForSegmentation with the same weights, many times
+faster. Each side runs in a process of its own with the same threads, rounds alternate between them
+so that a busy machine slows both, and the best round counts. transformers' side is its forward pass
+and its own `post_process_panoptic_segmentation`; ours is `Predictor.segment`, decoding excluded on
+both sides. transformers needs about 13 GB at full size.
+
+    python benchmarks/model.py [--rounds 5] [--threads 2] [--device cpu] [--no-reference]
+
+A table first; the last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # the weights come from tests/
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--height", type=int, default=480, help="pixels of the image")
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-reference", action="store_true", help="leave transformers out")
+    parser.add_argument("--side", help=argparse.SUPPRESS)  # what a worker process runs
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        work(arguments)
+        return
+    from tests.random_weights import write_official_r50
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.weights = f"{folder}/r50.pth"
+        write_official_r50(arguments.weights)
+        sides = ["fp32", "bf16"] if arguments.no_reference else ["transformers", "fp32", "bf16"]
+        results = compare(arguments, sides)
+    report(arguments, results)
+
+
+def compare(arguments: argparse.Namespace, sides: list[str]) -> dict[str, dict[str, float]]:
+    """The best round of each side: wall and CPU seconds, and the process's peak memory."""
+    command = [sys.executable, __file__, "--weights", arguments.weights]
+    for name in ("threads", "height", "width", "device"):
+        command += [f"--{name}", str(getattr(arguments, name))]
+    workers = {
+        side: subprocess.Popen(
+            [*command, "--side", side], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for side in sides
+    }
+    results: dict[str, dict[str, float]] = {}
+    for _ in range(arguments.rounds):
+        for side, worker in workers.items():
+            assert worker.stdin is not None
+            assert worker.stdout is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+            found = json.loads(worker.stdout.readline())
+            best = results.setdefault(side, found)
+            results[side] = {
+                **found,
+                "wall_s": min(found["wall_s"], best["wall_s"]),
+                "cpu_s": min(found["cpu_s"], best["cpu_s"]),
+            }
+    for worker in workers.values():
+        worker.communicate()
+    return results
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """A worker: one warm-up, then one measured image per line of stdin."""
+    import torch
+
+    from tests.random_weights import made_images
+
+    torch.set_num_threads(arguments.threads)
+    image = made_images(1, 5, arguments.height)[0][:, : arguments.width]
+    run = reference(arguments) if arguments.side == "transformers" else ours(arguments)
+    run(image)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        segments = run(image)
+        found = {
+            "wall_s": time.perf_counter() - wall,
+            "cpu_s": time.process_time() - cpu,
+            "segments": segments,
+            "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        }
+        print(json.dumps(found), flush=True)
+
+
+def ours(arguments: argparse.Namespace) -> Callable[..., int]:
+    import detr
+
+    model = detr.load(arguments.weights, device=arguments.device, dtype=arguments.side)
+    return lambda image: len(model.segment([image])[0].segments)
+
+
+def reference(arguments: argparse.Namespace) -> Callable[..., int]:
+    import torch
+    from transformers import DetrImageProcessor
+
+    from detr.checkpoint import open_checkpoint
+    from tests.detr import hugging_face
+
+    weights = open_checkpoint(arguments.weights).weights()
+    model = hugging_face.make(hugging_face.R50)
+    model.load_state_dict(hugging_face.from_official(weights, model.state_dict()))
+    model.to(arguments.device)
+    processor = DetrImageProcessor()
+
+    @torch.inference_mode()
+    def run(image) -> int:  # image (H, W, 3) uint8
+        inputs = processor(images=image, return_tensors="pt").to(arguments.device)
+        outputs = model(**inputs)
+        [answer] = processor.post_process_panoptic_segmentation(
+            outputs, threshold=0.85, target_sizes=[image.shape[:2]], label_ids_to_fuse=set()
+        )
+        return len(answer["segments_info"])
+
+    return run
+
+
+def report(arguments: argparse.Namespace, results: dict[str, dict[str, float]]) -> None:
+    print(
+        f"DETR-R50 panoptic, {arguments.height} x {arguments.width} image, "
+        f"{arguments.threads} threads, {arguments.device}, best of {arguments.rounds}"
+    )
+    print(f"{'':14}{'wall s':>9}{'CPU s':>9}{'peak GB':>9}{'segments':>9}{'times faster':>14}")
+    base = results.get("transformers")
+    for side, found in results.items():
+        faster = f"{base['wall_s'] / found['wall_s']:.1f}" if base else "-"
+        print(
+            f"{side:14}{found['wall_s']:9.3f}{found['cpu_s']:9.3f}{found['peak_gb']:9.2f}"
+            f"{found['segments']:9.0f}{faster:>14}"
+        )
+    print(
+        json.dumps(
+            {
+                "benchmark": "model",
+                "machine": platform.processor() or platform.machine(),
+                "date": time.strftime("%Y-%m-%d"),
+                "threads": arguments.threads,
+                "results": results,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
