@@ -1,51 +1,44 @@
-"""`panoptic`: one verb a module; errors as a sentence and an exit code."""
+"""`panoptic`: one verb a module; errors as a sentence and an exit code.
+
+Only the module of the verb that was asked for is imported: Ray and torch take seconds to load, and
+`panoptic --help` should not.
+"""
 
 from __future__ import annotations
 
 import inspect
 import signal
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
 
 import typer
 from typer.exceptions import TyperException
 
-from detr.config import ModelError
-from jobs import demo, doctor, evaluate, export, plan, retry, segment, status, view
 from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, UserError
 
-app = typer.Typer(
-    name="panoptic",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="DETR panoptic segmentation of millions of images as one Ray job: "
-    "a bucket in, Parquet shards of RLE masks and exact PQ out.",
-)
-
-
-def help_text(documentation: str | None) -> str:
-    """A docstring for a terminal of any width: paragraphs flow, indented examples stay lines."""
-    paragraphs = inspect.cleandoc(documentation or "").split("\n\n")
-    flowing = (p if p.startswith(" ") else " ".join(p.split()) for p in paragraphs)
-    return "\n\n".join(flowing)
-
-
-VERBS = (
-    demo.demo,
-    doctor.doctor,
-    plan.plan,
-    segment.segment,
-    status.status,
-    status.errors,
-    retry.retry,
-    evaluate.evaluate,
-    view.view,
-    export.export,
-)
-for verb in VERBS:
-    app.command(help=help_text(verb.__doc__))(verb)
+# Verb -> where it is, and the first line of its documentation (a test compares them).
+VERBS = {
+    "demo": ("jobs.demo:demo", "Segment and score made scenes on this machine; start here."),
+    "doctor": ("jobs.doctor:doctor", "Check this machine, the bucket and the weights."),
+    "plan": ("jobs.plan:plan", "Say what `segment` would do, and write nothing."),
+    "segment": ("jobs.segment:segment", "Segment every image of SOURCE into a run folder."),
+    "status": ("jobs.status:status", "Say how far a run is and what is published."),
+    "errors": ("jobs.status:errors", "List the images that failed, by code."),
+    "retry": ("jobs.retry:retry", "Compute the failed images of OUT again."),
+    "evaluate": (
+        "jobs.evaluate:evaluate",
+        "Score predictions against ground truth: PQ, SQ and RQ with 95 % intervals.",
+    ),
+    "view": ("jobs.view:view", "Draw the segments of one image over it."),
+    "export": (
+        "jobs.export:export",
+        "Write a run as COCO JSON, with PNGs for panopticapi or with RLE for pycocotools.",
+    ),
+    "train": ("jobs.train:train", "Train DETR panoptic on the classes of DATASET."),
+}
 
 
 def main() -> None:
@@ -54,12 +47,12 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
-        code = app(arguments, standalone_mode=False)
-    except (UserError, ModelError) as error:
-        return _say(str(error), getattr(error, "exit_code", EXIT_USAGE))
+        code = make_app(arguments)(list(arguments), standalone_mode=False)
+    except UserError as error:
+        return _say(str(error), error.exit_code)
     except TyperException as error:
         if not arguments:  # the help was printed already
             return EXIT_USAGE
@@ -71,7 +64,69 @@ def run(arguments: list[str]) -> int:
             "stopped; every shard already written stays: run the same command to continue",
             EXIT_TRY_AGAIN,
         )
+    except ValueError as error:
+        from detr.config import ModelError  # loads torch, which the verb that raised it has done
+
+        if isinstance(error, ModelError):
+            return _say(str(error), EXIT_USAGE)
+        raise
     return code if isinstance(code, int) else 0
+
+
+def make_app(arguments: Sequence[str]) -> typer.Typer:
+    """The program, with the verb of these arguments loaded and the others as a line of help."""
+    app = typer.Typer(
+        name="panoptic",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        help="DETR panoptic segmentation of millions of images as one Ray job: "
+        "a bucket in, Parquet shards of RLE masks and exact PQ out.",
+    )
+    app.callback()(_options)
+    wanted = next((text for text in arguments if not text.startswith("-")), None)
+    for verb, (_, summary) in VERBS.items():
+        function = load(verb) if verb == wanted else _not_loaded
+        text = help_text(function.__doc__) if verb == wanted else summary
+        app.command(verb, help=text)(function)
+    return app
+
+
+def load(verb: str) -> Callable[..., Any]:
+    """The function behind a verb."""
+    module, _, name = VERBS[verb][0].partition(":")
+    return getattr(import_module(module), name)
+
+
+def help_text(documentation: str | None) -> str:
+    """A docstring for a terminal of any width: paragraphs flow, indented examples stay lines."""
+    paragraphs = inspect.cleandoc(documentation or "").split("\n\n")
+    flowing = (p if p.startswith(" ") else " ".join(p.split()) for p in paragraphs)
+    return "\n\n".join(flowing)
+
+
+def _not_loaded() -> None:
+    """Stands for a verb that was not asked for."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        libraries = f"ray {version('ray')}, torch {torch.__version__}, device {device}"
+        print(f"panoptic {version('detr-panoptic')} ({libraries})")
+        raise typer.Exit
+
+
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the versions."),
+    ] = False,
+) -> None:
+    """Options before the verb."""
 
 
 def _say(text: str, code: int) -> int:

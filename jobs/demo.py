@@ -35,7 +35,7 @@ def demo(
     json_output: JsonOutput = False,
     verbose: Verbose = False,
 ) -> None:
-    """Make scenes with ground truth, segment them on local Ray, score them, print the table.
+    """Segment and score made scenes on this machine; start here.
 
     No bucket, no GPU, no network: synthetic scenes of things and stuff, and a few broken files, as
     a real bucket has them. Run it again and it finds nothing left to compute.

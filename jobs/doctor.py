@@ -50,9 +50,11 @@ def doctor(
     ] = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Check this machine, the credentials, the bucket and the weights, a line each.
+    """Check this machine, the bucket and the weights.
 
-    Writes and deletes two small probe objects in OUT. Exits 2 if a check fails.
+    A line a check: versions, device, disk, listing and decoding the source, writing to OUT and its
+    conditional writes, the weights. Writes and deletes a small probe object in OUT. Exits 2 if a
+    check fails.
 
         panoptic doctor s3://bucket/images s3://bucket/out --weights r50
     """

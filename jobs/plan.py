@@ -31,7 +31,7 @@ def plan(
     ] = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Say what `segment` with the same arguments would do, and write nothing.
+    """Say what `segment` would do, and write nothing.
 
     How many images and shards, how many are done, why the others are not; with --rate the hours,
     with --price too the cost. A run that has worked already knows its own rate.

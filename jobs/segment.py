@@ -15,7 +15,7 @@ from pipeline.job import segment as run_segment
 
 @takes_settings
 def segment(settings: RunConfig, json_output: JsonOutput = False, verbose: Verbose = False) -> None:
-    """Segment every image of SOURCE into the run folder --out.
+    """Segment every image of SOURCE into a run folder.
 
     Continues whatever is there: stop it, kill it, run the same command again, and only the shards
     that are missing are computed. Nothing already written is ever lost.

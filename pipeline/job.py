@@ -15,7 +15,6 @@ from typing import Any
 from pipeline.cluster import Device, connect, decide_device, resources
 from pipeline.config import SOURCE_FIELDS, RunConfig
 from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
-from pipeline.entry import as_user_error
 from pipeline.errors import UserError
 from pipeline.execute import Reporter, execute
 from pipeline.generation import plan_first, plan_refresh, plan_retry, stage_listing
@@ -79,10 +78,11 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
     description = spec.describe()
     if run is not None:
         check_same(run, config, description)
+    fresh = run is None or not run.generations()
+    if run is None or fresh:
+        run = _first(run, storage, config, description, device, reporter)
     with lease(storage):
-        if run is None or not run.generations():
-            run = _first(run, storage, config, description, device, reporter)
-        elif config.refresh:
+        if config.refresh and not fresh:
             _refresh(run, config, reporter)
         elif config.limit != run.info.limit:
             reporter.note(
@@ -157,16 +157,12 @@ def _first(
     device: Device,
     reporter: Reporter,
 ) -> Run:
-    """List the source, write `run.json`, and plan generation 1."""
+    """List the source, write `run.json`, and plan generation 1; an empty source writes nothing."""
     with Staging() as staging:
         images, size = stage_listing(staging, Source.of(config), config.limit, reporter.listed)
-        if run is None:
-            info = describe_run(config, description, device)
-            try:
-                run = create_run(storage, info)
-            except Exception as error:
-                raise as_user_error(error, f"can't write to --out {storage.url}") from error
-        generation = plan_first(run, staging, images, size, config.images_per_shard)
+        with lease(storage):
+            run = run or create_run(storage, describe_run(config, description, device))
+            generation = plan_first(run, staging, images, size, config.images_per_shard)
     reporter.note(f"{images:,} images in {generation.shards:,} shards")
     return run
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
+from pipeline.entry import as_user_error
 from pipeline.errors import LeaseError
 from pipeline.storage import Storage
 
@@ -36,8 +37,13 @@ def lease(storage: Storage) -> Iterator[None]:
         "submission": os.environ.get("RAY_JOB_SUBMISSION_ID", ""),
     }
     content = json.dumps(owner).encode()
-    while not storage.write_if_absent(LEASE_FILE, content):
-        _remove_if_abandoned(storage, owner)
+    try:
+        while not storage.write_if_absent(LEASE_FILE, content):
+            _remove_if_abandoned(storage, owner)
+    except LeaseError:
+        raise
+    except Exception as error:
+        raise as_user_error(error, f"can't write to {storage.url}") from error
     if _holder(storage) != owner:  # a store that ignores If-None-Match lets the last one win
         raise LeaseError(f"{storage.url}: another job took the lease at the same moment")
     stop = threading.Event()

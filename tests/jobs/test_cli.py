@@ -1,0 +1,126 @@
+"""The command line: help that is documentation, and every mistake one sentence with exit code 2."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import VERBS, help_text, load, run
+from pipeline.config import RunConfig
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_list_of_verbs_says_what_each_one_s_own_help_says(verb: str) -> None:
+    documentation = inspect.cleandoc(load(verb).__doc__ or "")
+    assert documentation.splitlines()[0] == VERBS[verb][1]
+    assert f"panoptic {verb}" in documentation  # an example
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_prints_its_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([verb, "--help"]) == 0
+    assert VERBS[verb][1].split()[0] in capsys.readouterr().out
+
+
+def test_segment_has_a_flag_for_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    run(["segment", "--help"])
+    shown = capsys.readouterr().out
+    for name in RunConfig.model_fields:
+        flag = {"source": "SOURCE", "source_options": "--source-option"}.get(name)
+        assert (flag or "--" + name.replace("_", "-").removesuffix("s"))[:20] in shown
+
+
+def test_help_loads_neither_ray_nor_torch() -> None:
+    code = "import sys; from jobs.cli import run; run(['--help']); "
+    code += "print({'ray', 'torch'} & {*sys.modules})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.splitlines()[-1] == "set()"
+
+
+def test_paragraphs_flow_and_examples_keep_their_lines() -> None:
+    assert help_text("One\ntwo.\n\n    panoptic x \\\n      --y\n\nThree\nfour.") == (
+        "One two.\n\n    panoptic x \\\n      --y\n\nThree four."
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("segment X --oops", "No such option: --oops"),
+        ("segment {scenes}", "--out is needed"),
+        ("segment {scenes} --out {out} --threshold 2", "--threshold 2.0"),
+        ("segment {scenes} --out {out} --weights {out}/w.pth", "no such file (give r50, r50-dc5"),
+        ("segment {scenes} --out {out} --weights {scenes}/../panoptic.json", "panoptic.json"),
+        ("segment /nowhere --out {out} --weights {weights}", "--source /nowhere does not exist"),
+        ("segment {empty} --out {out} --weights {weights}", "no images found in"),
+        ("segment {scenes} --out {out} --weights {weights} --device cuda", "finds no GPU"),
+        ("segment {scenes} --out {out} --model no.such:load", "can't be imported"),
+        ("segment {scenes} --out {out} --config {out}.toml", "no such file"),
+        ("segment {scenes} --out {out} --out-option profile", "must be KEY=VALUE"),
+        ("segment {scenes} --out {weights}/run --weights {weights}", "can't write"),
+        ("status {empty}", "is not a run folder"),
+        ("errors {empty}", "is not a run folder"),
+        ("errors {empty} --code nonsense", "'nonsense' is no error code"),
+        ("retry {empty}", "is not a run folder"),
+        ("plan /nowhere --out {out}", "--source /nowhere does not exist"),
+        ("export {empty} --to {out}", ""),
+        ("nonsense", "No such command 'nonsense'"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(
+    arguments: str,
+    message: str,
+    scenes: Path,
+    tiny_weights: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {
+        "scenes": scenes / "images",
+        "weights": tiny_weights,
+        "out": tmp_path / "out",
+        "empty": tmp_path / "empty",
+    }
+    code = run([word.format(**places) for word in arguments.split()])
+    said = capsys.readouterr()
+    assert code == 2
+    assert message in said.err
+    assert len(said.err.strip().splitlines()) <= 2  # the listing's count may stand before it
+    assert not (tmp_path / "out").exists()
+
+
+def test_doctor_tells_a_line_a_check(
+    scenes: Path, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [str(scenes / "images"), str(tmp_path / "out")]
+    assert run(["doctor", *places, "--weights", str(tiny_weights), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["ok"]
+    names = [check["name"] for check in result["checks"]]
+    assert names == ["python", "device", "disk", "images", "run folder", "weights"]
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_doctor_fails_with_the_mend(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
+    assert "does not exist" in capsys.readouterr().out
+
+
+def test_plan_counts_and_prices_without_writing(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", str(scenes / "images"), "--out", str(tmp_path / "out")]
+    assert run([*arguments, "--rate", "2", "--price", "3600", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["images"], facts["shards"], facts["images_to_do"]) == (23, 1, 23)
+    assert facts["hours"] == pytest.approx(23 / 2 / 3600)
+    assert facts["cost"] == pytest.approx(23 / 2)
+    assert not (tmp_path / "out").exists()
