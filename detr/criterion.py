@@ -64,9 +64,11 @@ class Losses:
     giou: Tensor
     focal: Tensor
     dice: Tensor
+    dense: Tensor | None = None  # of the dense head, where there is one
 
     def to_dict(self) -> dict[str, float]:
-        return {name: float(value.detach()) for name, value in vars(self).items()}
+        terms = {name: value for name, value in vars(self).items() if value is not None}
+        return {name: float(value.detach()) for name, value in terms.items()}
 
 
 def corners(boxes: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from detr.checkpoint import open_checkpoint
 from detr.config import RECIPES, DetrConfig
 from jobs.console import duration, print_json
 from jobs.dataset import PanopticDataset, hold_out, open_dataset
-from jobs.launch import launch
 from jobs.options import JsonOutput, Verbose
 from jobs.training import WEIGHTS, Plan, Schedule, Task, read_checkpoint
 from pipeline import cluster
@@ -88,6 +87,9 @@ def train(
     mask_weight: Annotated[
         float, _option("Mask losses, times the published weight.", Recipe)
     ] = 1.0,
+    dense_weight: Annotated[
+        float | None, _option("Of a helping loss on the encoder; 1 from scratch, else 0.", Recipe)
+    ] = None,
     seed: Annotated[int, _option("Of weights, batches and augmentation.", Recipe)] = 0,
     threshold: Annotated[float, _option("Score that validation keeps a query above.")] = 0.85,
     half: Annotated[bool, _option("Keep the best weights as float16.")] = False,
@@ -109,6 +111,8 @@ def train(
 
         panoptic train data/panoptic.json --out runs/tiny --architecture small --size 256
     """
+    from jobs.launch import launch  # Ray Train takes seconds to import: no other verb should wait
+
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     training = open_dataset(dataset, images=images, masks=masks)
     training, validation = _validation(training, val, val_images, val_masks, hold)
@@ -126,6 +130,7 @@ def train(
         cooldown=cooldown,
         clip=clip,
         mask_weight=mask_weight,
+        dense_weight=float(initial is None) if dense_weight is None else dense_weight,
     )
     schedule = Schedule(
         save_seconds=save_seconds,

@@ -56,6 +56,7 @@ class Plan:
     cooldown: float = 0.3  # share of the steps at the end, in which it falls to zero
     clip: float = 0.1  # largest norm of the gradient
     mask_weight: float = 1.0  # times the published weight of focal and dice
+    dense_weight: float = 0.0  # of the helping loss on the encoder's cells (dense_head.py)
     averaging: float = 0.998  # of the weights, per step
 
 
@@ -117,7 +118,9 @@ class Trainer:
             model.load_state_dict({**model.state_dict(), **task.initial})
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         weights = Weights(focal=plan.mask_weight, dice=plan.mask_weight)
-        self.learner = Learner(model, phase=plan.phase, weights=weights).to(device)
+        self.learner = Learner(
+            model, phase=plan.phase, weights=weights, dense_weight=plan.dense_weight
+        ).to(device)
         self.average = AveragedModel(
             self.learner.model,
             avg_fn=averaging(plan.averaging),
@@ -130,8 +133,10 @@ class Trainer:
     def _parameter_groups(self) -> list[dict[str, Any]]:
         named = [(n, p) for n, p in self.learner.named_parameters() if p.requires_grad]
         backbone = [p for n, p in named if ".backbone." in n]
-        others = [p for n, p in named if ".backbone." not in n]
-        groups = [(others, self.plan.lr), (backbone, self.plan.backbone_lr)]
+        dense = [p for n, p in named if n.startswith("dense_head.")]
+        others = [p for n, p in named if ".backbone." not in n and not n.startswith("dense_head.")]
+        lr = self.plan.lr
+        groups = [(others, lr), (backbone, self.plan.backbone_lr), (dense, lr)]
         return [{"params": params, "lr": lr, "full_lr": lr} for params, lr in groups if params]
 
     def run(self, report: Callable[[dict[str, Any]], None]) -> None:
