@@ -116,13 +116,9 @@ class Predictor:
 
     def _to_input(self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
         """Arrays of any sizes -> (B, 3, h, w) normalised, on the device, channels last."""
-        resized = [
-            resize(
-                torch.from_numpy(np.require(image, requirements=["C", "W"]))[None].to(self.device),
-                size,
-            )
-            for image in images
-        ]
+        alike = len({image.shape for image in images}) == 1
+        stacks = [np.stack(images)] if alike else [np.stack([image]) for image in images]
+        resized = [resize(torch.from_numpy(stack).to(self.device), size) for stack in stacks]
         return normalize(torch.cat(resized)).to(self.dtype)
 
     def _chunk(self, finest: Tensor) -> int:

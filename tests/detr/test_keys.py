@@ -3,6 +3,7 @@
 import torch
 
 from detr.keys import is_hugging_face, official_name, to_official
+from tests.detr import hugging_face
 
 
 def test_current_names():
@@ -66,3 +67,10 @@ def test_counters_of_batch_norm_are_dropped():
 def test_the_published_names_are_not_taken_for_hugging_face():
     assert not is_hugging_face({"detr.class_embed.weight": 0})
     assert is_hugging_face({"detr.model.input_projection.weight": 0})
+
+
+def test_a_whole_model_goes_there_and_back():
+    weights = hugging_face.make(hugging_face.SMALL).state_dict()
+    back = hugging_face.from_official(to_official(weights), weights)
+    assert back.keys() == weights.keys()
+    assert all(torch.equal(back[name], weights[name]) for name in weights)
