@@ -16,6 +16,7 @@ import copy
 import io
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -156,18 +157,21 @@ class Trainer:
             world=self.world,
         )
         started, first, saved = time.monotonic(), self.step, time.monotonic()
-        sums: dict[str, float] = {}
+        sums: Counter[str] = Counter()
+        summed = 0
         for batch in batches.from_step(self.step, self.plan.steps):
             losses = self._learn(wrapped, batch.to(self.device))
             self.step += 1
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value / schedule.log_every
+            sums.update(losses)
+            summed += 1
             last = self.step == self.plan.steps
             if self.step % schedule.log_every == 0:
                 pace = (time.monotonic() - started) / (self.step - first)
                 eta = pace * (self.plan.steps - self.step)
-                report({"step": self.step, "losses": sums, "seconds_left": round(eta)})
-                sums = {}
+                means = {name: value / summed for name, value in sums.items()}
+                report({"step": self.step, "losses": means, "seconds_left": round(eta)})
+                sums.clear()
+                summed = 0
             if self.rank == 0:
                 if self.step % schedule.validate_every == 0 or last:
                     report(self.validate())

@@ -81,6 +81,20 @@ def test_one_image_is_learnt_by_heart() -> None:
     torch.testing.assert_close(boxes, targets.boxes[matching.target], atol=0.1, rtol=0)
 
 
+def test_dense_head_helps_to_learn_and_is_not_in_the_model() -> None:
+    torch.manual_seed(0)
+    plain = DetrPanoptic(TINY)
+    learner = Learner(plain, dense_weight=1.0)
+    assert learner.model.state_dict().keys() == DetrPanoptic(TINY).state_dict().keys()
+    images, targets = two_squares()
+    before = learner(images, None, targets).dense
+    train(learner, 40)
+    after = learner(images, None, targets).dense
+    assert before is not None
+    assert after is not None
+    assert after.item() < before.item() / 2
+
+
 def test_boxes_phase_leaves_masks_out_of_the_loss() -> None:
     images, targets = two_squares()
     losses = make("boxes").train()(images, None, targets)
