@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detr.categories import Categories
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
+from detr.categories import Categories
 from jobs.scene_paint import STUFF, THINGS, Floats, noise, rubble, shade
 
 SIZES = ((128, 128), (128, 160), (160, 128))  # (height, width): 1:1, 5:4, 4:5

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def jpeg(height: int, width: int, seed: int) -> bytes:
     return out.getvalue()
 
 
-def unit_of(files: dict[str, bytes | None]) -> pa.Table:
+def unit_of(files: Mapping[str, bytes | None]) -> pa.Table:
     rows = [
         {"hash": name_hash(name), "file_name": name, "uri": name, "attempts": 0} for name in files
     ]
