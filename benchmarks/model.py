@@ -1,8 +1,9 @@
 """DETR-R50 panoptic on this machine's CPU or GPU: image to panoptic map, against transformers.
 
-Claim: the same masks as transformers' DetrForSegmentation with the same weights, many times faster. Each side runs in a process of its own with the same threads, rounds alternate between them
-so that a busy machine slows both, and the best round counts. transformers' side is its forward pass
-and its own `post_process_panoptic_segmentation` (whose merge has other rules, so that its number of
+Claim: the same masks as transformers' DetrForSegmentation with the same weights, many times faster.
+Each side runs in a process of its own with the same threads, rounds alternate between them so that
+a busy machine slows both, and the best round counts. transformers' side is its forward pass and its
+own `post_process_panoptic_segmentation` (whose merge has other rules, so that its number of
 segments differs; it is a small part of the time); ours is `Predictor.segment`, decoding excluded on
 both sides. transformers needs about 13 GB at full size.
 
