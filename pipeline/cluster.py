@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import ray
@@ -43,9 +45,10 @@ def connect(address: str | None, *, verbose: bool = False) -> None:
     if is_local(address):
         # Ray would switch token authentication on and write a token file for a cluster of one.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(
-            address="local", include_dashboard=False, log_to_driver=verbose, logging_level=level
-        )
+        with nullcontext() if verbose else _without_native_stderr():
+            ray.init(
+                address="local", include_dashboard=False, log_to_driver=verbose, logging_level=level
+            )
         logging.getLogger("ray.data").setLevel(level)
         return
     try:
@@ -58,6 +61,20 @@ def connect(address: str | None, *, verbose: bool = False) -> None:
             "run on this machine)"
         ) from error
     logging.getLogger("ray.data").setLevel(level)
+
+
+@contextmanager
+def _without_native_stderr() -> Iterator[None]:
+    """Drop what Ray's core prints to file descriptor 2: its errors come as exceptions besides."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def is_local(address: str | None) -> bool:

@@ -16,6 +16,7 @@ from pipeline.cluster import Device, connect, decide_device, resources
 from pipeline.config import SOURCE_FIELDS, RunConfig
 from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.errors import UserError
+from pipeline.estimate import WORTH_MEASURING, cpu_hours
 from pipeline.execute import Reporter, execute
 from pipeline.generation import plan_first, plan_refresh, plan_retry, stage_listing
 from pipeline.lease import lease
@@ -244,6 +245,9 @@ def _work(
         run.mark_success(False)
         connect(config.address)
         placement = _place(config, device, sum(len(units) for units in todo.units.values()))
+        if placement.device == "cpu" and todo.images >= WORTH_MEASURING:
+            hours = cpu_hours(spec, placement, todo.images)
+            reporter.note(f"on these CPUs {todo.images:,} images take about {hours:.2g} h or more")
         progress = execute(run, todo.units, todo.rewrites, config, spec, placement, reporter)
         facts = {"device": device.name, "dtype": device.dtype, "placement": vars(placement)}
         record_stats(run, generation.number, progress, facts)

@@ -14,7 +14,7 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray  # reads the environment when it is imported
 
-from jobs.scenes import write_scenes
+from jobs.scenes import SCENE_CATEGORIES, write_scenes
 from tests.random_weights import write_tiny
 from tests.servers import S3Server, moto_server, rclone_server
 
@@ -41,7 +41,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model of every part that takes milliseconds an image."""
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    write_tiny(path)
+    write_tiny(path, categories=SCENE_CATEGORIES)
     return path
 
 

@@ -14,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import boto3
 import pytest
 
 READY_SECONDS = 60
@@ -33,6 +35,11 @@ class S3Server:
         """Let every client of this process, and those it starts, use this server."""
         for name, value in self.environment().items():
             monkeypatch.setenv(name, value)
+
+    def client(self) -> Any:
+        """A boto3 client with this server's keys, whatever the environment says."""
+        session = boto3.Session(self.access_key, self.secret_key, region_name="us-east-1")
+        return session.client("s3", endpoint_url=self.url)
 
     def environment(self) -> dict[str, str]:
         return {

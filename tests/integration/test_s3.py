@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from io import BytesIO
 from pathlib import Path
 
-import boto3
 import pytest
+from PIL import Image
 
+from detr.categories import COCO_PANOPTIC
+from pipeline.run import open_run
+from tests.conftest import SHARED_DATA
+from tests.odd_files import encode, picture
+from tests.random_weights import write_official_r50
 from tests.servers import S3Server
 
 pytestmark = pytest.mark.timeout(600)
@@ -26,7 +32,7 @@ def test_bucket_to_bucket_with_credentials_from_the_environment(
 ) -> None:
     assert rclone.folder is not None
     (rclone.folder / "data").mkdir()
-    client = boto3.client("s3")
+    client = rclone.client()
     for path in (scenes / "images").iterdir():
         client.upload_file(str(path), "data", f"images/{path.name}")
     for path in scenes.glob("panoptic*/*.png"):
@@ -86,3 +92,36 @@ def test_a_store_that_refuses_is_one_sentence(
     assert message in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
     assert rclone.secret_key not in result.stderr
+
+
+def test_the_official_layout_at_full_size_on_photos_in_a_bucket(
+    rclone: S3Server, tmp_path: Path
+) -> None:
+    """R50 at 800 x 1066 with random weights, on COCO photos or, where there are none, made ones."""
+    assert rclone.folder is not None
+    (rclone.folder / "data").mkdir()
+    write_official_r50(tmp_path / "r50.pth")
+    shared = SHARED_DATA / "coco_val100" / "images"
+    if shared.is_dir():
+        photos = [path.read_bytes() for path in sorted(shared.glob("*.jpg"))[:3]]
+    else:
+        photos = [encode(Image.fromarray(picture(480, 640, seed)), "JPEG") for seed in range(3)]
+    for number, photo in enumerate(photos):
+        rclone.client().put_object(Bucket="data", Key=f"images/{number}.jpg", Body=photo)
+
+    result = panoptic(
+        *("segment", "s3://data/images", "--out", "s3://data/run", "--json"),
+        *("--weights", str(tmp_path / "r50.pth")),
+    )
+
+    assert result.returncode == 0, result.stderr
+    run = open_run("s3://data/run")
+    rows = [
+        row for shard in run.snapshot().shards for row in run.read_shard(shard.path).to_pylist()
+    ]
+    assert [row["status"] for row in rows] == ["ok"] * 3
+    coco = {category.id for category in COCO_PANOPTIC}
+    assert {kind for row in rows for kind in row["category_id"]} <= coco
+    for row in rows:
+        expected = Image.open(BytesIO(photos[int(row["file_name"][0])])).size
+        assert (row["width"], row["height"]) == expected

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import boto3
 import pytest
 
 from pipeline.errors import LeaseError
@@ -22,8 +21,8 @@ from tests.servers import S3Server
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "local":
         return Storage(tmp_path)
-    request.getfixturevalue("moto")
-    boto3.client("s3").create_bucket(Bucket="bucket")
+    server: S3Server = request.getfixturevalue("moto")
+    server.client().create_bucket(Bucket="bucket")
     return Storage("s3://bucket/run")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import boto3
 import pytest
 
 from pipeline.node_cache import local_copy
@@ -16,7 +15,7 @@ def test_a_remote_file_is_copied_once_until_it_changes(
     moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PANOPTIC_CACHE", str(tmp_path))
-    boto3.client("s3").create_bucket(Bucket="bucket")
+    moto.client().create_bucket(Bucket="bucket")
     storage = Storage("s3://bucket")
     storage.write("weights/w.bin", b"one")
     first = local_copy("s3://bucket/weights/w.bin")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -65,7 +64,7 @@ def test_a_run_folder_inside_the_source_is_not_listed(folder: Path) -> None:
 
 
 def test_a_bucket_is_listed_with_sizes_and_etags(moto: S3Server) -> None:
-    client = boto3.client("s3")
+    client = moto.client()
     client.create_bucket(Bucket="bucket")
     for number in range(1_003):  # more than one page
         client.put_object(Bucket="bucket", Key=f"in/{number:04d}.jpg", Body=b"x" * (number % 7))

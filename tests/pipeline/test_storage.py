@@ -6,7 +6,6 @@ import asyncio
 import pickle
 from pathlib import Path
 
-import boto3
 import pytest
 
 from pipeline.errors import UserError
@@ -20,8 +19,8 @@ ODD_NAMES = ["a b.jpg", "q?#%+&.jpg", "日本.jpg", "x<y>.jpg", "pct%20.jpg", "d
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     if request.param == "local":
         return Storage(tmp_path / "folder")
-    request.getfixturevalue("moto")
-    boto3.client("s3").create_bucket(Bucket="bucket")
+    server: S3Server = request.getfixturevalue("moto")
+    server.client().create_bucket(Bucket="bucket")
     return Storage("s3://bucket/folder")
 
 
@@ -73,7 +72,7 @@ def test_a_storage_travels_between_processes(storage: Storage) -> None:
 
 
 def test_keys_that_obstore_cannot_express_are_listed_and_read(moto: S3Server) -> None:
-    client = boto3.client("s3")
+    client = moto.client()
     client.create_bucket(Bucket="bucket")
     names = ["a.jpg", "b//c.jpg", "d/./e.jpg", "f.jpg"]
     for name in names:

@@ -1,0 +1,26 @@
+"""What a run on CPUs will take, measured on this machine before it starts."""
+
+from __future__ import annotations
+
+import time
+from typing import Final
+
+import numpy as np
+
+from pipeline.engine_model import ModelSpec
+from pipeline.placement import Placement
+
+WORTH_MEASURING: Final = 200  # images; fewer are done before anybody would read the estimate
+
+
+def cpu_hours(spec: ModelSpec, placement: Placement, images: int) -> float:
+    """Hours for so many 640 x 480 photos on the largest pool: from one made image, the second time.
+
+    A lower bound: made noise keeps few segments, and each kept one costs a little.
+    """
+    model = spec.load()
+    image = np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)
+    model.segment([image])
+    started = time.perf_counter()
+    model.segment([image])
+    return (time.perf_counter() - started) * images / placement.max_actors / 3600
