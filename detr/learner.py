@@ -19,12 +19,20 @@ from detr.criterion import Losses, Targets, Weights, criterion, match
 from detr.dense_head import DenseHead
 from detr.model import DetrPanoptic, Output
 
-Phase = Literal["joint", "boxes", "masks"]
+Phase = Literal["backbone", "boxes", "masks", "joint"]
+_TRAINS = {  # features, detector, masks
+    "backbone": (True, False, False),
+    "boxes": (True, True, False),
+    "masks": (False, False, True),
+    "joint": (True, True, True),
+}
 
 
 class Learner(nn.Module):
-    """`phase`: "boxes" leaves the mask head alone, "masks" everything else (the paper's two steps,
-    section 4.4), "joint" trains all at once. Batch norm and dropout rest in what isn't trained."""
+    """What a phase trains: "boxes" all but the masks and "masks" nothing else (the paper's two
+    steps, section 4.4), "joint" all at once; "backbone", which comes first where there are no
+    weights at all, its features, by the dense head alone. Batch norm and dropout rest in what isn't
+    trained."""
 
     def __init__(
         self,
@@ -37,19 +45,20 @@ class Learner(nn.Module):
         """`dense_weight` of the dense head's loss in the total; 0 leaves the head out."""
         super().__init__()
         self.model, self.phase, self.weights = model, phase, weights or Weights()
-        self.dense_weight = dense_weight if phase != "masks" else 0.0
+        self.dense_weight = {"backbone": 1.0, "masks": 0.0}.get(phase, dense_weight)
         self.dense_head: DenseHead | None = None
         if self.dense_weight:
-            config = model.config
-            self.dense_head = DenseHead(config.hidden_dim, config.num_classes)
+            self.dense_head = DenseHead(model.config.hidden_dim, model.config.num_classes)
         for module, trains in self._parts():
             if not trains:
                 module.requires_grad_(False)
 
     def _parts(self) -> Iterator[tuple[nn.Module, bool]]:
-        yield self.model.detr, self.phase != "masks"
-        yield self.model.bbox_attention, self.phase != "boxes"
-        yield self.model.mask_head, self.phase != "boxes"
+        features, detector, masks = _TRAINS[self.phase]
+        for name, module in self.model.detr.named_children():
+            yield module, features if name in ("backbone", "input_proj") else detector
+        yield self.model.bbox_attention, masks
+        yield self.model.mask_head, masks
 
     def train(self, mode: bool = True) -> Learner:
         super().train(mode)
@@ -65,13 +74,19 @@ class Learner(nn.Module):
         boxes_in_batch: float | None = None,
     ) -> Losses:
         """images (B, 3, H, W), padding (B, H, W) bool or None -> the losses of the batch."""
-        model = self.model
-        found = model.detr(images, padding, every_layer=True)
+        if self.phase == "backbone":
+            detr = self.model.detr
+            features = detr.backbone[0](images, padding)
+            assert self.dense_head is not None
+            dense = self.dense_head(detr.input_proj(features[-1].tensors), targets)
+            zero = dense.new_zeros(())
+            return Losses(dense, zero, zero, zero, zero, zero, dense)
+        found = self.model.detr(images, padding, every_layer=True)
         logits, boxes = found.logits, found.boxes  # (layers, B, Q, ...)
         matching = match(logits[-1], boxes[-1], targets, self.weights)
         masks = None
         if self.phase != "boxes":
-            masks = model.mask_logits(found, matching.image, matching.query)
+            masks = self.model.mask_logits(found, matching.image, matching.query)
         aux = list(zip(logits[:-1], boxes[:-1], strict=True))
         losses = criterion(
             Output(logits=logits[-1], boxes=boxes[-1], aux=aux, mask_logits=masks),
@@ -82,8 +97,7 @@ class Learner(nn.Module):
         )
         if self.dense_head is None:
             return losses
-        height, width = found.projected.shape[-2:]
-        dense = self.dense_head(found.memory, (height, width), targets, self.weights)
+        dense = self.dense_head(found.projected, targets)
         return replace(losses, total=losses.total + self.dense_weight * dense, dense=dense)
 
 

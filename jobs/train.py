@@ -72,7 +72,11 @@ def train(
         int | None, _option("Shorter side in pixels that the model sees.", Recipe)
     ] = None,
     phase: Annotated[
-        str, _option("joint, or the paper's two: boxes, then masks from those weights.", Recipe)
+        str,
+        _option(
+            "joint; or the paper's two, boxes then masks; backbone comes first from scratch.",
+            Recipe,
+        ),
     ] = "joint",
     steps: Annotated[int, _option("Optimiser steps in all; may be changed later.", Recipe)] = 5000,
     batch_size: Annotated[int, _option("Images a step and worker.", Recipe)] = 16,
@@ -88,7 +92,7 @@ def train(
         float, _option("Mask losses, times the published weight.", Recipe)
     ] = 1.0,
     dense_weight: Annotated[
-        float | None, _option("Of a helping loss on the encoder; 1 from scratch, else 0.", Recipe)
+        float | None, _option("Of the dense helping loss; 2 without frozen norms, else 0.", Recipe)
     ] = None,
     seed: Annotated[int, _option("Of weights, batches and augmentation.", Recipe)] = 0,
     threshold: Annotated[float, _option("Score that validation keeps a query above.")] = 0.85,
@@ -130,7 +134,7 @@ def train(
         cooldown=cooldown,
         clip=clip,
         mask_weight=mask_weight,
-        dense_weight=float(initial is None) if dense_weight is None else dense_weight,
+        dense_weight=(0.0 if config.frozen_norm else 2.0) if dense_weight is None else dense_weight,
     )
     schedule = Schedule(
         save_seconds=save_seconds,
@@ -204,8 +208,8 @@ def _validation(
 
 
 def _phase(phase: str) -> Any:
-    if phase not in ("joint", "boxes", "masks"):
-        raise UserError(f"--phase must be joint, boxes or masks, not {phase!r}")
+    if phase not in ("joint", "boxes", "masks", "backbone"):
+        raise UserError(f"--phase must be joint, boxes, masks or backbone, not {phase!r}")
     return phase
 
 

@@ -221,10 +221,10 @@ class Trainer:
             news = {
                 "step": self.step,
                 "validation": {group: figures[group]["pq"] for group in ("All", "Things", "Stuff")},
-                "kept": pq > self.best,
+                "kept": pq >= self.best,
             }
             self.history.append(news)
-            if pq > self.best:
+            if pq >= self.best:  # of equals the newer, as in phases that learn no masks
                 self.best = pq
                 task.out.write(WEIGHTS, path.read_bytes())
         return news

@@ -48,23 +48,32 @@ def make(phase: Phase) -> Learner:
     return Learner(model, phase=phase)
 
 
+FEATURES = {"detr.backbone", "detr.input_proj"}
+DETECTOR = {"detr.transformer", "detr.query_embed", "detr.class_embed", "detr.bbox_embed"}
+MASKS = {"bbox_attention", "mask_head"}
+
+
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
-    return {name.split(".")[1] for name in before if not torch.equal(before[name], after[name])}
+    """The parts of the model that have any tensor that differs."""
+    names = [name.split(".")[1:3] for name in before if not torch.equal(before[name], after[name])]
+    return {".".join(name) if name[0] == "detr" else name[0] for name in names}
 
 
 @pytest.mark.parametrize(
     ("phase", "expected"),
     [
-        ("joint", {"detr", "bbox_attention", "mask_head"}),
-        ("boxes", {"detr"}),
-        ("masks", {"bbox_attention", "mask_head"}),
+        ("backbone", FEATURES),
+        ("boxes", FEATURES | DETECTOR),
+        ("masks", MASKS),
+        ("joint", FEATURES | DETECTOR | MASKS),
     ],
 )
 def test_phase_changes_its_own_parts_only(phase: Phase, expected: set[str]) -> None:
     learner = make(phase)
-    before = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+    before = {f"model.{n}": t.clone() for n, t in learner.model.state_dict().items()}
     train(learner, 2)
-    assert changed(before, learner.state_dict()) == expected  # statistics of batch norm included
+    after = {f"model.{name}": tensor for name, tensor in learner.model.state_dict().items()}
+    assert changed(before, after) == expected  # statistics of batch norm included
 
 
 def test_one_image_is_learnt_by_heart() -> None:
