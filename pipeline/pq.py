@@ -163,8 +163,8 @@ def score(
     seeds: (n,) uint64, the hash of each image's name: its bootstrap weights.
     """
     n = prediction_rows.size
-    predicted = int(np.diff(predictions.first)[prediction_rows].sum()) if n else 0
-    true = int(np.diff(truth.first)[truth_rows].sum()) if n else 0
+    predicted = int(np.diff(predictions.first)[prediction_rows].sum())
+    true = int(np.diff(truth.first)[truth_rows].sum())
     scored = Scored(
         faults=np.zeros((n, 5), dtype=np.int64),
         totals=np.zeros((n, 3), dtype=np.int64),
@@ -176,13 +176,17 @@ def score(
         mixes=np.empty((predicted, 2), dtype=np.int32),
         mix_iou=np.empty(predicted, dtype=np.float64),
     )
+    most = max(_largest(predictions, prediction_rows), _largest(truth, truth_rows))
+    pixels = int(truth.size[truth_rows].prod(axis=1).max(initial=0))
+    # Labels of one byte where they fit: what the kernel touches then stays in the cache.
+    labels = np.zeros((2, pixels + 1), dtype=np.uint8 if most <= 2**8 - 3 else np.uint16)
     pq_kernels.score(
         prediction_rows, truth_rows,
         predictions.size, predictions.first, predictions.classes,
         predictions.text, predictions.text_first,
         truth.size, truth.first, truth.classes, truth.text, truth.text_first,
         truth.crowd, truth.unlisted, truth.unlisted_first,
-        seeds, _POISSON, sums.counts, sums.replicates,
+        seeds, labels, _POISSON, sums.counts, sums.replicates,
         scored.faults, scored.totals, scored.ious,
         scored.event_first, scored.events, scored.event_iou,
         scored.mix_first, scored.mixes, scored.mix_iou,
@@ -190,6 +194,11 @@ def score(
     found = scored.mixes[: scored.mix_first[-1]]
     sums.confusion.update(zip(found[:, 0].tolist(), found[:, 1].tolist(), strict=True))
     return scored
+
+
+def _largest(side: Side, rows: NDArray[np.int64]) -> int:
+    """Segments of the image that has most."""
+    return int(np.diff(side.first)[rows].max(initial=0))
 
 
 def class_positions(category_ids: NDArray[Any], known: Sequence[int]) -> NDArray[np.int32]:

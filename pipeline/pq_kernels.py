@@ -79,6 +79,7 @@ def score(
     u_text: NDArray[Any],  # pixels whose id the truth's JSON doesn't list: no segment, not void
     u_text_first: NDArray[Any],  # (truth + 1,)
     seeds: NDArray[Any],  # (n,) uint64 hash of each image
+    labels: NDArray[Any],  # (2, most pixels + 1) of a dtype that holds every segment's label
     poisson: NDArray[Any],  # (65536,) weight by 16 random bits
     sums: NDArray[Any],  # (classes, 3 sizes, 5) int64, added to
     replicates: NDArray[Any],  # (3: IoU, TP, FP + FN; classes, replicates) float64, added to
@@ -93,11 +94,9 @@ def score(
     mix_iou: NDArray[Any],  # (segments,) out
 ) -> None:
     """Score n images; outputs as declared. An image with a fault leaves every sum as it was."""
-    most_pixels = 1
     longest = 1
     for i in range(t_rows.size):
         t = t_rows[i]
-        most_pixels = max(most_pixels, t_size[t, 0] * t_size[t, 1])
         for s in range(t_first[t], t_first[t + 1]):
             longest = max(longest, t_text_first[s + 1] - t_text_first[s])
         longest = max(longest, u_text_first[t + 1] - u_text_first[t])
@@ -106,10 +105,10 @@ def score(
             longest = max(longest, p_text_first[s + 1] - p_text_first[s])
     starts = np.empty(longest // 2 + 1, dtype=np.int32)
     stops = np.empty(longest // 2 + 1, dtype=np.int32)
-    p_bits = np.zeros((most_pixels >> 6) + 1, dtype=np.uint64)
-    t_bits = np.zeros((most_pixels >> 6) + 1, dtype=np.uint64)
-    p_labels = np.zeros(most_pixels + 1, dtype=np.uint16)
-    t_labels = np.zeros(most_pixels + 1, dtype=np.uint16)
+    p_labels = labels[0]
+    t_labels = labels[1]
+    p_bits = np.zeros((p_labels.size >> 6) + 1, dtype=np.uint64)
+    t_bits = np.zeros((p_labels.size >> 6) + 1, dtype=np.uint64)
     weights = np.empty(replicates.shape[2], dtype=np.float64)
     last_crowd = np.zeros(sums.shape[0], dtype=np.int32)
 
