@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -118,5 +119,19 @@ def _weights(folder: Path, reporter: ConsoleReporter) -> Path:
             size=128,
             max_size=256,
         )
-        save(DetrPanoptic(config), path, config, SCENE_CATEGORIES)
+        save(_random_model(config), path, config, SCENE_CATEGORIES)
     return path
+
+
+def _random_model(config: DetrConfig) -> DetrPanoptic:
+    """Random weights that still keep queries with masks, so that every stage has work to do.
+
+    As initialised all queries answer alike and none is sure of a class.
+    """
+    torch.manual_seed(SEED)
+    model = DetrPanoptic(config)
+    torch.nn.init.normal_(model.detr.query_embed.weight)
+    with torch.no_grad():
+        model.detr.class_embed.weight.mul_(100)
+    model.mask_head.scale_attention(200.0)
+    return model
