@@ -1,6 +1,6 @@
 """PQ straight from Parquet shards, against hotcoco's RLE path and a plain PNG implementation.
 
-    python benchmarks/pq.py [--images 512]
+    python benchmarks/pq.py [--images 256]
 
 The claim: at most a quarter of the CPU time of hotcoco from RLE (Rust, PyPI; benchmark only:
 `pip install hotcoco`), in one run on the same images, one thread each, ground truth prepared. Made
@@ -40,14 +40,16 @@ from pipeline.quality import results
 from pipeline.rle_kernels import read_runs
 from pipeline.truth_table import row_of, table_of, write_png
 
-DISTINCT = 64  # maps made; more images repeat them
+DISTINCT = 256  # maps made; more images repeat them
 TARGET = 4.0
 
 
-def made_tables(size: str, images: int) -> tuple[pa.Table, pa.Table, list[tuple[bytes, bytes]]]:
+def made_tables(
+    size: str, images: int, *, distinct: int = DISTINCT
+) -> tuple[pa.Table, pa.Table, list[tuple[bytes, bytes]]]:
     """(prediction rows, truth rows, (prediction, truth) PNGs of the distinct maps)."""
     pairs, pngs = [], []
-    for seed in range(min(DISTINCT, images)):
+    for seed in range(min(distinct, images)):
         maps = made_pair(seed, size)
         own = []
         for segment_map in maps[::-1]:
@@ -161,7 +163,7 @@ def hotcoco_call(predictions: pa.Table, truth: pa.Table) -> Callable[[], Any] | 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--images", type=int, default=256)
     images: int = parser.parse_args().images
     result: dict[str, Any] = {"benchmark": "pq", "images": images, **machine()}
     for size, (height, width) in SIZES.items():

@@ -23,7 +23,6 @@ import ray
 from ray.exceptions import RayTaskError
 
 from detr.categories import Categories
-from pipeline.cluster import connect
 from pipeline.errors import UserError
 from pipeline.manifest import Staging
 from pipeline.partial import NAMED, Partial, broken_shard, hashes_of, refuse_invalid, score_rows
@@ -122,6 +121,8 @@ def evaluate_run(
     Raises UserError before anything is scored; InvalidError, with the result, if something could
     not be.
     """
+    from pipeline.cluster import connect  # here: it imports torch, which readers have no use for
+
     run = open_run(out, options)
     if snapshot is not None and follow:
         raise UserError("--follow takes what is being made now: leave out --snapshot")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
@@ -161,17 +161,42 @@ def prepare(
         note(f"ground truth: converting {images:,} images")
         chunks = staging.tables("from resolved order by hash")
         parts = convert(_conversions(chunks, run.storage, folder, masks))
-        data = {
-            "version": VERSION,
-            "key": key,
-            "categories": categories.to_json(),
-            "images": images,
-            "absent": absent,
-            "absent_names": [name for (name,) in names],
-            "parts": [asdict(part) for part in sorted(parts, key=lambda part: part.path)],
-        }
-    run.storage.write(f"{folder}/truth.json", json.dumps(data).encode())
-    return _truth(run.storage, folder, data)
+        found = sorted(parts, key=lambda part: part.path)
+    return save(
+        run.storage,
+        folder,
+        key=key,
+        categories=categories,
+        parts=found,
+        images=images,
+        absent=absent,
+        absent_names=[name for (name,) in names],
+    )
+
+
+def save(
+    storage: Storage,
+    folder: str,
+    *,
+    key: str,
+    categories: Categories,
+    parts: Sequence[Part],
+    images: int,
+    absent: int = 0,
+    absent_names: Sequence[str] = (),
+) -> Truth:
+    """Declare a truth folder ready: its parts are there, in the order of their hashes."""
+    data = {
+        "version": VERSION,
+        "key": key,
+        "categories": categories.to_json(),
+        "images": images,
+        "absent": absent,
+        "absent_names": list(absent_names),
+        "parts": [asdict(part) for part in parts],
+    }
+    storage.write(f"{folder}/truth.json", json.dumps(data).encode())
+    return _truth(storage, folder, data)
 
 
 def masks_of(url: str) -> str:
@@ -214,6 +239,11 @@ def _conversions(
 def convert_part(rows: pa.Table, target: Storage, folder: str, path: str, masks: Storage) -> Part:
     """Read the PNGs of these annotations, write one part of the truth."""
     table = table_of(convert_row(row, masks) for row in rows.to_pylist())
+    return write_part(table, target, folder, path)
+
+
+def write_part(table: pa.Table, target: Storage, folder: str, path: str) -> Part:
+    """Write truth rows, sorted by hash, as one part."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table, sink, compression="zstd", compression_level=3, row_group_size=ROWS_PER_GROUP

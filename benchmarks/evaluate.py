@@ -1,0 +1,217 @@
+"""A made run folder of 200,000 images evaluated on this machine: seconds, and memory by process.
+
+    python benchmarks/evaluate.py [--images 20000 200000] [--folder /tmp/panoptic-bench]
+
+The claims: 200,000 images on 2 cores within 60 s, Ray's start included; no process above 1.5 GB;
+peak memory at 200,000 images within 10 % of that at 20,000. The shards hold maps like COCO's (each
+shard draws 512 of 600 made pairs, so that nothing compresses across rows); truth is converted
+already, as it is after the first evaluation. Memory is the resident set of each process of the
+tree, shared memory included, sampled four times a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.made_maps import machine
+from benchmarks.pq import made_tables
+from detr.categories import COCO_PANOPTIC
+from pipeline.generation import plan_first
+from pipeline.manifest import Staging
+from pipeline.plan import name_hash
+from pipeline.publish import finish
+from pipeline.run import Run, RunInfo, create_run
+from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA
+from pipeline.shards import Provenance, encode_shard
+from pipeline.storage import Storage
+from pipeline.truth import save, write_part
+
+PER_SHARD = 512
+DISTINCT = 600
+TRUTH = "evaluation/0001/made/truth"
+SECONDS, GIGABYTES, GROWTH = 60.0, 1.5, 1.10
+
+
+def make(folder: Path, images: int, predictions: pa.Table, truth: pa.Table) -> Run:
+    """A finished run of this many images, with its truth converted."""
+    info = RunInfo(
+        schema_version=SCHEMA_VERSION,
+        source={"source": "made"},
+        limit=None,
+        weights="made",
+        weights_sha256="0" * 64,
+        fingerprint="made",
+        fingerprint_fields={},
+        category_list=COCO_PANOPTIC.to_json(),
+        device="cpu",
+        code_version="made",
+        created="2026-11-20T00:00:00Z",
+        config={},
+    )
+    run = create_run(Storage(folder), info)
+    names = [f"{i:012d}.jpg" for i in range(images)]
+    columns = {
+        "hash": pa.array([name_hash(name) for name in names], pa.uint64()),
+        "file_name": names,
+        "uri": names,
+        "attempts": np.zeros(images, np.int32),
+    }
+    listing = pa.table(
+        [
+            pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(images, f.type)
+            for f in MANIFEST_SCHEMA
+        ],
+        schema=MANIFEST_SCHEMA,
+    )
+    with Staging() as staging:
+        staging.stage("listing", iter([listing]))
+        generation = plan_first(run, staging, images, 0, PER_SHARD)
+    rng = np.random.default_rng(0)
+    parts = []
+    for unit in generation.units():
+        manifest = run.read_unit(unit)
+        rows = manifest.num_rows
+        chosen = pa.array(rng.permutation(max(DISTINCT, rows))[:rows] % DISTINCT)
+        shard = _renamed(predictions.take(chosen), manifest, SHARD_SCHEMA)
+        run.storage.write(unit.path, encode_shard(shard, Provenance("made", "0" * 64, "cpu")))
+        truth_rows = _renamed(truth.take(chosen), manifest, truth.schema)
+        parts.append(write_part(truth_rows, run.storage, TRUTH, f"part-{len(parts):05d}.parquet"))
+    save(run.storage, TRUTH, key="", categories=COCO_PANOPTIC, parts=parts, images=images)
+    finish(run, generation, run.present(1), max_error_rate=0.0)
+    return run
+
+
+def _renamed(rows: pa.Table, manifest: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The rows with the manifest's names, in the schema's columns; what isn't there is made up."""
+    made: dict[str, Any] = {
+        "file_name": manifest["file_name"],
+        "uri": manifest["uri"],
+        "hash": manifest["hash"],
+        "status": pa.array(["ok"] * rows.num_rows),
+        "attempts": pa.array(np.ones(rows.num_rows, np.int32)),
+        "code_version": pa.array(["made"] * rows.num_rows),
+        "generation": pa.array(np.ones(rows.num_rows, np.int32)),
+        "score": _list_like(rows, 0.9, pa.float32()),
+        "isthing": _list_like(rows, True, pa.bool_()),
+    }
+    columns = []
+    for field in schema:
+        if field.name in made:
+            columns.append(made[field.name])
+        elif field.name in rows.column_names:
+            columns.append(rows[field.name])
+        else:
+            columns.append(pa.nulls(rows.num_rows, field.type))
+    return pa.table(columns, schema=schema)
+
+
+def _list_like(rows: pa.Table, value: Any, kind: pa.DataType) -> pa.Array:
+    ids = rows["segment_id"].combine_chunks()
+    values = pa.array([value] * len(ids.flatten()), kind)
+    offsets = ids.offsets.to_numpy() - ids.offsets[0].as_py()
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def resident(root: int) -> dict[str, float]:
+    """Resident gigabytes of a process and everything under it, by name and process id (Linux)."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                text = (entry / "stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):  # it has just ended
+                continue
+            name, _, rest = text.partition("(")[2].rpartition(") ")
+            parents[int(entry.name)] = (int(rest.split()[1]), name)
+    sizes = {}
+    for process, (_, name) in parents.items():
+        above = process
+        while above != root and above in parents:
+            above = parents[above][0]
+        if above == root:
+            try:
+                pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            sizes[f"{name} {process}"] = pages * os.sysconf("SC_PAGE_SIZE") / 1e9
+    return sizes
+
+
+def evaluate(folder: Path) -> dict[str, Any]:
+    """`panoptic evaluate` in a process of its own: seconds and peak memory."""
+    command = [sys.executable, "-m", "jobs.cli", "evaluate", str(folder)]
+    command += ["--truth", str(folder / TRUTH), "--json"]
+    root = Path(__file__).parents[1]
+    peaks: dict[str, float] = {}
+    started = time.monotonic()
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as child:
+        while child.poll() is None:
+            for name, size in resident(child.pid).items():
+                peaks[name] = max(peaks.get(name, 0.0), size)
+            time.sleep(0.25)
+        assert child.stdout is not None
+        printed = child.stdout.read()
+    seconds = time.monotonic() - started
+    if child.returncode:
+        sys.exit(f"panoptic evaluate ended with {child.returncode}")
+    result = json.loads(printed)
+    largest = sorted(peaks.items(), key=lambda item: -item[1])[:4]
+    return {
+        "images": result["images"]["scored"],
+        "shards": result["shards"],
+        "seconds": round(seconds, 1),
+        "images_per_second": round(result["images"]["scored"] / seconds),
+        "peak_gb": round(largest[0][1], 3),
+        "largest_processes_gb": {name: round(size, 3) for name, size in largest},
+        "pq": result["All"]["pq"],
+        "pq_interval": result["All"]["pq_interval"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--images", type=int, nargs="+", default=[20_000, 200_000])
+    parser.add_argument("--folder", type=Path, default=Path("/tmp/panoptic-bench"))
+    options = parser.parse_args()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    print(f"making {DISTINCT} pairs of maps", file=sys.stderr)
+    predictions, truth, _ = made_tables("640x480", DISTINCT, distinct=DISTINCT)
+    found = []
+    for images in options.images:
+        folder = options.folder / str(images)
+        shutil.rmtree(folder, ignore_errors=True)
+        print(f"making a run of {images:,} images in {folder}", file=sys.stderr)
+        make(folder, images, predictions, truth)
+        found.append(evaluate(folder))
+        shutil.rmtree(folder)
+    print("   images  shards  seconds  images/s  largest process")
+    for row in found:
+        print(
+            f"{row['images']:9,} {row['shards']:7,} {row['seconds']:8.1f} "
+            f"{row['images_per_second']:9,}  {row['peak_gb']:.2f} GB"
+        )
+    growth = found[-1]["peak_gb"] / found[0]["peak_gb"]
+    print(f"peak memory of the largest against the smallest: {growth:.2f} (limit {GROWTH})")
+    print(f"limits: {SECONDS:.0f} s for 200,000 images, {GIGABYTES} GB a process")
+    print(
+        json.dumps(
+            {"benchmark": "evaluate", **machine(), "runs": found, "growth": round(growth, 3)}
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
