@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -125,7 +126,9 @@ def test_killed_command_goes_on_from_its_checkpoint(
     again = subprocess.run(
         command, cwd=root, env=environment, capture_output=True, text=True, check=True
     )
-    assert f"step {reached} of 30" in again.stderr
+    resumed = re.search(r"; step (\d+) of 30", again.stderr)
+    assert resumed is not None
+    assert int(resumed[1]) >= reached > 0
     summary = json.loads(again.stdout)
     assert summary["steps"] == 30
     assert summary["weights"] == str(out / WEIGHTS)
