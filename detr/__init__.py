@@ -8,16 +8,20 @@ for segment in panoptic.segments:
     print(model.categories.by_id(segment.category_id).name, segment.score)
 """
 
-from detr.card import ModelCard, describe
-from detr.categories import COCO_PANOPTIC, Categories, Category
-from detr.checkpoint import save
-from detr.config import RECIPES, DetrConfig, ModelError, Recipe
-from detr.model import DetrPanoptic
-from detr.postprocess import Panoptic, Segment
-from detr.predictor import Predictor, load
-from detr.preprocess import ImageError
+from __future__ import annotations
 
-load.describe = describe  # type: ignore[attr-defined]  # the engine asks a loader for its card
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from detr.card import ModelCard, describe
+    from detr.categories import COCO_PANOPTIC, Categories, Category
+    from detr.checkpoint import save
+    from detr.config import RECIPES, DetrConfig, ModelError, Recipe
+    from detr.decode import ImageError
+    from detr.model import DetrPanoptic
+    from detr.postprocess import Panoptic, Segment
+    from detr.predictor import Predictor, load
 
 __all__ = [
     "COCO_PANOPTIC",
@@ -37,3 +41,29 @@ __all__ = [
     "load",
     "save",
 ]
+
+_HOME = {
+    "COCO_PANOPTIC": "categories",
+    "Categories": "categories",
+    "Category": "categories",
+    "DetrConfig": "config",
+    "DetrPanoptic": "model",
+    "ImageError": "decode",
+    "ModelCard": "card",
+    "ModelError": "config",
+    "Panoptic": "postprocess",
+    "Predictor": "predictor",
+    "RECIPES": "config",
+    "Recipe": "config",
+    "Segment": "postprocess",
+    "describe": "card",
+    "load": "predictor",
+    "save": "checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name when it is used: who needs only `detr.categories` should not wait for torch."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"detr.{_HOME[name]}"), name)

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detr.card import DTYPES, ModelCard, Settings, make_card, resolve_device, resolve_dtype
+from detr.card import (
+    DTYPES,
+    ModelCard,
+    Settings,
+    describe,
+    make_card,
+    resolve_device,
+    resolve_dtype,
+)
 from detr.categories import Categories
 from detr.checkpoint import open_checkpoint
 from detr.model import DetrPanoptic
@@ -190,3 +198,6 @@ def _to_array(image: AnyImage) -> NDArray[np.uint8]:
             f"an image must be (H, W, 3) uint8, not {image.shape} {image.dtype}: convert it to RGB"
         )
     return image
+
+
+load.describe = describe  # type: ignore[attr-defined]  # the engine asks a loader for its card

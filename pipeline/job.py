@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.cluster import Device, connect, decide_device, resources
+from pipeline.cluster import connect, resources
 from pipeline.config import SOURCE_FIELDS, RunConfig
+from pipeline.device import Device, decide_device
 from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.errors import UserError
 from pipeline.estimate import WORTH_MEASURING, cpu_hours
