@@ -19,9 +19,10 @@ from detr.criterion import Losses, Targets, Weights, criterion, match
 from detr.dense_head import DenseHead
 from detr.model import DetrPanoptic, Output
 
-Phase = Literal["backbone", "boxes", "masks", "joint"]
+Phase = Literal["backbone", "detector", "boxes", "masks", "joint"]
 _TRAINS = {  # features, detector, masks
     "backbone": (True, False, False),
+    "detector": (False, True, False),
     "boxes": (True, True, False),
     "masks": (False, False, True),
     "joint": (True, True, True),
@@ -30,9 +31,10 @@ _TRAINS = {  # features, detector, masks
 
 class Learner(nn.Module):
     """What a phase trains: "boxes" all but the masks and "masks" nothing else (the paper's two
-    steps, section 4.4), "joint" all at once; "backbone", which comes first where there are no
-    weights at all, its features, by the dense head alone. Batch norm and dropout rest in what isn't
-    trained."""
+    steps, section 4.4), "joint" all at once. Where there are no weights at all, "backbone" comes
+    first, its features by the dense head alone, and "detector" second, the transformer on features
+    that hold still: small models learn things many times faster so. Batch norm and dropout rest in
+    what isn't trained."""
 
     def __init__(
         self,
@@ -45,7 +47,8 @@ class Learner(nn.Module):
         """`dense_weight` of the dense head's loss in the total; 0 leaves the head out."""
         super().__init__()
         self.model, self.phase, self.weights = model, phase, weights or Weights()
-        self.dense_weight = {"backbone": 1.0, "masks": 0.0}.get(phase, dense_weight)
+        features, _, self.learns_masks = _TRAINS[phase]
+        self.dense_weight = 1.0 if phase == "backbone" else dense_weight * features
         self.dense_head: DenseHead | None = None
         if self.dense_weight:
             self.dense_head = DenseHead(model.config.hidden_dim, model.config.num_classes)
@@ -85,7 +88,7 @@ class Learner(nn.Module):
         logits, boxes = found.logits, found.boxes  # (layers, B, Q, ...)
         matching = match(logits[-1], boxes[-1], targets, self.weights)
         masks = None
-        if self.phase != "boxes":
+        if self.learns_masks:
             masks = self.model.mask_logits(found, matching.image, matching.query)
         aux = list(zip(logits[:-1], boxes[:-1], strict=True))
         losses = criterion(

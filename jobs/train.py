@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import ray
 import typer
@@ -24,6 +24,7 @@ from torch import Tensor
 from detr.categories import Categories
 from detr.checkpoint import open_checkpoint
 from detr.config import RECIPES, DetrConfig
+from detr.learner import Phase
 from jobs.console import duration, print_json
 from jobs.dataset import PanopticDataset, hold_out, open_dataset
 from jobs.options import JsonOutput, Verbose
@@ -74,7 +75,7 @@ def train(
     phase: Annotated[
         str,
         _option(
-            "joint; or the paper's two, boxes then masks; backbone comes first from scratch.",
+            "joint; boxes, masks (the paper's); from scratch backbone, detector, masks.",
             Recipe,
         ),
     ] = "joint",
@@ -207,10 +208,10 @@ def _validation(
     return training, open_dataset(val, images=images, masks=masks, categories=training.categories)
 
 
-def _phase(phase: str) -> Any:
-    if phase not in ("joint", "boxes", "masks", "backbone"):
-        raise UserError(f"--phase must be joint, boxes, masks or backbone, not {phase!r}")
-    return phase
+def _phase(phase: str) -> Phase:
+    if phase not in get_args(Phase):
+        raise UserError(f"--phase must be one of {', '.join(get_args(Phase))}, not {phase!r}")
+    return cast(Phase, phase)
 
 
 def _start(

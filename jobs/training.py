@@ -218,13 +218,15 @@ class Trainer:
                 device=self.device.type,
             )
             pq = figures["All"]["pq"] or 0.0
+            # PQ says nothing about phases that learn no masks: of those the newest is kept.
+            kept = pq >= self.best or not self.learner.learns_masks
             news = {
                 "step": self.step,
                 "validation": {group: figures[group]["pq"] for group in ("All", "Things", "Stuff")},
-                "kept": pq >= self.best,
+                "kept": kept,
             }
             self.history.append(news)
-            if pq >= self.best:  # of equals the newer, as in phases that learn no masks
+            if kept:
                 self.best = pq
                 task.out.write(WEIGHTS, path.read_bytes())
         return news

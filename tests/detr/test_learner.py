@@ -63,6 +63,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     ("phase", "expected"),
     [
         ("backbone", FEATURES),
+        ("detector", DETECTOR),
         ("boxes", FEATURES | DETECTOR),
         ("masks", MASKS),
         ("joint", FEATURES | DETECTOR | MASKS),
