@@ -47,6 +47,7 @@ def test_a_shared_cell_is_asked_for_shares() -> None:
     masks[0, :, 0], masks[0, 0, 1], masks[1, 1, 1] = 1, 1, 1  # three quarters and one
     targets = Targets(torch.tensor([0, 1]), torch.zeros(2, 4), masks, (2,))
     head = silent_head(2)
+    assert head.classes.bias is not None
     with torch.no_grad():
         head.classes.bias[0] = math.log(3.0)  # says 3/4 and 1/4, as it is
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
