@@ -10,7 +10,7 @@ contiguous, and only the changes are sorted into columns: transposing first woul
 Reading is strict. A string that pycocotools would decode into a shorter, longer or overlapping mask
 without a word is refused by name, because a wrong mask scores a wrong PQ in silence.
 
-The loops are in rle_kernels.py.
+The loops are in rle_kernels.py and rle_encode_kernels.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import rle_encode_kernels as encode_kernels
 from pipeline import rle_kernels as kernels
 
 MAX_PIXELS = 2**31 - 1
@@ -78,7 +79,7 @@ def runs(segment_map: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
         starts = _changes(flat, 1)
         return starts, flat[starts]
     rows = np.ascontiguousarray(segment_map)
-    return kernels.runs_of_rows(rows, _changes(rows.reshape(-1), rows.shape[1]))
+    return encode_kernels.runs_of_rows(rows, _changes(rows.reshape(-1), rows.shape[1]))
 
 
 def encode_runs(
@@ -96,7 +97,7 @@ def encode_runs(
     if height * width > MAX_PIXELS:
         raise ValueError(f"{height} x {width} is beyond {MAX_PIXELS} pixels")
     keys = np.asarray(ids, dtype=np.int64).reshape(-1)
-    text, begin, end, area, bbox = kernels.encode_runs(starts, values, height, width, keys)
+    text, begin, end, area, bbox = encode_kernels.encode_runs(starts, values, height, width, keys)
     if text.size == 0 and keys.size:
         raise ValueError("ids must be distinct")
     missing = np.flatnonzero(area == 0)
@@ -166,15 +167,15 @@ def _changes(flat: NDArray[Any], lag: int) -> NDArray[np.int32]:
     changed[flat.size :] = False
     words = changed.view(np.uint64)
     out = np.empty(lag + flat.size // 32 + 64, dtype=np.int32)
-    n = kernels.positions(words, out)
+    n = encode_kernels.positions(words, out)
     if n < 0:  # an unusually busy map: count, then once more
         out = np.empty(int(np.count_nonzero(changed)) + 8, dtype=np.int32)
-        n = kernels.positions(words, out)
+        n = encode_kernels.positions(words, out)
     return out[:n]
 
 
 def empty_counts(height: int, width: int) -> str:
     """The string of a mask without pixels, as pycocotools writes it."""
     text = np.empty(7, dtype=np.uint8)
-    end = kernels.put_number(text, 0, height * width)
+    end = encode_kernels.put_number(text, 0, height * width)
     return text[:end].tobytes().decode("ascii")
