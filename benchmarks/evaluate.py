@@ -34,7 +34,7 @@ from pipeline.manifest import Staging
 from pipeline.plan import name_hash
 from pipeline.publish import finish
 from pipeline.run import Run, RunInfo, create_run
-from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA
+from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
 from pipeline.shards import Provenance, encode_shard
 from pipeline.storage import Storage
 from pipeline.truth import save, write_part
@@ -85,44 +85,22 @@ def make(folder: Path, images: int, predictions: pa.Table, truth: pa.Table) -> R
         manifest = run.read_unit(unit)
         rows = manifest.num_rows
         chosen = pa.array(rng.permutation(max(DISTINCT, rows))[:rows] % DISTINCT)
-        shard = _renamed(predictions.take(chosen), manifest, SHARD_SCHEMA)
+        shard = _renamed(predictions.take(chosen), manifest)
         run.storage.write(unit.path, encode_shard(shard, Provenance("made", "0" * 64, "cpu")))
-        truth_rows = _renamed(truth.take(chosen), manifest, truth.schema)
+        truth_rows = _renamed(truth.take(chosen), manifest)
         parts.append(write_part(truth_rows, run.storage, TRUTH, f"part-{len(parts):05d}.parquet"))
     save(run.storage, TRUTH, key="", categories=COCO_PANOPTIC, parts=parts, images=images)
     finish(run, generation, run.present(1), max_error_rate=0.0)
     return run
 
 
-def _renamed(rows: pa.Table, manifest: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The rows with the manifest's names, in the schema's columns; what isn't there is made up."""
-    made: dict[str, Any] = {
-        "file_name": manifest["file_name"],
-        "uri": manifest["uri"],
-        "hash": manifest["hash"],
-        "status": pa.array(["ok"] * rows.num_rows),
-        "attempts": pa.array(np.ones(rows.num_rows, np.int32)),
-        "code_version": pa.array(["made"] * rows.num_rows),
-        "generation": pa.array(np.ones(rows.num_rows, np.int32)),
-        "score": _list_like(rows, 0.9, pa.float32()),
-        "isthing": _list_like(rows, True, pa.bool_()),
-    }
-    columns = []
-    for field in schema:
-        if field.name in made:
-            columns.append(made[field.name])
-        elif field.name in rows.column_names:
-            columns.append(rows[field.name])
-        else:
-            columns.append(pa.nulls(rows.num_rows, field.type))
-    return pa.table(columns, schema=schema)
-
-
-def _list_like(rows: pa.Table, value: Any, kind: pa.DataType) -> pa.Array:
-    ids = rows["segment_id"].combine_chunks()
-    values = pa.array([value] * len(ids.flatten()), kind)
-    offsets = ids.offsets.to_numpy() - ids.offsets[0].as_py()
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+def _renamed(rows: pa.Table, manifest: pa.Table) -> pa.Table:
+    """The rows under the manifest's names."""
+    for name in ("file_name", "uri", "hash"):
+        if name in rows.column_names:
+            at = rows.column_names.index(name)
+            rows = rows.set_column(at, rows.schema.field(name), manifest[name])
+    return rows
 
 
 def resident(root: int) -> dict[str, float]:

@@ -38,6 +38,8 @@ from pipeline.partial import score_rows
 from pipeline.pq import Side, Sums, score
 from pipeline.quality import results
 from pipeline.rle_kernels import read_runs
+from pipeline.schema import SHARD_SCHEMA
+from pipeline.shards import Provenance, encode_shard
 from pipeline.truth_table import row_of, table_of, write_png
 
 DISTINCT = 256  # maps made; more images repeat them
@@ -47,7 +49,7 @@ TARGET = 4.0
 def made_tables(
     size: str, images: int, *, distinct: int = DISTINCT
 ) -> tuple[pa.Table, pa.Table, list[tuple[bytes, bytes]]]:
-    """(prediction rows, truth rows, (prediction, truth) PNGs of the distinct maps)."""
+    """(shard rows, truth rows, (prediction, truth) PNGs of the distinct maps)."""
     pairs, pngs = [], []
     for seed in range(min(distinct, images)):
         maps = made_pair(seed, size)
@@ -72,14 +74,23 @@ def made_tables(
         tuple({**row, "file_name": f"{i:08d}.jpg"} for row in pairs[i % len(pairs)])
         for i in range(images)
     ]
-    predictions = table_of(pair[0] for pair in named)
-    ok = pa.array(["ok"] * images)
-    predictions = predictions.append_column("status", ok)
-    predictions = predictions.append_column("error_code", pa.nulls(images, pa.string()))
-    return predictions, table_of(pair[1] for pair in named), pngs
+    predictions = [shard_row(pair[0]) for pair in named]
+    return (
+        pa.Table.from_pylist(predictions, schema=SHARD_SCHEMA),
+        table_of(pair[1] for pair in named),
+        pngs,
+    )
 
 
-def parquet(table: pa.Table) -> bytes:
+def shard_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A converted map as a segmenter's row."""
+    segments = len(row["segment_id"])
+    fields = {"uri": row["file_name"], "status": "ok", "attempts": 1}
+    lists = {"isthing": [True] * segments, "score": [0.9] * segments}
+    return {**row, **fields, **lists, "code_version": "made", "generation": 1}
+
+
+def truth_parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", compression_level=3)
     return sink.getvalue()
@@ -169,7 +180,8 @@ def main() -> None:
     for size, (height, width) in SIZES.items():
         count = images if size == "640x480" else max(images // 8, 8)
         predictions, truth, pngs = made_tables(size, count)
-        data, truth_data = parquet(predictions), parquet(truth)
+        data = encode_shard(predictions, Provenance("made", "0" * 64, "cpu"))
+        truth_data = truth_parquet(truth)
         truth_side = Side.from_rows(truth, COCO_PANOPTIC.ids)
         side = Side.from_rows(predictions, COCO_PANOPTIC.ids)
         zero = Sums.zero(len(COCO_PANOPTIC), replicates=0)
