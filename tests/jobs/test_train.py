@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,16 @@ class KilledError(Exception):
     """Stands for a process that ends between two steps."""
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Two threads add gradients up in an order of their own: equal to 1e-5, not to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_stopped_training_ends_as_an_uninterrupted_one(
     folder: Path, architecture: Path, tmp_path: Path
 ) -> None:
