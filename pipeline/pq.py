@@ -186,7 +186,7 @@ def score(
         predictions.text, predictions.text_first,
         truth.size, truth.first, truth.classes, truth.text, truth.text_first,
         truth.crowd, truth.unlisted, truth.unlisted_first,
-        seeds, labels, _POISSON, sums.counts, sums.replicates,
+        seeds, labels, POISSON, sums.counts, sums.replicates,
         scored.faults, scored.totals, scored.ious,
         scored.event_first, scored.events, scored.event_iou,
         scored.mix_first, scored.mixes, scored.mix_iou,
@@ -255,7 +255,7 @@ def _poisson_table() -> NDArray[np.float64]:
     return np.searchsorted(cumulative, np.arange(2**16), side="right").astype(np.float64)
 
 
-_POISSON = _poisson_table()
+POISSON = _poisson_table()
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:

@@ -33,7 +33,7 @@ def _size_of(area: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _weights(seed: int, poisson: NDArray[Any], out: NDArray[Any]) -> None:
+def bootstrap_weights(seed: int, poisson: NDArray[Any], out: NDArray[Any]) -> None:
     """Poisson(1) weights of one image in every replicate, from its hash alone (splitmix64)."""
     state = np.uint64(seed)
     for b in range(0, out.size, 4):
@@ -175,7 +175,7 @@ def score(
         # 3. Match: IoU > 1/2 in integers; the void inside a prediction leaves its union.
         weighted = replicates.shape[2] > 0
         if weighted:
-            _weights(seeds[i], poisson, weights)
+            bootstrap_weights(seeds[i], poisson, weights)
         true_of = np.full(p_count + 1, -1, dtype=np.int64)
         matched = np.zeros(t_count + 1, dtype=np.bool_)
         for p in range(1, p_count + 1):
