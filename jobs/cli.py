@@ -32,7 +32,15 @@ VERBS = {
         "jobs.evaluate:evaluate",
         "Score predictions against ground truth: PQ, SQ and RQ with 95 % intervals.",
     ),
+    "compare": (
+        "jobs.compare:compare",
+        "Compare B with A: PQ by class with paired intervals, and a verdict.",
+    ),
     "view": ("jobs.view:view", "Draw the segments of one image over it."),
+    "sql": (
+        "jobs.sql:sql",
+        "Answer an SQL query over the views images, segments, categories and per_image of OUT.",
+    ),
     "export": (
         "jobs.export:export",
         "Write a run as COCO JSON, with PNGs for panopticapi or with RLE for pycocotools.",

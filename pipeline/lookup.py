@@ -1,14 +1,17 @@
 """One image of a run, found by its name without an index, and its row as a picture's segments.
 
-The hash of a file name is its place: in each generation it can only be in one shard, so a lookup
-reads one object per live generation at most, newest first, however many images there are. An index
-file was rejected: it would have to be kept in step with every snapshot, and rolled back with it.
+The hash of a file name is its place: in each generation it can only be in one shard, and the names
+of the shards say how many there are. So a lookup reads `latest.json`, the snapshot, and one shard
+per live generation at most, newest first, however many images there are; of a large shard only the
+names and one row group. An index file was rejected: it would have to be kept in step with every
+snapshot, and rolled back with it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import pyarrow.compute as pc
 
@@ -17,6 +20,9 @@ from pipeline import rle
 from pipeline.errors import UserError
 from pipeline.plan import name_hash, origin_of, shard_of
 from pipeline.run import Run, Snapshot
+
+# A shard up to this size comes faster whole, by one GET, than by several ranges.
+WHOLE_BYTES: Final = 8 << 20
 
 # What `panoptic_of` needs of a shard's row.
 SEGMENT_COLUMNS = ("height", "width", "segment_id", "category_id", "isthing", "score", "counts")
@@ -40,11 +46,12 @@ def find_rows(
     """
     snapshot = run.snapshot() if snapshot is None else snapshot
     missing = set(file_names)
+    sizes = {shard.path: shard.bytes for shard in snapshot.shards}
     for path, names in _candidates(run, snapshot, missing).items():
         here = names & missing
         if not here:
             continue  # a newer generation had them
-        table = run.read_shard(path)
+        table = run.read_shard(path, names=here if sizes[path] > WHOLE_BYTES else None)
         for row in table.filter(pc.field("file_name").isin(list(here))).to_pylist():
             missing.discard(row["file_name"])
             yield row
@@ -60,12 +67,27 @@ def _candidates(run: Run, snapshot: Snapshot, names: set[str]) -> dict[str, set[
     paths = {origin_of(shard.path): shard.path for shard in snapshot.shards}
     candidates: dict[str, set[str]] = {}
     for generation in sorted({generation for generation, _ in paths}, reverse=True):
-        shards = run.generation(generation).shards
+        shards = _shards_in(run, [path for (own, _), path in paths.items() if own == generation])
         for name in sorted(names):
             path = paths.get((generation, shard_of(name_hash(name), shards)))
             if path is not None:
                 candidates.setdefault(path, set()).add(name)
     return candidates
+
+
+def _shards_in(run: Run, paths: Sequence[str]) -> int:
+    """How many shards a generation was planned with, from the name of any of its live ones.
+
+    Where only copies are left of them (`kept-...`), their generation's plan says it.
+    """
+    for path in paths:
+        match = _OF.search(path)
+        if match:
+            return int(match[1])
+    return run.generation(origin_of(paths[0])[0]).shards
+
+
+_OF: Final = re.compile(r"-of-(\d+)\.parquet$")
 
 
 def panoptic_of(row: Mapping[str, Any]) -> Panoptic:

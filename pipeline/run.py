@@ -11,10 +11,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,9 @@ from pipeline.errors import UserError
 from pipeline.plan import Generation, WorkUnit, manifest_folder, segments_folder
 from pipeline.schema import SCHEMA_VERSION, SNAPSHOT_SCHEMA
 from pipeline.storage import Storage
+
+if TYPE_CHECKING:
+    from pipeline.reading import ImageRow
 
 RUN_FILE = "run.json"
 LATEST_FILE = "latest.json"
@@ -177,13 +180,42 @@ class Run:
 
     # -- rows
 
-    def read_shard(self, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """The rows of one shard. Raises UserError naming the shard if it can't be read."""
+    def __getitem__(self, file_name: str) -> ImageRow:
+        """One image of the published snapshot. Raises UserError if the run hasn't got it."""
+        from pipeline.lookup import find_row  # here: it is built on this module
+        from pipeline.reading import ImageRow
+
+        return ImageRow(find_row(self, file_name), self.info.categories)
+
+    def table(
+        self, columns: Sequence[str] | None = None, *, snapshot: int | None = None
+    ) -> pa.Table:
+        """The rows of a snapshot, by default the published one; without the masks (`counts`)
+        unless they are asked for."""
+        from pipeline.reading import read_table
+
+        return read_table(self, self.snapshot(snapshot), columns)
+
+    def read_shard(
+        self,
+        path: str,
+        columns: Sequence[str] | None = None,
+        *,
+        names: Collection[str] | None = None,
+    ) -> pa.Table:
+        """The rows of one shard; with `names` only the row groups that hold one of these images.
+
+        Raises UserError naming the shard if it can't be read.
+        """
         try:
-            if columns is None:
+            if columns is None and names is None:
                 return pq.read_table(pa.BufferReader(self.storage.read(path)))
             with self.storage.open(path) as file:
-                return pq.ParquetFile(file).read(columns=list(columns))
+                shard = pq.ParquetFile(file)
+                groups = range(shard.num_row_groups)
+                if names is not None:
+                    groups = [g for g in groups if _holds(shard.read_row_group(g, _NAME), names)]
+                return shard.read_row_groups(groups, None if columns is None else list(columns))
         except FileNotFoundError:
             raise UserError(
                 f"shard {path} of {self.storage.url} is missing: run the same `panoptic segment` "
@@ -191,6 +223,13 @@ class Run:
             ) from None
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"shard {path} of {self.storage.url} is broken: {error}") from error
+
+
+_NAME = ["file_name"]
+
+
+def _holds(group: pa.Table, names: Collection[str]) -> bool:
+    return not set(names).isdisjoint(group["file_name"].to_pylist())
 
 
 def open_run(url: str, options: Mapping[str, str] | None = None) -> Run:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from detr.postprocess import Panoptic, Segment
+from pipeline import lookup
 from pipeline.errors import UserError
 from pipeline.lookup import find_row, panoptic_of
+from pipeline.plan import name_hash, shard_of
+from pipeline.run import ShardEntry
+from pipeline.storage import Storage
 from tests.made_run import MadeImage, add_generation, make_run
 
 
@@ -46,18 +53,61 @@ def test_later_generations_are_found_with_their_own_shard_count(tmp_path: Path) 
         find_row(run, "new1.jpg", snapshot=run.snapshot(1))
 
 
-def test_one_object_is_read_per_generation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(tmp_path, images([f"{n}.jpg" for n in range(50)]), shards=10)
-    read: list[str] = []
-    original = type(run).read_shard
+@pytest.fixture
+def objects_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The path of every object that is read or opened from now on."""
+    paths: list[str] = []
+    for name in ("read", "open"):
 
-    def counting(self: object, path: str) -> object:
-        read.append(path)
-        return original(run, path)
+        def counting(self: Storage, path: str, own: Any = getattr(Storage, name)) -> Any:
+            paths.append(path)
+            return own(self, path)
 
-    monkeypatch.setattr(type(run), "read_shard", counting)
-    find_row(run, "7.jpg")
-    assert len(read) == 1
+        monkeypatch.setattr(Storage, name, counting)
+    return paths
+
+
+def test_three_objects_are_read_for_one_image_of_a_million(
+    tmp_path: Path, objects_read: list[str]
+) -> None:
+    """1,954 shards are live, and only the one that must be read is there."""
+    shards, name = 1_954, "holiday/0042.jpg"
+    place = shard_of(name_hash(name), shards)
+    run = make_run(tmp_path, images([name]), shards=shards)
+    [own] = run.snapshot().shards
+    others = [run.generation(1).shard_path(n) for n in range(shards) if n != place]
+    run.write_snapshot(1, [own, *(ShardEntry(path, 512, 512, 0, 1_800_000) for path in others)])
+    objects_read.clear()
+    assert run[name].segments[0].category.name == "person"
+    assert objects_read == ["latest.json", "snapshots/0001.parquet", own.path]
+
+
+def test_of_a_large_shard_one_row_group_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, images([f"{n}.jpg" for n in range(60)]), shards=1)
+    [entry] = run.snapshot().shards
+    table = run.read_shard(entry.path)
+    pq.write_table(table, tmp_path / entry.path, row_group_size=10)
+    monkeypatch.setattr(lookup, "WHOLE_BYTES", 0)
+    assert find_row(run, "7.jpg") == next(
+        row for row in table.to_pylist() if row["file_name"] == "7.jpg"
+    )
+    assert run.read_shard(entry.path, names={"7.jpg"}).num_rows == 10
+
+
+def test_where_only_copies_are_live_their_plan_says_how_many_shards_there_were(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path, images([f"{n}.jpg" for n in range(40)]), shards=4)
+    entries = []
+    for shard, entry in enumerate(run.snapshot().shards):
+        copy = f"segments/0002/kept-0001-{shard:06d}.parquet"
+        run.storage.write(copy, run.storage.read(entry.path))
+        entries.append(dataclasses.replace(entry, path=copy))
+    run.write_snapshot(2, entries)
+    run.publish(2)
+    assert [run[f"{n}.jpg"].file_name for n in range(40)] == [f"{n}.jpg" for n in range(40)]
 
 
 def test_an_unknown_name_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""`panoptic sql`: ask a run folder anything, with DuckDB over its shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from jobs.console import print_json
+from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from pipeline.errors import UserError
+from pipeline.run import Run, open_run
+from pipeline.sql import connect, query
+
+_FORMATS: Final = (".parquet", ".csv")
+_LONGEST_CELL: Final = 60
+
+
+def sql(
+    out: OutFolder,
+    text: Annotated[
+        str | None, typer.Argument(metavar="QUERY", help="SQL; without it the views are listed.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Print at most so many rows; 0 is all.")] = 50,
+    output: Annotated[
+        Path | None, typer.Option(help="Write every row to this .parquet or .csv file instead.")
+    ] = None,
+    snapshot: Annotated[
+        int | None, typer.Option(min=1, help="Of the run; default: the published one.")
+    ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which evaluation is per_image. Default: the newest.")
+    ] = None,
+    out_option: OutOptions = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Answer an SQL query over the views images, segments, categories and per_image of OUT.
+
+    panoptic sql runs/photos "select category, count(*) from segments group by 1 order by 2 desc"
+
+    panoptic sql runs/photos lists the views and their columns.
+    """
+    run = open_run(out, parse_options(out_option, "--out-option"))
+    if text is None:
+        _list_views(run, snapshot, evaluation, json_output=json_output)
+        return
+    if output is not None and output.suffix.lower() not in _FORMATS:
+        raise UserError(f"--output {str(output)!r} must end in {' or '.join(_FORMATS)}")
+    answer = query(run, text, snapshot=snapshot, evaluation=evaluation)
+    if output is not None:
+        _write(answer, output)
+        return
+    rows = answer.slice(0, limit or None)
+    if json_output:
+        listed = [[_plain(value) for value in row.values()] for row in rows.to_pylist()]
+        print_json({"columns": answer.column_names, "rows": listed, "total": answer.num_rows})
+        return
+    console = Console(highlight=False)
+    table = Table(box=None)
+    for field in answer.schema:
+        number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
+        table.add_column(Text(field.name), justify="right" if number else "left")
+    for row in rows.to_pylist():
+        table.add_row(*(Text(_cell(value)) for value in row.values()))
+    console.print(table)
+    if answer.num_rows > rows.num_rows:
+        console.print(
+            f"... and {answer.num_rows - rows.num_rows:,} more rows (--limit 0 prints all, "
+            "--output writes them to a file)"
+        )
+
+
+def _list_views(
+    run: Run, snapshot: int | None, evaluation: str | None, *, json_output: bool
+) -> None:
+    with connect(run, snapshot=snapshot, evaluation=evaluation) as connection:
+        names = ("images", "segments", "categories", "per_image")
+        there = {name for (name,) in connection.execute("show tables").fetchall()}
+        views = {
+            name: [
+                (column, kind)
+                for column, kind, *_ in connection.execute(f"describe {name}").fetchall()
+            ]
+            for name in names
+            if name in there
+        }
+    if json_output:
+        print_json(views)
+        return
+    console = Console(highlight=False)
+    for name, columns in views.items():
+        console.print(Text(name, style="bold"))
+        for column, kind in columns:
+            console.print(Text(f"  {column}  {kind.lower()}"), soft_wrap=True)
+    if "per_image" not in views:
+        console.print("per_image is there once the run is evaluated (panoptic evaluate)")
+
+
+def _write(answer: pa.Table, output: Path) -> None:
+    try:
+        if output.suffix.lower() == ".parquet":
+            pq.write_table(answer, output, compression="zstd")
+        else:
+            pyarrow.csv.write_csv(answer, output)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"can't write --output {output}: {error}") from error
+    Console(highlight=False).print(Text(f"{answer.num_rows:,} rows in {output}"), soft_wrap=True)
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else "" if value is None else str(value)
+    return text if len(text) <= _LONGEST_CELL else text[: _LONGEST_CELL - 3] + "..."
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has a word for; dates and blobs as text."""
+    return value if isinstance(value, (str, int, float, list, dict, type(None))) else str(value)

@@ -1,0 +1,121 @@
+"""Rows of a run as people want them: one image with its masks as arrays, or all rows as a table.
+
+    run = pipeline.open_run("s3://bucket/out")
+    image = run["holiday/0042.jpg"]          # three objects are read, however large the run
+    image.segments[0].category.name, image.mask(1).sum()
+    run.table(["file_name", "category_id", "area"]).to_pandas()
+
+Masks are decoded when they are asked for: most questions need only names, scores and areas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from detr.categories import Categories, Category
+from pipeline import rle
+from pipeline.errors import UserError
+from pipeline.run import Run, Snapshot
+from pipeline.schema import SHARD_SCHEMA
+
+READ_THREADS: Final = 16
+
+
+@dataclass(frozen=True)
+class ImageSegment:
+    """One segment of an image. `area` in pixels, `bbox` is x, y, width, height in pixels."""
+
+    id: int
+    category: Category
+    isthing: bool
+    score: float
+    area: int
+    bbox: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image of a run. `row` holds every column of its shard, the user's own included."""
+
+    row: Mapping[str, Any]
+    categories: Categories
+
+    @property
+    def file_name(self) -> str:
+        return self.row["file_name"]
+
+    @property
+    def ok(self) -> bool:
+        return self.row["status"] == "ok"
+
+    @property
+    def error(self) -> str | None:
+        """Such as `truncated: image file is truncated`, None if the image is ok."""
+        return None if self.ok else f"{self.row['error_code']}: {self.row['error_message']}"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels. Raises UserError if the image could not be segmented."""
+        if not self.ok:
+            raise UserError(f"{self.file_name!r} could not be segmented: {self.error}")
+        return self.row["height"], self.row["width"]
+
+    @property
+    def segments(self) -> tuple[ImageSegment, ...]:
+        """Every segment, in the order of their ids; none on an error."""
+        names = ("segment_id", "category_id", "isthing", "score", "area", "bbox")
+        return tuple(
+            ImageSegment(number, self.categories.by_id(category), isthing, score, area, tuple(bbox))
+            for number, category, isthing, score, area, bbox in zip(
+                *(self.row[name] for name in names), strict=True
+            )
+        )
+
+    @cached_property
+    def map(self) -> NDArray[np.int32]:
+        """(H, W): the id of the segment that each pixel belongs to, 0 where none is."""
+        height, width = self.size
+        return rle.decode(self.row["counts"], height, width, self.row["segment_id"])
+
+    def mask(self, segment_id: int) -> NDArray[np.bool_]:
+        """(H, W): where this segment is. Raises KeyError for an id that the image hasn't got."""
+        if segment_id not in self.row["segment_id"]:
+            raise KeyError(segment_id)
+        place = self.row["segment_id"].index(segment_id)
+        height, width = self.size
+        return rle.decode([self.row["counts"][place]], height, width, [1]).astype(bool)
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(N, H, W): one mask per segment, in the order of `segments`."""
+        return self.map[None] == np.array(self.row["segment_id"])[:, None, None]
+
+
+def read_table(run: Run, snapshot: Snapshot, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a snapshot, shard by shard; every column but `counts` where none is named.
+
+    A million images without masks are about half a gigabyte. Raises UserError for an unknown
+    column or a shard that can't be read.
+    """
+    if not snapshot.shards:
+        return SHARD_SCHEMA.empty_table()
+    first = snapshot.shards[0].path
+    with run.storage.open(first) as file:
+        known = pq.read_schema(file).names
+    if columns is None:
+        columns = [name for name in known if name != "counts"]
+    for name in columns:
+        if name not in known:
+            raise UserError(f"the run has no column {name!r}; it has: {', '.join(known)}")
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        tables = pool.map(lambda shard: run.read_shard(shard.path, columns), snapshot.shards)
+        return pa.concat_tables([table.replace_schema_metadata(None) for table in tables])

@@ -1,0 +1,191 @@
+"""A run folder as a DuckDB database: views over the shards where they lie, nothing is copied.
+
+    images       one row per image: name, status, error, size, number of segments, your own columns
+    segments     one row per segment: category with its name, score, area, box, RLE string
+    categories   the run's label set
+    per_image    one row per image of the newest evaluation, or of the one that is named
+
+DuckDB reads only the columns that a query touches, so a count over a million images never reads a
+mask. Shards come as Parquet on a local disk and through fsspec elsewhere; DuckDB's own httpfs was
+rejected: it is downloaded on first use and finds credentials by other rules than the rest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import duckdb
+import fsspec
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.run import Run, Snapshot
+from pipeline.storage import Storage
+
+MEMORY_LIMIT: Final = "2GB"
+_LISTS: Final = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")
+
+
+def connect(
+    run: Run, *, snapshot: int | None = None, evaluation: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """A connection with the views of one snapshot, by default the published one.
+
+    evaluation: the NAME in OUT/evaluation/000N/NAME, by default the newest. Raises UserError if
+    the run has no such snapshot or evaluation.
+    """
+    live = run.snapshot(snapshot)
+    connection = duckdb.connect()
+    connection.execute(f"set memory_limit = '{MEMORY_LIMIT}'")
+    connection.execute("set TimeZone = 'UTC'")
+    connection.register("category_list", _categories(run))
+    connection.execute("create view categories as from category_list")
+    connection.execute(f"create view shards as {_scan(connection, run, _paths(live))}")
+    connection.execute(_IMAGES)
+    connection.execute(_SEGMENTS)
+    rows = per_image_files(run, live.number, evaluation)
+    if rows:
+        connection.execute(f"create view per_image as {_scan(connection, run, rows)}")
+    return connection
+
+
+def query(
+    run: Run, text: str, *, snapshot: int | None = None, evaluation: str | None = None
+) -> pa.Table:
+    """The answer to one SQL query. Raises UserError in a sentence for what DuckDB refuses."""
+    with connect(run, snapshot=snapshot, evaluation=evaluation) as connection:
+        try:
+            answer = connection.sql(text)  # None for a statement such as `copy ... to`
+            return pa.table({}) if answer is None else answer.to_arrow_table()
+        except duckdb.Error as error:
+            raise UserError(_sentence(error)) from error
+        except FileNotFoundError as error:
+            raise UserError(
+                f"a shard of {run.storage.url} is missing ({error}): run the same `panoptic "
+                "segment` command again to recompute it"
+            ) from error
+
+
+def evaluations(run: Run, snapshot: int) -> list[str]:
+    """Names of the finished evaluations of a snapshot, the newest first."""
+    found = [
+        entry
+        for entry in run.storage.list(f"evaluation/{snapshot:04d}")
+        if entry.path.endswith("/pq.json")
+    ]
+    found.sort(key=lambda entry: (str(entry.last_modified or ""), entry.path), reverse=True)
+    return [entry.path.split("/")[2] for entry in found]
+
+
+def choose_evaluation(run: Run, snapshot: int, name: str | None = None) -> str | None:
+    """The evaluation of this name, by default the newest, None if there is none.
+
+    Raises UserError for a name that doesn't exist.
+    """
+    names = evaluations(run, snapshot)
+    if name is None:
+        return names[0] if names else None
+    if name not in names:
+        raise UserError(
+            f"snapshot {snapshot} of {run.storage.url} has no evaluation {name!r} "
+            f"(there are: {', '.join(names) or 'none'})"
+        )
+    return name
+
+
+def per_image_files(run: Run, snapshot: int, name: str | None = None) -> list[str]:
+    """The per-image rows of an evaluation, relative to the run folder."""
+    chosen = choose_evaluation(run, snapshot, name)
+    if chosen is None:
+        return []
+    folder = f"evaluation/{snapshot:04d}/{chosen}/per_image"
+    return sorted(entry.path for entry in run.storage.list(folder))
+
+
+_IMAGES: Final = f"""
+create view images as
+select * exclude ({", ".join(_LISTS)}), len(segment_id)::integer as segments from shards
+"""
+_SEGMENTS: Final = """
+create view segments as
+with flat as (
+    select file_name, height, width, unnest(segment_id) as segment_id,
+        unnest(category_id) as category_id, unnest(isthing) as isthing, unnest(score) as score,
+        unnest(area) as area, unnest(bbox) as bbox, unnest(counts) as counts
+    from shards where status = 'ok'
+)
+select file_name, segment_id, category_id, categories.name as category, flat.isthing, score, area,
+    area / (height::bigint * width) as share,
+    bbox[1] as x, bbox[2] as y, bbox[3] as w, bbox[4] as h, counts
+from flat left join categories on categories.id = flat.category_id
+"""
+
+
+def _categories(run: Run) -> pa.Table:
+    rows = [
+        {"id": category.id, "name": category.name, "isthing": category.isthing}
+        for category in run.info.categories
+    ]
+    schema = pa.schema([("id", pa.int32()), ("name", pa.string()), ("isthing", pa.bool_())])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def _paths(snapshot: Snapshot) -> list[str]:
+    if not snapshot.shards:
+        raise UserError(f"snapshot {snapshot.number} holds no images")
+    return [shard.path for shard in snapshot.shards]
+
+
+def _scan(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str]) -> str:
+    """`from read_parquet(...)` of objects of the run folder, on whatever store it is."""
+    urls = [_url(connection, run.storage, path) for path in paths]
+    listed = ", ".join("'" + _literal(url) + "'" for url in urls)
+    return f"from read_parquet([{listed}])"
+
+
+def _url(connection: duckdb.DuckDBPyConnection, storage: Storage, path: str) -> str:
+    if storage.is_local:
+        return storage.key(path)
+    filesystem: fsspec.AbstractFileSystem = storage.fsspec
+    if not connection.filesystem_is_registered("panoptic"):
+        connection.register_filesystem(_Named(filesystem))
+    bucket = storage.url.partition("://")[2].partition("/")[0] + "/" if storage.is_s3 else ""
+    return f"panoptic://{bucket}{storage.key(path).lstrip('/')}"
+
+
+def _literal(path: str) -> str:
+    """A path inside quotes: DuckDB reads `*`, `?` and `[` as patterns, a class of one is itself."""
+    return re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''")
+
+
+def _sentence(error: duckdb.Error) -> str:
+    first = str(error).strip()
+    if "per_image" in first and isinstance(error, duckdb.CatalogException):
+        return "the run isn't evaluated, so there is no per_image: run `panoptic evaluate` first"
+    return f"the query can't be answered: {first}"
+
+
+class _Named(fsspec.AbstractFileSystem):
+    """The run's file system under a scheme of its own, so that DuckDB leaves it to fsspec."""
+
+    protocol = "panoptic"  # type: ignore[assignment]
+    cachable = False
+
+    def __init__(self, inner: fsspec.AbstractFileSystem, **options: Any) -> None:
+        super().__init__(**options)
+        self._inner = inner
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # type: ignore[override]
+        return self._inner.open(self._strip_protocol(path), mode)
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        return self._inner.info(self._strip_protocol(path))
+
+    def modified(self, path: str) -> datetime:
+        return datetime.fromtimestamp(0, UTC)  # shards never change, and asking costs a request
+
+    def glob(self, path: str, **options: Any) -> list[str]:  # type: ignore[override]
+        return [path]  # the paths are exact: nothing to look for

@@ -1,0 +1,88 @@
+"""The views of a run, against its rows read one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.evaluator import evaluate_run
+from pipeline.run import Run, open_run
+from pipeline.sql import query
+from pipeline.storage import Storage
+from tests.made_run import MadeImage, make_run
+from tests.pipeline import made_run
+from tests.pipeline.test_lookup import images
+from tests.servers import S3Server
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """In a folder whose name means something to SQL and to a glob."""
+    made = [*images([f"{n}.jpg" for n in range(20)]), MadeImage("bad.jpg", "/bad.jpg", "empty")]
+    return make_run(tmp_path / "o'ut [1]*", made, shards=3)
+
+
+def one(run: Run, text: str) -> object:
+    return query(run, text).to_pylist()[0].popitem()[1]
+
+
+def test_images_are_rows_and_segments_are_rows(run: Run) -> None:
+    rows = run.table().to_pylist()
+    assert one(run, "select count(*) from images") == 21
+    assert one(run, "select error_code from images where status = 'error'") == "empty"
+    assert one(run, "select sum(segments) from images") == sum(len(r["area"]) for r in rows)
+    totals = query(run, "select category, count(*) as n, sum(area) as a from segments group by 1")
+    found = {row["category"]: (row["n"], row["a"]) for row in totals.to_pylist()}
+    names, areas = Counter[str](), Counter[str]()
+    for row in rows:
+        for category_id, area in zip(row["category_id"], row["area"], strict=True):
+            name = run.info.categories.by_id(category_id).name
+            names[name] += 1
+            areas[name] += area
+    assert found == {name: (names[name], areas[name]) for name in names}
+    box = query(run, "select x, y, w, h from segments where file_name = '7.jpg' limit 1")
+    assert list(box.to_pylist()[0].values()) == run["7.jpg"].row["bbox"][0]
+
+
+def test_shares_of_an_image_add_up_to_what_is_covered(run: Run) -> None:
+    share = one(run, "select sum(share) from segments where file_name = '3.jpg'")
+    assert share == pytest.approx((run["3.jpg"].map > 0).mean())
+
+
+def test_an_evaluation_is_a_view_by_its_name(tmp_path: Path, ray_session: None) -> None:
+    scenes = made_run.made_scenes(6)
+    rows = {name: made_run.shard_row(name, made) for name, made in scenes.items()}
+    run = made_run.make_run(tmp_path / "out", rows)
+    with pytest.raises(UserError, match="run `panoptic evaluate` first"):
+        query(run, "select * from per_image")
+    truth = made_run.write_coco(tmp_path, "truth", scenes)
+    evaluate_run(run.storage.url, str(truth))
+    joined = "select count(*) from per_image join images using (file_name) where pq = 1"
+    assert one(run, joined) == 6
+    with pytest.raises(UserError, match=r"no evaluation 'other' \(there are: truth\)"):
+        query(run, "select 1", evaluation="other")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("select nope from images", "the query can't be answered: .*nope"),
+        ("selec 1", "the query can't be answered: .*selec"),
+        ("select * from nothing", "nothing does not exist"),
+    ],
+)
+def test_what_duckdb_refuses_is_a_sentence(run: Run, text: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        query(run, text)
+
+
+def test_shards_in_a_bucket_are_queried_where_they_lie(run: Run, moto: S3Server) -> None:
+    moto.client().create_bucket(Bucket="bucket")
+    there = Storage("s3://bucket/a b/out")
+    for entry in run.storage.list():
+        there.write(entry.path, run.storage.read(entry.path))
+    text = "select category, sum(area) as a from segments group by 1 order by 1"
+    assert query(open_run("s3://bucket/a b/out"), text) == query(run, text)
