@@ -1,0 +1,211 @@
+"""Two editions without ground truth: where they disagree, and which images are worth labelling.
+
+Agreement is the PQ of B with A as truth. What A left void counts as labelled nothing, not as void:
+segments that only B sees are disagreements, not forgiven. Rows are paired by hash range, so memory
+is that of a few shards however large the runs; `limit` takes the smallest hashes, as everywhere a
+uniform sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from heapq import nlargest
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import rle
+from pipeline.drift import Drift, Shares, drift
+from pipeline.edition import Edition
+from pipeline.errors import UserError
+from pipeline.partial import Partial, hashes_of, score_rows
+from pipeline.plan import origin_of, shard_start
+from pipeline.pq import Sums
+from pipeline.quality import results
+from pipeline.schema import SHARD_SCHEMA
+from pipeline.truth_table import TRUTH_SCHEMA
+
+SAMPLE: Final = 20_000
+LISTED: Final = 50
+SHARDS_HELD: Final = 64
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An image on which A and B differ. segments: how many of either have no partner of the same
+    class, halved, plus what matches lack of IoU 1: the loss of PQ's numerator, not its ratio, since
+    an image with one small segment is quickly at PQ 0."""
+
+    file_name: str
+    uri: str
+    segments: float
+    pq: float | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """B against A on the `images` that are ok in both."""
+
+    a: str
+    b: str
+    images: int
+    unpaired: int  # in one of them only, or failed in one
+    groups: dict[str, dict[str, Any]]  # All, Things, Stuff: PQ of B with A as truth
+    per_class: dict[str, dict[str, Any]]
+    drift: Drift
+    disagreements: tuple[Disagreement, ...]  # largest first
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def agree(a: Edition, b: Edition, limit: int = SAMPLE) -> Agreement:
+    """Compare the segments of B with those of A. Raises UserError if they share no image."""
+    categories = a.run.info.categories
+    if b.run.info.category_list != a.run.info.category_list:
+        raise UserError("A and B have different categories: their segments can't be compared")
+    ids = categories.ids
+    total = Partial(Sums.zero(len(ids)))
+    shares = Shares.zero(len(ids)), Shares.zero(len(ids))
+    images = unpaired = 0
+    worst: list[Disagreement] = []
+    for one, two in _paired(a, b):
+        for own, rows in zip(shares, (one, two), strict=True):
+            own.add(Shares.of(rows, ids))
+        one, two, left_out = _both_ok(one, two)
+        unpaired += left_out
+        images += one.num_rows
+        partial, table = score_rows(two, as_truth(one), ids)
+        total.add(partial)
+        worst = nlargest(LISTED, [*worst, *_disagreements(table, two)], key=lambda d: d.segments)
+        if images >= limit:
+            break
+    if not images:
+        raise UserError("A and B have no image in common that is ok in both")
+    figures = results(total.sums, categories)
+    return Agreement(
+        a=a.url,
+        b=b.url,
+        images=images,
+        unpaired=unpaired,
+        groups={group: figures[group] for group in ("All", "Things", "Stuff")},
+        per_class=figures["per_class"],
+        drift=drift(*shares, categories),
+        disagreements=tuple(d for d in worst if d.segments > 0),
+    )
+
+
+def _paired(a: Edition, b: Edition) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """Rows of A and of B in the same hash ranges, ascending."""
+    left, right = _Rows(a), _Rows(b)
+    starts = [shard_start(index, left.most_shards) for index in range(left.most_shards)]
+    for low, high in zip(starts, [*starts[1:], 1 << 64], strict=True):
+        yield left.between(low, high), right.between(low, high)
+
+
+class _Rows:
+    """An edition's rows by hash range. A shard's range is in its name."""
+
+    def __init__(self, edition: Edition) -> None:
+        self._run = edition.run
+        shards: dict[int, int] = {}
+        self._ranges: list[tuple[int, int, str]] = []
+        for entry in edition.snapshot.shards:
+            generation, index = origin_of(entry.path)
+            if generation not in shards:
+                shards[generation] = self._run.generation(generation).shards
+            count = shards[generation]
+            bounds = shard_start(index, count), shard_start(index + 1, count)
+            self._ranges.append((*bounds, entry.path))
+        self.most_shards = max(shards.values(), default=1)
+        # Shards of small generations span many ranges: read once, held while they are needed.
+        self._read = lru_cache(maxsize=SHARDS_HELD)(self._read_shard)
+
+    def between(self, low: int, high: int) -> pa.Table:
+        tables = [SHARD_SCHEMA.empty_table()]
+        for first, last, path in self._ranges:
+            if first < high and low < last:
+                rows, hashes = self._read(path)
+                inside = (hashes >= np.uint64(low)) & (hashes <= np.uint64(high - 1))
+                tables.append(rows.filter(pa.array(inside)))
+        return pa.concat_tables(tables)
+
+    def _read_shard(self, path: str) -> tuple[pa.Table, Any]:
+        rows = self._run.read_shard(path, SHARD_SCHEMA.names).cast(SHARD_SCHEMA)
+        return rows, hashes_of(rows["file_name"].to_pylist())
+
+
+def _both_ok(one: pa.Table, two: pa.Table) -> tuple[pa.Table, pa.Table, int]:
+    """The rows whose image is ok in both, in the same order, and how many images are not."""
+    places = [
+        {
+            name: row
+            for row, (name, status) in enumerate(
+                zip(rows["file_name"].to_pylist(), rows["status"].to_pylist(), strict=True)
+            )
+            if status == "ok"
+        }
+        for rows in (one, two)
+    ]
+    names = [name for name in places[0] if name in places[1]]
+    every = {*one["file_name"].to_pylist(), *two["file_name"].to_pylist()}
+    taken = [
+        rows.take(pa.array([place[name] for name in names], pa.int64()))
+        for rows, place in zip((one, two), places, strict=True)
+    ]
+    return taken[0], taken[1], len(every) - len(names)
+
+
+def as_truth(rows: pa.Table) -> pa.Table:
+    """Ok shard rows as truth rows (`truth_table.TRUTH_SCHEMA`) that leave no pixel void."""
+    columns = (
+        "file_name",
+        "height",
+        "width",
+        "segment_id",
+        "category_id",
+        "area",
+        "bbox",
+        "counts",
+    )
+    found = rows.select(columns).to_pylist()
+    hashes = hashes_of([row["file_name"] for row in found]).tolist()
+    return pa.Table.from_pylist(
+        [
+            {
+                **row,
+                "hash": own,
+                "image_id": row["file_name"],
+                "iscrowd": [False] * len(row["segment_id"]),
+                "area_mismatches": 0,
+                **_rest(row),
+            }
+            for own, row in zip(hashes, found, strict=True)
+        ],
+        schema=TRUTH_SCHEMA,
+    )
+
+
+def _rest(row: dict[str, Any]) -> dict[str, Any]:
+    """The pixels of no segment as their own string, or why the row can't be read."""
+    height, width = row["height"], row["width"]
+    positions = np.arange(1, len(row["counts"]) + 1)
+    try:
+        painted = rle.decode(row["counts"], height, width, positions)
+    except rle.RleError as error:
+        return {"problem": str(error)}
+    empty = painted == 0
+    if not empty.any():
+        return {"unlisted_counts": None}
+    return {"unlisted_counts": rle.encode(empty.astype(np.uint8), [1]).counts[0]}
+
+
+def _disagreements(table: pa.Table, rows: pa.Table) -> Iterator[Disagreement]:
+    columns = (table[name].to_pylist() for name in ("file_name", "pq", "iou", "tp", "fp", "fn"))
+    for (name, pq, iou, tp, fp, fn), uri in zip(
+        zip(*columns, strict=True), rows["uri"].to_pylist(), strict=True
+    ):
+        yield Disagreement(name, uri, (fp + fn) / 2 + tp - iou, pq)

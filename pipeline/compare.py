@@ -1,0 +1,208 @@
+"""Two editions against one ground truth: what changed, how surely, and is it good enough?
+
+Both were scored by `evaluate`; the per-image rows of the images that both have are summed again
+with the same resamples (`resample.py`), so that the difference of each replicate is paired and an
+interval of it is far narrower than the two intervals laid side by side. Reads run folders only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from detr.categories import Categories
+from pipeline.edition import Edition
+from pipeline.errors import UserError
+from pipeline.pq import REPLICATES, Sums
+from pipeline.quality import LEVEL, group_members, quality, results
+from pipeline.resample import COLUMNS, add_rows
+
+SCORED: Final = ("scored", "failed")  # a failed image misses all of its truth
+MOST_CHANGED: Final = 50
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure in A and in B, as fractions; None where no class occurs. `interval` and `error` are
+    the paired 95 % interval and the standard error of the difference."""
+
+    a: float | None
+    b: float | None
+    difference: float | None
+    interval: tuple[float, float] | None
+    error: float | None
+
+
+@dataclass(frozen=True)
+class ClassChange:
+    """PQ of one category in A and in B. segments: how many the ground truth has."""
+
+    category_id: int
+    name: str
+    isthing: bool
+    segments: int
+    pq: Change
+
+
+@dataclass(frozen=True)
+class ImageChange:
+    """PQ of one image, all classes together, in A and in B."""
+
+    file_name: str
+    a: float
+    b: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A on the `images` that both scored against the same truth."""
+
+    a: str
+    b: str
+    truth: str
+    images: int
+    only_a: int
+    only_b: int
+    groups: dict[str, dict[str, Change]]  # All, Things, Stuff -> pq, sq, rq
+    classes: tuple[ClassChange, ...]  # those that occur, largest loss first
+    changed: tuple[ImageChange, ...]  # largest change first
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """One edition's scored images, sorted by hash."""
+
+    hashes: NDArray[np.uint64]
+    pq: NDArray[np.float64]  # NaN without segments
+    segments: NDArray[np.int64]  # true ones: TP + FN
+
+
+def shared_evaluation(a: Edition, b: Edition) -> str | None:
+    """The name of the evaluation that both have; None if there is none, UserError if several."""
+    both = sorted(set(a.evaluations()) & set(b.evaluations()))
+    if len(both) > 1:
+        raise UserError(f"both were evaluated as {' and as '.join(both)}: choose one with --name")
+    return both[0] if both else None
+
+
+def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
+    """Compare B with A by their evaluations called `name` (default: the only one both have).
+
+    Raises UserError if they have none in common, or were scored against different truth.
+    """
+    name = name or shared_evaluation(a, b)
+    for edition in (a, b):
+        if name is None or name not in edition.evaluations():
+            have = ", ".join(edition.evaluations()) or "none"
+            raise UserError(
+                f"{edition.url} has no evaluation {name or 'that the other has too'} (it has: "
+                f"{have}): run `panoptic evaluate` on both, or compare --without-truth"
+            )
+    assert name is not None
+    categories = a.run.info.categories
+    if b.run.info.category_list != a.run.info.category_list:
+        raise UserError("A and B have different categories: their classes can't be compared")
+    left, right = _side(a, name), _side(b, name)
+    common, in_a, in_b = np.intersect1d(left.hashes, right.hashes, return_indices=True)
+    if not common.size:
+        raise UserError("A and B have no scored image in common")
+    if (left.segments[in_a] != right.segments[in_b]).any():
+        raise UserError(
+            f"the evaluations {name!r} of A and B used different ground truth: evaluate both "
+            "against the same file"
+        )
+    sums = [_sums(edition, name, common, categories) for edition in (a, b)]
+    return Comparison(
+        a=a.url,
+        b=b.url,
+        truth=name,
+        images=int(common.size),
+        only_a=int(left.hashes.size - common.size),
+        only_b=int(right.hashes.size - common.size),
+        **changes(sums, categories),
+        changed=_most_changed(a, name, common, left.pq[in_a], right.pq[in_b]),
+    )
+
+
+def _side(edition: Edition, name: str) -> _Side:
+    columns = ("hash", "status", "pq", "tp", "fn")
+    table = pa.concat_tables(edition.per_image(name, columns))
+    table = table.filter(pc.field("status").isin(SCORED)).sort_by("hash")
+    true = table["tp"].to_numpy() + table["fn"].to_numpy()
+    return _Side(table["hash"].to_numpy(), table["pq"].to_numpy(), true.astype(np.int64))
+
+
+def _sums(edition: Edition, name: str, common: NDArray[np.uint64], categories: Categories) -> Sums:
+    sums = Sums.zero(len(categories), REPLICATES)
+    for rows in edition.per_image(name, ("hash", *COLUMNS)):
+        add_rows(sums, rows.filter(np.isin(rows["hash"].to_numpy(), common)), categories.ids)
+    return sums
+
+
+def changes(sums: Sequence[Sums], categories: Categories) -> dict[str, Any]:
+    """`groups` and `classes` of a Comparison, from the sums of A and of B over the same images."""
+    figures = [results(own, categories) for own in sums]
+    replicates = [
+        quality(own.replicates[0] / 2.0**20, own.replicates[1], own.replicates[2], np.float64(0))
+        for own in sums
+    ]  # each (3, C, replicates)
+    groups = {}
+    for group, rows in group_members(categories).items():
+        with warnings.catch_warnings():  # a replicate may hold no class of a small group
+            warnings.simplefilter("ignore", RuntimeWarning)
+            means = [np.nanmean(own[:, rows], axis=1) for own in replicates]
+        pairs = [own[group] for own in figures]
+        groups[group] = {
+            key: _change(pairs[0][key], pairs[1][key], means[1][k] - means[0][k])
+            for k, key in enumerate(("pq", "sq", "rq"))
+        }
+    classes = []
+    for position, category in enumerate(categories):
+        one, two = (own["per_class"][str(category.id)] for own in figures)
+        if not any(own[count] for own in (one, two) for count in ("tp", "fp", "fn")):
+            continue
+        difference = replicates[1][0, position] - replicates[0][0, position]
+        change = _change(one["pq"], two["pq"], difference)
+        true = one["tp"] + one["fn"]
+        classes.append(ClassChange(category.id, category.name, category.isthing, true, change))
+    classes.sort(key=lambda own: (own.pq.difference, own.category_id))
+    return {"groups": groups, "classes": tuple(classes)}
+
+
+def _change(a: float | None, b: float | None, replicates: NDArray[np.float64]) -> Change:
+    if a is None or b is None:
+        return Change(a, b, None, None, None)
+    drawn = replicates[~np.isnan(replicates)]
+    if drawn.size < 2:
+        return Change(a, b, b - a, None, None)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(drawn, [tail, 1 - tail]).tolist()
+    return Change(a, b, b - a, (low, high), float(drawn.std(ddof=1)))
+
+
+def _most_changed(
+    a: Edition,
+    name: str,
+    common: NDArray[np.uint64],
+    one: NDArray[np.float64],
+    two: NDArray[np.float64],
+) -> tuple[ImageChange, ...]:
+    """The images whose own PQ changed most; an image without any segment has PQ 1."""
+    one, two = np.nan_to_num(one, nan=1.0), np.nan_to_num(two, nan=1.0)
+    order = np.argsort(-np.abs(two - one), kind="stable")[:MOST_CHANGED]
+    order = order[one[order] != two[order]]
+    names: dict[int, str] = {}
+    for rows in a.per_image(name, ("hash", "file_name")):
+        rows = rows.filter(np.isin(rows["hash"].to_numpy(), common[order]))
+        names.update(zip(rows["hash"].to_pylist(), rows["file_name"].to_pylist(), strict=True))
+    return tuple(ImageChange(names[int(common[i])], float(one[i]), float(two[i])) for i in order)

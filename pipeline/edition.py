@@ -1,0 +1,71 @@
+"""An edition: one snapshot of one run, the thing that is compared, gated, kept or rolled back to.
+
+Named by what is there: a run folder (its published snapshot), or one of its snapshot objects,
+`OUT/snapshots/0003.parquet`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import pyarrow as pa
+
+from pipeline.errors import UserError
+from pipeline.run import Run, Snapshot, open_run, snapshot_path
+from pipeline.storage import normalize
+
+_SNAPSHOT: Final = re.compile(r"(.+)/snapshots/(\d+)\.parquet")
+
+
+@dataclass(frozen=True)
+class Edition:
+    """One snapshot of a run, and its evaluations."""
+
+    run: Run
+    number: int
+
+    @property
+    def url(self) -> str:
+        return self.run.storage.join(snapshot_path(self.number))
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.run.snapshot(self.number)
+
+    def evaluations(self) -> list[str]:
+        """Names of the evaluations of this snapshot that are complete."""
+        folder = f"evaluation/{self.number:04d}"
+        found = (entry.path.split("/") for entry in self.run.storage.list(folder))
+        return sorted(parts[2] for parts in found if len(parts) == 4 and parts[3] == "pq.json")
+
+    def result(self, name: str) -> dict[str, Any]:
+        """`pq.json` of an evaluation."""
+        return json.loads(self.run.storage.read(f"{self._folder(name)}/pq.json"))
+
+    def per_image(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The per-image rows of an evaluation, a shard at a time."""
+        for entry in self.run.storage.list(f"{self._folder(name)}/per_image"):
+            yield self.run.read_shard(entry.path, columns)
+
+    def _folder(self, name: str) -> str:
+        return f"evaluation/{self.number:04d}/{name}"
+
+
+def open_edition(url: str, options: Mapping[str, str] | None = None) -> Edition:
+    """The edition that a URL names. Raises UserError if there is none."""
+    match = _SNAPSHOT.fullmatch(normalize(url))
+    if match:
+        run = open_run(match[1], options)
+        return Edition(run, run.snapshot(int(match[2])).number)
+    run = open_run(url, options)
+    number = run.latest()
+    if number is None:
+        raise UserError(
+            f"{run.storage.url} has no published snapshot yet: name one of its snapshots "
+            "(OUT/snapshots/0001.parquet), or finish the run"
+        )
+    return Edition(run, number)

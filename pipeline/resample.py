@@ -1,0 +1,82 @@
+"""Bootstrap sums from the per-image rows of an evaluation, after the fact.
+
+An evaluation's own replicates are gone once it is written, but its rows hold every outcome, and an
+image's weights come from the hash of its name alone. So the sums over any part of the images, such
+as those that two runs have in common, can be made again from the rows, bit for bit, and two runs
+made so share their resamples: differences between them are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from pipeline.pq import OUTCOMES, POISSON, SIZES, Sums, class_positions
+from pipeline.pq_kernels import IOU_UNIT, REPLICATE_UNIT, bootstrap_weights
+
+COLUMNS: Final = ("category_id", "size", "outcome", "segment_iou")
+ROWS_AT_A_TIME: Final = 2_048  # 6.5 MB of weights
+
+
+@njit(cache=True, nogil=True)
+def _fill(seeds: NDArray[Any], poisson: NDArray[Any], out: NDArray[Any]) -> None:
+    for i in range(seeds.size):
+        bootstrap_weights(seeds[i], poisson, out[i])
+
+
+def image_weights(hashes: NDArray[np.uint64], replicates: int) -> NDArray[np.float64]:
+    """(n, replicates) Poisson(1) weights of images, as `pq.score` draws them."""
+    out = np.empty((hashes.size, replicates))
+    _fill(hashes, POISSON, out)
+    return out
+
+
+def add_rows(sums: Sums, rows: pa.Table, category_ids: Sequence[int]) -> None:
+    """Add per-image rows (`per_image.PER_IMAGE_SCHEMA`: hash and COLUMNS) to the sums.
+
+    Confusion is not added: it has no intervals.
+    """
+    for first in range(0, rows.num_rows, ROWS_AT_A_TIME):
+        _add(sums, rows.slice(first, ROWS_AT_A_TIME), category_ids)
+
+
+def _add(sums: Sums, rows: pa.Table, category_ids: Sequence[int]) -> None:
+    classes, replicates = sums.replicates.shape[1:]
+    n = rows.num_rows
+    lengths = np.diff(rows["category_id"].combine_chunks().offsets.to_numpy())
+    image = np.repeat(np.arange(n), lengths)
+    own = class_positions(_flat(rows["category_id"]).to_numpy(zero_copy_only=False), category_ids)
+    size = _positions(rows["size"], SIZES)
+    outcome = _positions(rows["outcome"], OUTCOMES)
+    iou = _flat(rows["segment_iou"]).to_numpy(zero_copy_only=False)
+    np.add.at(sums.counts, (own, size, 2 + outcome), 1)
+    hit = outcome == OUTCOMES.index("TP")
+    exact = (iou[hit] * IOU_UNIT).astype(np.int64)
+    np.add.at(sums.counts[..., 0], (own[hit], size[hit]), exact >> 32)
+    np.add.at(sums.counts[..., 1], (own[hit], size[hit]), exact & 0xFFFFFFFF)
+    weights = image_weights(rows["hash"].to_numpy(), replicates)
+
+    def weighted(chosen: NDArray[np.bool_], values: NDArray[np.float64]) -> NDArray[np.float64]:
+        entries = (values, (own[chosen], image[chosen]))
+        return csr_array(entries, shape=(classes, n)) @ weights  # repeated entries add up
+
+    ones = np.ones(iou.size)
+    sums.replicates[0] += weighted(hit, np.floor(iou[hit] * REPLICATE_UNIT + 0.5))
+    sums.replicates[1] += weighted(hit, ones[hit])
+    sums.replicates[2] += weighted(~hit, ones[~hit])
+
+
+def _flat(column: pa.ChunkedArray) -> pa.Array:
+    return column.combine_chunks().flatten()
+
+
+def _positions(column: pa.ChunkedArray, names: tuple[str, ...]) -> NDArray[np.int64]:
+    words = _flat(column).cast(pa.string()).dictionary_encode()
+    places = [names.index(word) for word in words.dictionary.to_pylist()]
+    return np.array(places, np.int64)[words.indices.to_numpy()]

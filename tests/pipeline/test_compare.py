@@ -1,0 +1,170 @@
+"""Two evaluations side by side: the same images, the same resamples, differences that hold."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.scenes import SCENE_CATEGORIES
+from pipeline.compare import Comparison, changes, compare
+from pipeline.edition import open_edition
+from pipeline.errors import UserError
+from pipeline.partial import score_rows
+from pipeline.pq import REPLICATES, Side, Sums, score
+from pipeline.quality import results
+from pipeline.resample import add_rows, image_weights
+from pipeline.verdict import judge
+from tests.pipeline.evaluated import evaluate, evaluated_run, truth_table
+from tests.pipeline.made import sides
+from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row
+from tests.pipeline.test_quality import CATEGORIES, made_population
+
+TRUTH = made_scenes(12)
+BETTER = {name: damaged(true, i) for i, (name, true) in enumerate(TRUTH.items())}
+WORSE = {name: damaged(damaged(true, i), i + 100) for i, (name, true) in enumerate(TRUTH.items())}
+
+
+def both(tmp_path: Path, a: dict[str, Any], b: dict[str, Any]) -> Comparison:
+    left = evaluated_run(tmp_path / "a", a, TRUTH)
+    right = evaluated_run(tmp_path / "b", b, TRUTH, per_shard=7)
+    return compare(open_edition(left.storage.url), open_edition(right.storage.url))
+
+
+def test_rows_add_up_to_the_very_sums_of_the_scoring(tmp_path: Path) -> None:
+    run = make_run(tmp_path, {name: shard_row(name, own) for name, own in BETTER.items()})
+    again = Sums.zero(len(SCENE_CATEGORIES))
+    total = Sums.zero(len(SCENE_CATEGORIES))
+    for shard in run.snapshot().shards:
+        rows = run.read_shard(shard.path)
+        partial, table = score_rows(rows, truth_table(TRUTH), SCENE_CATEGORIES.ids)
+        total.add(partial.sums)
+        add_rows(again, table, SCENE_CATEGORIES.ids)
+    assert (again.counts == total.counts).all()
+    assert (again.replicates == total.replicates).all()
+    assert again.counts[..., 2].sum() > 10
+
+
+def test_weights_are_poisson_and_the_same_each_time() -> None:
+    hashes = np.arange(500, dtype=np.uint64) * np.uint64(2**50)
+    weights = image_weights(hashes, REPLICATES)
+    assert (weights == image_weights(hashes, REPLICATES)).all()
+    for k in range(4):
+        assert (weights == k).mean() == pytest.approx(math.exp(-1) / math.factorial(k), abs=0.005)
+
+
+def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:
+    found = both(tmp_path, BETTER, BETTER)
+    for figures in found.groups.values():
+        assert figures["pq"].difference == 0
+        assert figures["pq"].interval == (0.0, 0.0)
+    assert found.changed == ()
+    assert judge(found, max_pq_drop=0, max_class_drop=0, min_segments=1).passed
+
+
+def test_only_images_that_both_scored_count(tmp_path: Path) -> None:
+    names = list(TRUTH)
+    a = {name: BETTER[name] for name in names[:9]}
+    b: dict[str, Any] = {name: WORSE[name] for name in names[3:]}
+    b[names[4]] = "truncated"
+    found = both(tmp_path, a, b)
+    common = names[3:9]
+    assert (found.images, found.only_a, found.only_b) == (6, 3, 3)
+    for side, predictions in (("a", a), ("b", b)):
+        rows = {name: shard_row(name, predictions[name]) for name in common}
+        alone = make_run(tmp_path / f"alone-{side}", rows, per_shard=100)
+        table = alone.read_shard(alone.snapshot().shards[0].path)
+        partial, _ = score_rows(table, truth_table(TRUTH), SCENE_CATEGORIES.ids)
+        expected = results(partial.sums, SCENE_CATEGORIES)
+        for group, figures in found.groups.items():
+            assert getattr(figures["pq"], side) == expected[group]["pq"]
+            assert getattr(figures["rq"], side) == expected[group]["rq"]
+        for own in found.classes:
+            assert getattr(own.pq, side) == expected["per_class"][str(own.category_id)]["pq"]
+
+
+def test_classes_and_images_are_listed_by_their_change(tmp_path: Path) -> None:
+    found = both(tmp_path, BETTER, WORSE)
+    drops = [own.pq.difference for own in found.classes]
+    assert drops == sorted(drops)  # type: ignore[type-var]
+    moves = [abs(image.b - image.a) for image in found.changed]
+    assert moves == sorted(moves, reverse=True)
+    assert {image.file_name for image in found.changed} <= set(TRUTH)
+    change = found.groups["All"]["pq"]
+    assert change.difference is not None
+    assert change.interval is not None
+    assert change.difference < 0
+    assert change.interval[0] < change.difference < change.interval[1]
+
+
+def test_other_truth_is_refused(tmp_path: Path) -> None:
+    left = evaluated_run(tmp_path / "a", BETTER, TRUTH)
+    other = {
+        name: (segment_map, segments[1:]) if name == "000003.jpg" else (segment_map, segments)
+        for name, (segment_map, segments) in TRUTH.items()
+    }
+    right = evaluated_run(tmp_path / "b", BETTER, other)
+    with pytest.raises(UserError, match="used different ground truth"):
+        compare(open_edition(left.storage.url), open_edition(right.storage.url))
+
+
+def test_several_evaluations_are_told_apart_by_name(tmp_path: Path) -> None:
+    run = evaluated_run(tmp_path / "a", BETTER, TRUTH)
+    evaluate(run, TRUTH, name="again")
+    edition = open_edition(f"{run.storage.url}/snapshots/0001.parquet")
+    with pytest.raises(UserError, match="evaluated as again and as gt: choose one with --name"):
+        compare(edition, edition)
+    assert compare(edition, edition, "again").truth == "again"
+
+
+def test_intervals_of_a_difference_hold_it_and_classes_raise_few_false_alarms() -> None:
+    """300 samples of a population on which two made models differ by a known amount."""
+    population = made_population(1500)
+    worse = []
+    rng = np.random.default_rng(9)
+    for predicted, segments, true, true_segments in population:
+        gone = rng.integers(1, 9) if rng.random() < 0.3 else 0
+        hidden = np.where(predicted == gone, 0, predicted)
+        kept = [s for s in segments if s["id"] != gone]
+        worse.append((hidden, kept, true, true_segments))
+    models: list[Side] = []
+    truth = sides(population, list(CATEGORIES.ids))[1]
+    for images in (population, worse):
+        models.append(sides(images, list(CATEGORIES.ids))[0])
+
+    def sampled(rows: np.ndarray, seeds: np.ndarray) -> dict[str, Any]:
+        both = []
+        for model in models:
+            own = Sums.zero(len(CATEGORIES))
+            score(model, truth, own, prediction_rows=rows, truth_rows=rows, seeds=seeds)
+            both.append(own)
+        return changes(both, CATEGORIES)
+
+    everything = np.arange(len(population))
+    known = sampled(everything, everything.astype(np.uint64))
+    true_drop = {own.category_id: -100 * own.pq.difference for own in known["classes"]}
+    allowed = max(true_drop.values())  # no class drops by more: each alarm is a false one
+    held, alarms, widths = 0, 0, []
+    for repetition in range(300):
+        draw = np.random.default_rng(repetition)
+        rows = draw.integers(0, len(population), 250)
+        seeds = draw.integers(0, 2**64, 250, dtype=np.uint64)
+        found = sampled(rows, seeds)
+        pq = found["groups"]["All"]["pq"]
+        held += pq.interval[0] <= known["groups"]["All"]["pq"].difference <= pq.interval[1]
+        widths.append(pq.interval[1] - pq.interval[0])
+        comparison = Comparison("a", "b", "gt", 250, 0, 0, changed=(), **found)
+        alarms += not judge(comparison, max_class_drop=allowed).passed
+    assert 0.90 <= held / 300 <= 0.985
+    assert alarms / 300 <= 0.06
+    # Pairing is worth it: the interval of one model alone is several times as wide.
+    own = Sums.zero(len(CATEGORIES))
+    rows = np.arange(250)
+    score(
+        models[0], truth, own, prediction_rows=rows, truth_rows=rows, seeds=rows.astype(np.uint64)
+    )
+    low, high = results(own, CATEGORIES)["All"]["pq_interval"]
+    assert np.mean(widths) < 0.7 * (high - low)
