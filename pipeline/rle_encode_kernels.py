@@ -12,6 +12,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+DIRECT = 1024  # ids below are looked up in a plain array, which stays in the nearest cache
+
 
 @njit(cache=True, nogil=True)
 def positions(words: NDArray[Any], out: NDArray[Any]) -> int:
@@ -102,12 +104,21 @@ def _find(table: NDArray[Any], slots: NDArray[Any], shift: int, key: int) -> int
 
 
 @njit(cache=True, nogil=True)
-def encode_runs(
-    starts: NDArray[Any], values: NDArray[Any], height: int, width: int, keys: NDArray[Any]
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """-> text, begin (n,), end (n,), area (n,), bbox (n, 4)."""
+def _slots(values: NDArray[Any], keys: NDArray[Any]) -> tuple[NDArray[Any], bool]:
+    """(n,) place in keys of each value, or -1; and whether the keys are distinct."""
     count = keys.size
-    pixels = height * width
+    slot = np.empty(values.size, dtype=np.int32)
+    if count and keys.min() >= 0 and keys.max() < DIRECT:  # the ids of a prediction: 1, 2, 3 ...
+        direct = np.full(DIRECT, -1, dtype=np.int32)
+        for s in range(count):
+            if direct[keys[s]] >= 0:
+                return slot, False
+            direct[keys[s]] = s
+        for r in range(values.size):
+            value = np.int64(values[r])
+            slot[r] = direct[value] if 0 <= value < DIRECT else -1
+        return slot, True
+
     shift = 62  # a table at least twice as large as the keys
     while (1 << (64 - shift)) < 2 * count + 2:
         shift -= 1
@@ -115,22 +126,34 @@ def encode_runs(
     slots = np.full(table.size, -1, dtype=np.int32)
     for s in range(count):
         at = _find(table, slots, shift, keys[s])
-        if slots[at] >= 0:  # twice the same id: said by an empty text
-            return (
-                np.empty(0, dtype=np.uint8),
-                np.empty(0, dtype=np.int64),
-                np.empty(0, dtype=np.int64),
-                np.empty(0, dtype=np.int64),
-                np.empty((0, 4), dtype=np.int32),
-            )
+        if slots[at] >= 0:
+            return slot, False
         table[at] = keys[s]
         slots[at] = s
+    for r in range(values.size):
+        slot[r] = slots[_find(table, slots, shift, values[r])]
+    return slot, True
 
-    slot = np.empty(starts.size, dtype=np.int32)
+
+@njit(cache=True, nogil=True)
+def encode_runs(
+    starts: NDArray[Any], values: NDArray[Any], height: int, width: int, keys: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """-> text, begin (n,), end (n,), area (n,), bbox (n, 4); an empty text if a key repeats."""
+    count = keys.size
+    pixels = height * width
+    slot, distinct = _slots(values, keys)
+    if not distinct:
+        nothing = np.empty(0, dtype=np.int64)
+        return (
+            np.empty(0, dtype=np.uint8),
+            nothing,
+            nothing,
+            nothing,
+            np.empty((0, 4), dtype=np.int32),
+        )
     runs = np.zeros(count, dtype=np.int64)
-    for r in range(starts.size):
-        s = slots[_find(table, slots, shift, values[r])]
-        slot[r] = s
+    for s in slot:
         if s >= 0:
             runs[s] += 1
     begin = np.empty(count, dtype=np.int64)

