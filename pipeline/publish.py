@@ -7,40 +7,49 @@ snapshot and the next call finishes the rest.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Final
 
+from pipeline.budget import Failures, failures_of, merged, over_budget
 from pipeline.errors import ErrorBudgetError, UserError
 from pipeline.plan import Generation
 from pipeline.run import Run, ShardEntry, Snapshot
-from pipeline.shards import read_footer
-from pipeline.tally import Progress, over_budget
+from pipeline.shards import ERROR_COLUMNS, read_footer
+from pipeline.tally import Progress
 
 FOOTER_THREADS: Final = 32
 
 
 def finish(
-    run: Run, generation: Generation, sizes: Mapping[str, int], max_error_rate: float
+    run: Run,
+    generation: Generation,
+    sizes: Mapping[str, int],
+    max_error_rate: float,
+    *,
+    publish: bool = True,
 ) -> Snapshot:
     """Make and publish the snapshot of a generation whose objects are all there.
 
-    sizes: bytes of every shard object of the run. Raises ErrorBudgetError if too many images
-    failed: the snapshot is then there for `retry` and `errors`, but not published.
+    sizes: bytes of every shard object of the run; publish: False leaves readers where they are, for
+    whoever looks at the snapshot first. A snapshot that was rolled back stays so.
+
+    Raises ErrorBudgetError if too many images failed: the snapshot is then there for `retry` and
+    `errors`, but not published.
     """
     snapshot = _snapshot(run, generation, sizes)
-    codes = error_codes(run, snapshot) if snapshot.error else Counter[str]()
-    reason = over_budget(snapshot.rows, codes, max_error_rate)
+    reason = over_budget(snapshot.rows, failures(run, snapshot), max_error_rate)
     if reason is not None:
         raise ErrorBudgetError(
             f"{reason}; every shard is written but nothing is published: see `panoptic errors "
             f"{run.storage.url}`, then `panoptic retry`, or run again with a higher rate"
         )
-    if run.latest() != snapshot.number:
-        run.publish(snapshot.number)
-    run.mark_success(True)
+    if publish:
+        pointer = run.pointer() or {}
+        if snapshot.number not in (pointer.get("snapshot"), *pointer.get("withdrawn", ())):
+            run.publish(snapshot.number)
+        run.mark_success(True)
     return snapshot
 
 
@@ -87,14 +96,15 @@ def _footers(run: Run, paths: Iterable[str], sizes: Mapping[str, int]) -> list[S
         return list(pool.map(read, paths))
 
 
-def error_codes(run: Run, snapshot: Snapshot) -> Counter[str]:
+def failures(run: Run, snapshot: Snapshot) -> dict[str, Failures]:
     """Failed images by code, over a snapshot; reads only shards that have errors."""
-    codes: Counter[str] = Counter()
+    found: dict[str, Failures] = {}
     for entry in snapshot.shards:
         if entry.error:
-            table = run.read_shard(entry.path, ["error_code"])
-            codes.update(code for code in table["error_code"].to_pylist() if code)
-    return codes
+            table = run.read_shard(entry.path, list(ERROR_COLUMNS))
+            columns = (table[name].to_pylist() for name in ERROR_COLUMNS)
+            found = merged(found, failures_of(zip(*columns, strict=True)))
+    return found
 
 
 def record_stats(run: Run, generation: int, progress: Progress, facts: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from detr.categories import Categories
 from pipeline.entry import as_user_error
 from pipeline.errors import UserError
 from pipeline.plan import Generation, WorkUnit, manifest_folder, segments_folder
+from pipeline.pointer import forward
 from pipeline.schema import SCHEMA_VERSION, SNAPSHOT_SCHEMA
 from pipeline.storage import Storage
 
@@ -131,10 +132,12 @@ class Run:
 
     def latest(self) -> int | None:
         """The number of the published snapshot, None before the first."""
-        try:
-            return int(json.loads(self.storage.read(LATEST_FILE))["snapshot"])
-        except FileNotFoundError:
-            return None
+        pointer = self.pointer()
+        return None if pointer is None else int(pointer["snapshot"])
+
+    def pointer(self) -> dict[str, Any] | None:
+        """`latest.json` with its history (`pointer.py`), None before the first publication."""
+        return read_pointer(self.storage)
 
     def snapshot_numbers(self) -> list[int]:
         return sorted(
@@ -168,8 +171,12 @@ class Run:
         return Snapshot(number, tuple(ShardEntry(**row) for row in rows))
 
     def publish(self, number: int) -> None:
-        """Readers see this snapshot from now on. The last step of a generation, and a rollback."""
-        self.storage.write(LATEST_FILE, _json({"snapshot": number}))
+        """Readers see this snapshot from now on. The last step of a generation."""
+        self.move(forward(self.pointer(), "snapshot", number))
+
+    def move(self, pointer: Mapping[str, Any]) -> None:
+        """Write `latest.json`."""
+        self.storage.write(LATEST_FILE, _json(pointer))
 
     def mark_success(self, done: bool) -> None:
         """`_SUCCESS` is there only while no generation is being made."""
@@ -241,11 +248,12 @@ def open_run(url: str, options: Mapping[str, str] | None = None) -> Run:
 
 
 def find_run(storage: Storage) -> Run | None:
-    """The run in this folder, or None where no `run.json` is."""
+    """The run in this folder, or the published one of a folder of nights; None if there is none."""
     try:
         data = json.loads(storage.read(RUN_FILE))
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        name = (read_pointer(storage) or {}).get("run")
+        return find_run(Storage(storage.join(name), storage.options)) if name else None
     except ValueError as error:
         raise UserError(f"{storage.join(RUN_FILE)} is not JSON: {error}") from error
     except Exception as error:
@@ -259,6 +267,14 @@ def find_run(storage: Storage) -> Run | None:
             f"{SCHEMA_VERSION}: install a newer version"
         )
     return Run(storage, RunInfo(**data))
+
+
+def read_pointer(storage: Storage) -> dict[str, Any] | None:
+    """`latest.json` of a run folder or of a folder of nights."""
+    try:
+        return json.loads(storage.read(LATEST_FILE))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def create_run(storage: Storage, info: RunInfo) -> Run:
