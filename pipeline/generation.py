@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -90,19 +91,33 @@ def plan_retry(run: Run, codes: Sequence[str], images_per_shard: int) -> Generat
         return _plan_next(run, staging, base, "retry", images_per_shard)
 
 
+@dataclass(frozen=True)
+class Brakes:
+    """What a difference may be before a person must look at it, and which failures it takes along.
+
+    Rates are parts of the run's images. retries: failures with a code of `retry_codes` are computed
+    again until they were tried so often.
+    """
+
+    max_removed_rate: float
+    max_recompute: float | None = None
+    retry_codes: tuple[str, ...] = ()
+    retries: int = 0
+
+
 def plan_refresh(
     run: Run,
     source: Source,
     limit: int | None,
     *,
     images_per_shard: int,
-    max_removed_rate: float,
+    brakes: Brakes,
     progress: Progress,
 ) -> Generation | None:
     """A generation of what is new or changed in the source; None if nothing is.
 
-    Raises UserError if more than `max_removed_rate` of the images are gone: a listing that was cut
-    short looks like that.
+    Raises UserError if more of the images are gone, or must be computed, than the brakes allow: a
+    listing that was cut short, or a bucket that was copied, looks like that.
     """
     number = max(run.generations())
     base = run.snapshot(number)
@@ -111,11 +126,11 @@ def plan_refresh(
         staging.stage_manifest("manifest", run)
         before = staging.count("select count(*) from manifest")
         removed = staging.count("select count(*) from manifest anti join listing using (file_name)")
-        if removed > max_removed_rate * before:
+        if removed > brakes.max_removed_rate * before:
             raise UserError(
                 f"{removed} of {before} images are gone from {source.url} ({images} are there), "
-                f"more than --max-removed-rate {max_removed_rate:g} allows: check the listing, or "
-                "raise it"
+                f"more than --max-removed-rate {brakes.max_removed_rate:g} allows: check the "
+                "listing, or raise it"
             )
         staging.connection.execute(
             "create table computed as "
@@ -129,7 +144,48 @@ def plan_refresh(
             "select old.hash, old.file_name, old.generation, 'changed' "
             f"from manifest old join listing new using (file_name) where {CHANGED}"
         )
+        _add_retries(run, staging, base, brakes)
+        _brake(staging, before, brakes)
         return _plan_next(run, staging, base, "refresh", images_per_shard)
+
+
+def _add_retries(run: Run, staging: Staging, base: Snapshot, brakes: Brakes) -> None:
+    """Failures worth another try join what is computed, unless they changed or are gone."""
+    if not brakes.retry_codes:
+        return
+    failed = _failed(run, base, brakes.retry_codes, below=brakes.retries + 1)
+    if not staging.stage("failed", failed):
+        return
+    staging.connection.execute(
+        "create table again as select manifest.* "
+        "replace (cast(failed.attempts as integer) as attempts) "
+        "from manifest join failed using (file_name) anti join leaving using (file_name)"
+    )
+    staging.connection.execute(
+        "insert into computed by name select * exclude (generation) from again"
+    )
+    staging.connection.execute(
+        "insert into leaving select hash, file_name, generation, 'retry' from again"
+    )
+
+
+def _brake(staging: Staging, before: int, brakes: Brakes) -> None:
+    if brakes.max_recompute is None or not before:
+        return
+    images = staging.count("select count(*) from computed")
+    if images <= brakes.max_recompute * before:
+        return
+    reasons = dict(
+        staging.connection.execute(
+            "select reason, count(*) from leaving where reason != 'removed' group by reason"
+        ).fetchall()
+    )
+    new = {"new": images - sum(reasons.values())}
+    kinds = ", ".join(f"{count:,} {kind}" for kind, count in {**new, **reasons}.items() if count)
+    raise UserError(
+        f"{images:,} images to compute ({kinds}) beside {before:,} that are there, more than "
+        f"--max-recompute {brakes.max_recompute:g} allows: if that is meant, add --allow-full"
+    )
 
 
 def _plan_next(
@@ -186,10 +242,15 @@ def _departing(table: pa.Table, shards: dict[int, int]) -> pa.Table:
     ).cast(DROPPED_SCHEMA)
 
 
-def _failed(run: Run, base: Snapshot, codes: Sequence[str]) -> Iterator[pa.Table]:
+def _failed(
+    run: Run, base: Snapshot, codes: Sequence[str], below: int | None = None
+) -> Iterator[pa.Table]:
+    """Failures with these codes, of images that were tried fewer than `below` times."""
     for entry in base.shards:
         if entry.error:
             table = run.read_shard(entry.path, ["file_name", "error_code", "attempts"])
             chosen = np.isin(table["error_code"].to_numpy(), list(codes))
+            if below is not None:
+                chosen &= table["attempts"].to_numpy() < below
             if chosen.any():
                 yield table.filter(pa.array(chosen))

@@ -19,7 +19,7 @@ from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.errors import UserError
 from pipeline.estimate import WORTH_MEASURING, cpu_hours
 from pipeline.execute import Reporter, execute
-from pipeline.generation import plan_first, plan_refresh, plan_retry, stage_listing
+from pipeline.generation import Brakes, plan_first, plan_refresh, plan_retry, stage_listing
 from pipeline.lease import lease
 from pipeline.manifest import Staging
 from pipeline.placement import Placement, place
@@ -91,7 +91,7 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
                 f"the images of this run were frozen with --limit {run.info.limit}: add --refresh "
                 "to list the source again"
             )
-        return _work(run, config, spec, device, reporter, started)
+        return work(run, config, spec, device, reporter, started)
 
 
 def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = None) -> Summary:
@@ -110,7 +110,7 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
             generation = plan_retry(run, codes or sorted(TRANSIENT_CODES), config.images_per_shard)
             images = generation.images if generation else 0
             reporter.note(f"{images} failed images to compute again")
-        return _work(run, config, spec, device, reporter, started)
+        return work(run, config, spec, device, reporter, started)
 
 
 def recorded_device(run: Run | None, config: RunConfig) -> Device | None:
@@ -199,7 +199,7 @@ def _refresh(run: Run, config: RunConfig, reporter: Reporter) -> None:
         Source.of(config),
         config.limit,
         images_per_shard=config.images_per_shard,
-        max_removed_rate=config.max_removed_rate,
+        brakes=Brakes(config.max_removed_rate),
         progress=reporter.listed,
     )
     if generation is None:
@@ -229,15 +229,20 @@ def owed(run: Run, generation: Generation, sizes: Mapping[str, int], shards: str
     return Owed(lost, rewrites)
 
 
-def _work(
+def work(
     run: Run,
     config: RunConfig,
     spec: ModelSpec,
     device: Device,
     reporter: Reporter,
     started: float,
+    *,
+    publish: bool = True,
 ) -> Summary:
-    """Compute what is owed and finish the newest generation, if this call may."""
+    """Compute what is owed and finish the newest generation, if this call may.
+
+    The caller holds the lease. publish: False makes the snapshot without moving any reader to it.
+    """
     generation = run.generation(max(run.generations()))
     sizes = shard_sizes(run)
     todo = owed(run, generation, sizes, config.shards)
@@ -258,7 +263,7 @@ def _work(
     left = missing(generation, sizes)
     snapshot = None
     if not left:
-        snapshot = finish(run, generation, sizes, config.max_error_rate)
+        snapshot = finish(run, generation, sizes, config.max_error_rate, publish=publish)
     return Summary(
         out=run.storage.url,
         images=snapshot.rows if snapshot else generation.images,
