@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
@@ -21,6 +23,23 @@ def connect(address: str | None, *, verbose: bool = False) -> None:
     """Join the cluster at `address` (or of RAY_ADDRESS), or start Ray here. Idempotent."""
     if ray.is_initialized():
         return
+    with _own_sigterm():
+        _connect(address, verbose)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's answer to SIGTERM: `ray.init` puts its own, `sys.exit(15)`, in place."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        main = threading.current_thread() is threading.main_thread()
+        if main and callable(handler):
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _connect(address: str | None, verbose: bool) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
     if not verbose:  # Ray's core warns on stderr of what Ray Data does by design (ray#53727)
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

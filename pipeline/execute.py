@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RaySystemError,
+    WorkerCrashedError,
+)
 
 from detr.config import ModelError
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
-from pipeline.errors import ErrorBudgetError, UserError
+from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.graph import compute_shards, configure_ray_data, rewrite_shards
 from pipeline.placement import Placement
 from pipeline.plan import Rewrite, WorkUnit
 from pipeline.run import Run
 from pipeline.shards import Provenance
-from pipeline.tally import Progress, start_tally
+from pipeline.tally import Flow, Progress, start_tally
+from pipeline.watchdog import Cluster, Watchdog
 
 POLL_SECONDS: Final = 1.0
+TALLY_SECONDS: Final = 10.0
+# What Ray raises when it could not make good a loss by itself.
+LOST: Final = (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    RaySystemError,
+    WorkerCrashedError,
+)
 
 
 class Reporter:
@@ -42,31 +62,34 @@ def execute(
     run: Run,
     units: Mapping[int, Sequence[WorkUnit]],
     rewrites: Sequence[Rewrite],
+    *,
     config: RunConfig,
     spec: ModelSpec,
     placement: Placement,
     reporter: Reporter,
+    done: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Compute the units of each generation, then the rewrites. Returns what was done.
 
-    Raises ErrorBudgetError when too many images fail, and the UserError or ModelError that stopped
-    a stage, such as weights that a worker can't reach.
+    `done` is told the same, also when the job stops early. Raises ErrorBudgetError when too many
+    images fail, the UserError or ModelError that stopped a stage (such as weights that a worker
+    can't reach), and TryAgainError when the cluster lost more than Ray could make good.
     """
     configure_ray_data(reporter.verbose)
     total = sum(unit.images for owed in units.values() for unit in owed)
-    tally = start_tally(total, config.max_error_rate)
+    tally = start_tally(total, config.max_error_rate, run.storage.url)
     provenance = Provenance(run.info.fingerprint, run.info.weights_sha256, run.info.device)
     reporter.note(
         f"{total:,} images on {placement.min_actors} to {placement.max_actors} "
         f"{placement.device} model actors of {placement.threads} threads"
     )
-    with _Watch(tally, reporter):
-        for number, owed in units.items():
-            generation = run.generation(number)
-            try:
+    watch = Watch(tally, reporter, Watchdog(placement))
+    try:
+        with watch:
+            for number, owed in units.items():
                 compute_shards(
                     run,
-                    generation,
+                    run.generation(number),
                     owed,
                     config=config,
                     spec=spec,
@@ -74,20 +97,24 @@ def execute(
                     provenance=provenance,
                     tally=tally,
                 )
-            except Exception as error:
-                _raise_sentence(error, tally)
-                raise
-    # A later generation may copy what an earlier one wrote.
-    for number in sorted({rewrite.generation for rewrite in rewrites}):
-        rewrite_shards(run, [rewrite for rewrite in rewrites if rewrite.generation == number])
-    progress = _progress(tally)
-    ray.kill(tally)
-    return progress
+            # A later generation may copy what an earlier one wrote.
+            for number in sorted({rewrite.generation for rewrite in rewrites}):
+                rewrite_shards(run, [each for each in rewrites if each.generation == number])
+    except Exception as error:
+        _raise_sentence(error, tally)
+        raise
+    finally:
+        done(watch.last)
+        _kill(tally)
+    return watch.last
 
 
 def _raise_sentence(error: BaseException, tally: ActorHandle) -> None:
     """Raise the reason behind Ray's wrapping, if it is one for the user."""
-    reason = ray.get(tally.verdict.remote())
+    try:
+        reason = ray.get(tally.verdict.remote(), timeout=TALLY_SECONDS)
+    except (RayError, TimeoutError):
+        reason = None
     if reason is not None:
         raise ErrorBudgetError(
             f"{reason}; stopped early, shards already written stay: mend the cause and run the "
@@ -95,19 +122,36 @@ def _raise_sentence(error: BaseException, tally: ActorHandle) -> None:
         ) from None
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, (UserError, ModelError)):
+        if isinstance(cause, UserError):
+            raise type(cause)(str(cause)) from None
+        if isinstance(cause, ModelError):
             raise UserError(str(cause)) from None
+        if isinstance(cause, LOST):
+            first = str(cause).strip().split("\n", 1)[0]
+            raise TryAgainError(
+                f"the cluster lost what it was working on ({type(cause).__name__}: {first}); "
+                "shards already written stay: run the same command again"
+            ) from error
         cause = getattr(cause, "cause", None) or cause.__cause__
 
 
-class _Watch:
+def _kill(tally: ActorHandle) -> None:
+    try:
+        ray.kill(tally)
+    except (RayError, RuntimeError):  # it is gone, or Ray is
+        return
+
+
+class Watch:
     """Tells the reporter about the tally once a second, from a thread of its own."""
 
-    def __init__(self, tally: ActorHandle, reporter: Reporter) -> None:
+    def __init__(self, tally: ActorHandle, reporter: Reporter, watchdog: Watchdog) -> None:
+        self.last = Progress(0)  # what was seen last
         self._tally = tally
         self._reporter = reporter
+        self._watchdog = watchdog
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._poll, daemon=True)
+        self._thread = threading.Thread(target=self._poll, name="watch", daemon=True)
 
     def __enter__(self) -> None:
         self._thread.start()
@@ -122,8 +166,20 @@ class _Watch:
             self._tell()
 
     def _tell(self) -> None:
-        self._reporter.progress(_progress(self._tally))
+        try:
+            looked = ray.get(self._tally.look.remote(), timeout=TALLY_SECONDS)
+            progress, flow = cast(tuple[Progress, Flow], looked)
+            self.last = progress
+            self._reporter.progress(progress)
+            for note in (self._watchdog.trouble(flow), self._stuck(flow)):
+                if note:
+                    self._reporter.note(note)
+        except (RayError, TimeoutError):  # the tally comes back, or the job ends for a reason
+            return
 
-
-def _progress(tally: ActorHandle) -> Progress:
-    return cast(Progress, ray.get(tally.progress.remote()))
+    def _stuck(self, flow: Flow) -> str | None:
+        if not self._watchdog.is_due(flow):
+            return None
+        dead = sum(not node["Alive"] for node in ray.nodes())
+        cluster = Cluster(ray.cluster_resources(), ray.available_resources(), dead)
+        return self._watchdog.speak(flow, cluster)

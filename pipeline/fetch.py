@@ -1,28 +1,43 @@
 """Work unit -> the bytes of its images, or for each image that can't be had the reason.
 
 A task reads its own slice of the manifest and fetches its images concurrently, one GET an image
-and no HEAD. Ray's own `read_images` and `download` were rejected: one dies on a bad file, the
-other gives None without saying why. Blocks carry encoded bytes, a tenth of the decoded pixels.
+and no HEAD. A body counts only if it is the object that was listed: its length, its ETag and,
+where the ETag is one, its MD5. Anything else is fetched again, with backoff and jitter, and then
+reported: never segmented. Ray's own `read_images` and `download` were rejected: one dies on a bad
+file, the other gives None without saying why. Blocks carry encoded bytes, a tenth of the pixels.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
+import time
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import pyarrow as pa
 from ray.actor import ActorHandle
 
+from pipeline.body import Md5Marks, fault
+from pipeline.budget import failures_of
 from pipeline.entry import Fetched, classify
 from pipeline.plan import WorkUnit
 from pipeline.run import Run
 from pipeline.storage import get_uri
-from pipeline.tally import check_budget
+from pipeline.tally import begin, check_budget
 
 CONCURRENT_GETS: Final = 64
-IMAGE_SECONDS: Final = 180  # over all tries of one image
+TRIES: Final = 10
+FIRST_DELAY: Final = 0.1  # seconds, doubled with each try; the delay is drawn between 0 and that
+LONGEST_DELAY: Final = 5.0
+IMAGE_SECONDS: Final = 180.0  # over all tries of one image...
+SLOWEST_BYTES: Final = 100_000  # ...and a second more for each so many bytes
+REPORT_IMAGES: Final = 200  # the budget is asked after so many, not only at a unit's end
+
+# What another try may mend; everything else is an answer.
+WORTH_A_TRY: Final = frozenset({"unavailable", "timeout"})
 
 UNIT_FIELDS: Final = ("generation", "shard")
 FETCHED_FIELDS: Final = [
@@ -34,7 +49,7 @@ FETCHED_FIELDS: Final = [
 
 @dataclass(frozen=True)
 class Body:
-    """What one GET ended in: bytes, or an error code and a message."""
+    """What an image's GETs ended in: bytes, or an error code and a message."""
 
     data: bytes | None
     code: str | None = None
@@ -55,41 +70,100 @@ def fetch_units(
     tables = []
     for row in units.to_pylist():
         unit = WorkUnit(**row)
+        begin(tally, "fetching", unit.key)
         manifest = run.read_unit(unit)
         assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
-        bodies = asyncio.run(_fetch_all(manifest, source_options))
-        codes = [body.code for body in bodies if body.code]
-        check_budget(tally.fetched.remote(unit.path, unit.images, codes))
+        bodies = asyncio.run(UnitFetch(manifest, source_options, tally, unit.key).bodies())
         tables.append(_with_bodies(manifest, unit, bodies))
     return pa.concat_tables(tables)
 
 
-async def _fetch_all(manifest: pa.Table, options: Mapping[str, str]) -> list[Body]:
-    gate = asyncio.Semaphore(CONCURRENT_GETS)
+@dataclass
+class UnitFetch:
+    """The GETs of one work unit."""
 
-    async def fetch(uri: str, size: int | None, etag: str | None) -> Body:
-        async with gate:
+    manifest: pa.Table  # with uri, size, etag
+    options: Mapping[str, str]
+    tally: ActorHandle | None = None
+    shard: str = ""
+    retries: Counter[str] = field(default_factory=Counter)
+    ended: list[tuple[str | None, str, str | None]] = field(default_factory=list)
+    bytes: int = 0
+
+    async def bodies(self) -> list[Body]:
+        """One for each row, in order. Raises BudgetExceededError."""
+        started = time.monotonic()
+        gate = asyncio.Semaphore(CONCURRENT_GETS)
+
+        async def fetch(uri: str, size: int | None, etag: str | None) -> Body:
+            async with gate:
+                body = await self._image(uri, size, etag)
+            self.ended.append((body.code, uri, body.message))
+            self.bytes += len(body.data or b"")
+            if body.code and len(self.ended) % REPORT_IMAGES == 0:
+                await asyncio.to_thread(self._report, started, done=False)
+            return body
+
+        columns = (self.manifest[name].to_pylist() for name in ("uri", "size", "etag"))
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(fetch(*row)) for row in zip(*columns, strict=True)]
+        self._report(started, done=True)
+        return [task.result() for task in tasks]
+
+    def _report(self, started: float, *, done: bool) -> None:
+        if self.tally is None:
+            return
+        ended = list(self.ended)
+        report = self.tally.fetched.remote(
+            self.shard,
+            len(ended),
+            failures_of(ended),
+            size=self.bytes,
+            retries=dict(self.retries),
+            seconds=time.monotonic() - started,
+            done=done,
+        )
+        check_budget(report)
+
+    async def _image(self, uri: str, size: int | None, etag: str | None) -> Body:
+        """One image, tried again while that may help and time is left."""
+        deadline = time.monotonic() + IMAGE_SECONDS + (size or 0) / SLOWEST_BYTES
+        code = message = None
+        attempt = 0
+        marks = Md5Marks(uri)
+        for attempt in range(TRIES):
+            if attempt:
+                delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)) * random.random()
+                if time.monotonic() + delay > deadline:
+                    break
+                assert code is not None
+                self.retries[code] += 1
+                await asyncio.sleep(delay)
             try:
-                fetched = await asyncio.wait_for(get_uri(uri, options), IMAGE_SECONDS)
+                async with asyncio.timeout_at(
+                    asyncio.get_running_loop().time() + deadline - time.monotonic()
+                ):
+                    fetched = await get_uri(uri, self.options)
             # Whatever the client raises for one object is that image's error row: there are as
             # many exception types as there are storage back ends.
             except Exception as error:  # noqa: BLE001
-                return Body(None, *classify(error))
-        return check_body(fetched, size, etag)
+                code, message = classify(error)
+            else:
+                body = check_body(fetched, size, etag, marks)
+                if body.data is not None:
+                    return body
+                code, message = body.code, body.message
+            if code not in WORTH_A_TRY:
+                return Body(None, code, message)
+        return Body(None, code, f"{message} (tried {attempt + 1} times)")
 
-    columns = (manifest[name].to_pylist() for name in ("uri", "size", "etag"))
-    return await asyncio.gather(*(fetch(*row) for row in zip(*columns, strict=True)))
 
-
-def check_body(fetched: Fetched, size: int | None, etag: str | None) -> Body:
+def check_body(
+    fetched: Fetched, size: int | None, etag: str | None, marks: Md5Marks | None = None
+) -> Body:
     """A body that is not the object that was listed is an error, never segmented."""
-    if etag and fetched.etag and fetched.etag != etag:
-        return Body(None, "changed", f"ETag is {fetched.etag}, was {etag} when listed")
-    if size is not None and len(fetched.data) != size:
-        if etag and fetched.etag:
-            return Body(None, "unavailable", f"body has {len(fetched.data)} bytes of {size}")
-        return Body(None, "changed", f"file has {len(fetched.data)} bytes, had {size} when listed")
-    return Body(fetched.data)
+    found = fault(fetched, size, etag, marks)
+    return Body(fetched.data) if found is None else Body(None, *found)
 
 
 def _with_bodies(manifest: pa.Table, unit: WorkUnit, bodies: list[Body]) -> pa.Table:
@@ -102,6 +176,6 @@ def _with_bodies(manifest: pa.Table, unit: WorkUnit, bodies: list[Body]) -> pa.T
     for name in UNIT_FIELDS:
         column = pa.repeat(pa.scalar(getattr(unit, name), pa.int32()), len(bodies))
         table = table.append_column(name, column)
-    for field, column in zip(FETCHED_FIELDS, values, strict=True):
-        table = table.append_column(field, pa.array(column, field.type))
+    for spec, column in zip(FETCHED_FIELDS, values, strict=True):
+        table = table.append_column(spec, pa.array(column, spec.type))
     return table

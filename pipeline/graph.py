@@ -13,6 +13,7 @@ exceptions that leave a stage are bugs or the spent error budget, and end the jo
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -42,6 +43,9 @@ def configure_ray_data(verbose: bool) -> None:
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
     context.enable_progress_bars = verbose  # ours shows images, theirs shows blocks
     context.enable_auto_log_stats = verbose
+    # Ray's own limit is 3: a fetch or a write would end a job of days with its third spot node.
+    # `tally.begin` ends one that kills its workers. (Ray Data's actors are retried for ever.)
+    os.environ.setdefault("RAY_TASK_MAX_RETRIES", "-1")
 
 
 def compute_shards(

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
 from pipeline.cluster import connect, resources
 from pipeline.config import SOURCE_FIELDS, RunConfig
@@ -31,6 +32,9 @@ from pipeline.source import Source
 from pipeline.storage import Storage, normalize
 from pipeline.tally import Progress
 from pipeline.version import code_version
+
+# Where a killed job may have left temporary files, on a local disk.
+WRITTEN_FOLDERS: Final = ("segments", "manifest", "snapshots", "stats")
 
 __all__ = ["Reporter", "Summary", "retry", "segment"]
 
@@ -78,19 +82,29 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
     device = recorded_device(run, config) or decide_device(config)
     spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
     description = spec.describe()
-    if run is not None:
+    if run is not None and run.generations():
         check_same(run, config, description)
-    fresh = run is None or not run.generations()
-    if run is None or fresh:
-        run = _first(run, storage, config, description, device, reporter)
-    with lease(storage):
-        if config.refresh and not fresh:
-            _refresh(run, config, reporter)
-        elif config.limit != run.info.limit:
-            reporter.note(
-                f"the images of this run were frozen with --limit {run.info.limit}: add --refresh "
-                "to list the source again"
-            )
+        with lease(storage):
+            if config.refresh:
+                _refresh(run, config, reporter)
+            elif config.limit != run.info.limit:
+                reporter.note(
+                    f"the images of this run were frozen with --limit {run.info.limit}: add "
+                    "--refresh to list the source again"
+                )
+            return work(run, config, spec, device, reporter, started)
+    with Staging() as staging, ExitStack() as held:
+        # Listed before the lease is taken: an empty source writes nothing at all.
+        images, size = stage_listing(staging, Source.of(config), config.limit, reporter.listed)
+        held.enter_context(lease(storage))
+        run = find_run(storage)
+        if run is not None and run.generations():  # another job was quicker, and has ended
+            check_same(run, config, description)
+        else:
+            run = create_run(storage, describe_run(config, description, device))
+            generation = plan_first(run, staging, images, size, config.images_per_shard)
+            reporter.note(f"{images:,} images in {generation.shards:,} shards")
+        staging.close()
         return work(run, config, spec, device, reporter, started)
 
 
@@ -149,24 +163,6 @@ def source_fields(config: RunConfig) -> dict[str, Any]:
     """What says which images: frozen with the run."""
     values = config.model_dump(mode="json", include=set(SOURCE_FIELDS))
     return {**values, "source": normalize(config.source)}
-
-
-def _first(
-    run: Run | None,
-    storage: Storage,
-    config: RunConfig,
-    description: ModelDescription,
-    device: Device,
-    reporter: Reporter,
-) -> Run:
-    """List the source, write `run.json`, and plan generation 1; an empty source writes nothing."""
-    with Staging() as staging:
-        images, size = stage_listing(staging, Source.of(config), config.limit, reporter.listed)
-        with lease(storage):
-            run = run or create_run(storage, describe_run(config, description, device))
-            generation = plan_first(run, staging, images, size, config.images_per_shard)
-    reporter.note(f"{images:,} images in {generation.shards:,} shards")
-    return run
 
 
 def describe_run(config: RunConfig, description: ModelDescription, device: Device) -> RunInfo:
@@ -249,14 +245,24 @@ def work(
     progress = Progress(total=0)
     if todo.images or todo.rewrites:
         run.mark_success(False)
+        for folder in WRITTEN_FOLDERS:  # this process alone writes there now
+            run.storage.sweep(folder)
         connect(config.address)
         placement = _place(config, device, sum(len(units) for units in todo.units.values()))
         if placement.device == "cpu" and todo.images >= WORTH_MEASURING:
             hours = cpu_hours(spec, placement, todo.images)
             reporter.note(f"on these CPUs {todo.images:,} images take about {hours:.2g} h or more")
-        progress = execute(run, todo.units, todo.rewrites, config, spec, placement, reporter)
         facts = {"device": device.name, "dtype": device.dtype, "placement": vars(placement)}
-        record_stats(run, generation.number, progress, facts)
+        progress = execute(
+            run,
+            todo.units,
+            todo.rewrites,
+            config=config,
+            spec=spec,
+            placement=placement,
+            reporter=reporter,
+            done=lambda progress: record_stats(run, generation.number, progress, facts),
+        )
         sizes = shard_sizes(run)
     else:
         reporter.note("nothing to compute: every shard is there")

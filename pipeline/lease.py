@@ -2,23 +2,30 @@
 
 Time is the store's: an age is the difference of two of its own modification times, so clocks of
 two hosts need not agree. A lease is taken over when it was not renewed for `EXPIRES_SECONDS`, at
-once when its owner is a dead process of this host or an earlier try of the same submission.
+once when its owner is a dead process of this machine or an earlier try of the same submission.
+
+Taking over and renewing replace exactly the content that was judged (If-Match): of two processes
+that find the same dead owner one wins, and an owner that slept through its lease cannot take it
+back from its successor, but stops.
 """
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Final
 
 from pipeline.entry import as_user_error
-from pipeline.errors import LeaseError
+from pipeline.errors import LeaseError, TryAgainError
 from pipeline.storage import Storage
 
 LEASE_FILE: Final = "lease.json"
@@ -29,62 +36,142 @@ EXPIRES_SECONDS: Final = 120.0
 
 @contextmanager
 def lease(storage: Storage) -> Iterator[None]:
-    """Hold the run folder for the block. Raises LeaseError naming the holder."""
-    owner = {
-        "owner": uuid.uuid4().hex,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "submission": os.environ.get("RAY_JOB_SUBMISSION_ID", ""),
-    }
-    content = json.dumps(owner).encode()
+    """Hold the run folder for the block. Raises LeaseError naming the holder.
+
+    If the lease is lost in the block, the main thread is interrupted, and this raises LeaseError
+    (another job has it) or TryAgainError (the store can't be reached).
+    """
+    held = _Lease(storage)
     try:
-        while not storage.write_if_absent(LEASE_FILE, content):
-            _remove_if_abandoned(storage, owner)
+        held.take()
     except LeaseError:
         raise
     except Exception as error:
         raise as_user_error(error, f"can't write to {storage.url}") from error
-    if _holder(storage) != owner:  # a store that ignores If-None-Match lets the last one win
-        raise LeaseError(f"{storage.url}: another job took the lease at the same moment")
-    stop = threading.Event()
-    renewer = threading.Thread(target=_renew, args=(storage, content, stop), daemon=True)
+    renewer = threading.Thread(target=held.renew, name="lease", daemon=True)
     renewer.start()
     try:
         yield
+    except BaseException as error:
+        if held.lost is None:
+            raise
+        raise held.lost from error
     finally:
-        stop.set()
+        held.stop.set()
         renewer.join()
-        if _holder(storage) == owner:
-            storage.delete(LEASE_FILE)
+        held.release()
 
 
-def _renew(storage: Storage, content: bytes, stop: threading.Event) -> None:
-    while not stop.wait(RENEW_SECONDS):
-        storage.write(LEASE_FILE, content)
+class _Lease:
+    """This process's hold on a run folder."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.owner: dict[str, Any] = {
+            "owner": uuid.uuid4().hex,
+            "host": socket.gethostname(),
+            "machine": machine(),
+            "pid": os.getpid(),
+            "process": process_start(os.getpid()),
+            "submission": os.environ.get("RAY_JOB_SUBMISSION_ID", ""),
+        }
+        self.content = b""
+        self.stop = threading.Event()
+        self.lost: Exception | None = None
+
+    def take(self) -> None:
+        content = self._next()
+        while not self.storage.write_if_absent(LEASE_FILE, content):
+            found = self._read()
+            if found == content:  # the answer to an earlier try of this very write was lost
+                break
+            if found is None:
+                continue
+            self._check_abandoned(found)
+            if self.storage.swap(LEASE_FILE, found, content):
+                break
+        if self._read() != content:  # a store that ignores If-None-Match lets the last one win
+            raise LeaseError(f"{self.storage.url}: another job took the lease at the same moment")
+        self.content = content
+
+    def renew(self) -> None:
+        renewed = time.monotonic()
+        wait = RENEW_SECONDS
+        while not self.stop.wait(wait):
+            content = self._next()
+            try:
+                mine = self.storage.swap(LEASE_FILE, self.content, content)
+                mine = mine or self._read() == content
+            # Whatever the store's client raises: it is tried again while the lease is still good.
+            except Exception:  # noqa: BLE001
+                wait = RENEW_SECONDS / 4
+                if time.monotonic() - renewed < EXPIRES_SECONDS:
+                    continue
+                self.lost = TryAgainError(
+                    f"{self.storage.url} could not be written for {EXPIRES_SECONDS:.0f} s, so the "
+                    "lease has run out: run the same command again"
+                )
+            else:
+                if mine:
+                    self.content, renewed, wait = content, time.monotonic(), RENEW_SECONDS
+                    continue
+                self.lost = LeaseError(
+                    f"{self.storage.url}: another job has taken the lease over, because this one "
+                    f"did not renew it for {EXPIRES_SECONDS:.0f} s; this one stops"
+                )
+            _thread.interrupt_main()
+            return
+
+    def release(self) -> None:
+        """Delete the lease if it is still this one's; a store that fails now lets it expire."""
+        with suppress(Exception):
+            if self.content and self._read() == self.content:
+                self.storage.delete(LEASE_FILE)
+
+    def _next(self) -> bytes:
+        """Every renewal is another content, so that no older one can be swapped for it."""
+        return json.dumps({**self.owner, "renewal": uuid.uuid4().hex}).encode()
+
+    def _read(self) -> bytes | None:
+        try:
+            return self.storage.read(LEASE_FILE)
+        except FileNotFoundError:
+            return None
+
+    def _check_abandoned(self, content: bytes) -> None:
+        """Raises LeaseError if the holder is alive as far as anybody can tell."""
+        holder = json.loads(content)
+        submission = self.owner["submission"]
+        if submission and holder.get("submission") == submission:
+            return
+        if self._is_dead(holder):
+            return
+        age = _age(self.storage)
+        if age is None or age > EXPIRES_SECONDS:
+            return
+        raise LeaseError(
+            f"{self.storage.url} is being written by process {holder['pid']} on {holder['host']} "
+            f"(lease renewed {age:.0f} s ago): wait for it, or stop it"
+        )
+
+    def _is_dead(self, holder: dict[str, Any]) -> bool:
+        """True if the holder is a process of this machine that has ended."""
+        if holder["host"] != self.owner["host"]:
+            return False
+        if holder.get("machine", self.owner["machine"]) != self.owner["machine"]:
+            return False
+        if not _alive(holder["pid"]):
+            return True
+        # The number lives, but another process may bear it by now, as in a restarted container.
+        return holder.get("process") not in (None, process_start(holder["pid"]))
 
 
-def _holder(storage: Storage) -> dict[str, Any] | None:
+def read_holder(storage: Storage) -> dict[str, Any] | None:
+    """Who is writing the run folder now, as its lease says; None if nobody is."""
     try:
         return json.loads(storage.read(LEASE_FILE))
     except FileNotFoundError:
         return None
-
-
-def _remove_if_abandoned(storage: Storage, owner: dict[str, Any]) -> None:
-    holder = _holder(storage)
-    if holder is None:
-        return
-    same_host = holder["host"] == owner["host"]
-    dead = same_host and not _alive(holder["pid"])
-    resubmitted = bool(owner["submission"]) and holder["submission"] == owner["submission"]
-    age = _age(storage)
-    if dead or resubmitted or age is None or age > EXPIRES_SECONDS:
-        storage.delete(LEASE_FILE)
-        return
-    raise LeaseError(
-        f"{storage.url} is being written by process {holder['pid']} on {holder['host']} "
-        f"(lease renewed {age:.0f} s ago): wait for it, or stop it"
-    )
 
 
 def _age(storage: Storage) -> float | None:
@@ -100,6 +187,23 @@ def _age(storage: Storage) -> float | None:
     return (now - renewed).total_seconds()
 
 
+def machine() -> str:
+    """This boot of this kernel and this space of process numbers: two containers may share a host
+    name, and a process number means nothing outside its own space."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    return ""
+
+
+def process_start(pid: int) -> str | None:
+    """When a process began, in ticks since boot; None where /proc doesn't tell."""
+    with suppress(OSError, IndexError):
+        # The name in brackets may hold spaces; the start is the 20th field behind it.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return None
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -107,4 +211,7 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
+    # A process that was killed and not yet waited for by its parent still has its number.
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     return True

@@ -45,6 +45,10 @@ class Staging:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Give the disk back; a job of days needs no listing any more. May be called twice."""
         self.connection.close()
         self._folder.cleanup()
 

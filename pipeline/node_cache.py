@@ -9,7 +9,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.storage import TEMPORARY, Storage, normalize
+from pipeline.local_disk import TEMPORARY
+from pipeline.storage import Storage, normalize
 
 
 def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:

@@ -46,6 +46,11 @@ def shard_count(images: int, total_bytes: int, images_per_shard: int = IMAGES_PE
     return min(wanted, max(MAX_SHARDS, math.ceil(total_bytes / MAX_BYTES_PER_SHARD)))
 
 
+def unit_key(generation: int, shard: int) -> str:
+    """A shard's short name, as the tally and the watchdog use it: `1/42`."""
+    return f"{generation}/{shard}"
+
+
 @dataclass(frozen=True)
 class WorkUnit:
     """One shard to compute: where its manifest rows are, and where its rows go."""
@@ -56,6 +61,11 @@ class WorkUnit:
     part: str  # manifest part, relative to the run folder
     row_group: int
     path: str  # the shard's object, relative to the run folder
+
+    @property
+    def key(self) -> str:
+        """How stages name the shard to each other."""
+        return unit_key(self.generation, self.shard)
 
 
 @dataclass(frozen=True)

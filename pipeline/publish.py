@@ -109,6 +109,8 @@ def failures(run: Run, snapshot: Snapshot) -> dict[str, Failures]:
 
 def record_stats(run: Run, generation: int, progress: Progress, facts: dict[str, Any]) -> None:
     """Add one call's work to `stats/000G.json`, a list with an entry a call."""
+    if not progress.total:
+        return  # stopped before anything was seen
     path = stats_path(generation)
     entries = read_stats(run, generation)
     run.storage.write(path, json.dumps([*entries, {**facts, **asdict(progress)}]).encode())

@@ -16,7 +16,7 @@ import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import botocore.client
 import botocore.config
@@ -29,8 +29,13 @@ from obstore.store import S3Store
 from pipeline.entry import Entry, Fetched, bare_etag
 from pipeline.errors import UserError
 
+if TYPE_CHECKING:
+    from obstore import UpdateVersion
+
 OPTIONS = ("profile", "region", "endpoint_url", "anon")
-TRY_SECONDS = 30
+REQUEST_SECONDS = 120
+SILENT_SECONDS = 20  # without a byte
+IMAGE_SECONDS = 600
 TRIES = 6
 LIST_CHUNK = 1000
 
@@ -75,7 +80,26 @@ class S3Objects:
 
     @cached_property
     def store(self) -> S3Store:
-        """The obstore client; made on first use, because it cannot travel between processes."""
+        """For everything but images; made on first use: it cannot travel between processes."""
+        retries = {
+            "max_retries": TRIES - 1,
+            "backoff": {
+                "init_backoff": timedelta(milliseconds=100),
+                "max_backoff": timedelta(seconds=5),
+                "base": 2,
+            },
+            "retry_timeout": timedelta(seconds=REQUEST_SECONDS),
+        }
+        return self._connect({"timeout": f"{REQUEST_SECONDS}s"}, retries)
+
+    @cached_property
+    def single(self) -> S3Store:
+        """For images, whose tries `pipeline.fetch` counts itself: it also judges the body."""
+        # No limit on the whole request: a large image over a busy line is no error while it flows.
+        limits = {"timeout": f"{IMAGE_SECONDS}s", "read_timeout": f"{SILENT_SECONDS}s"}
+        return self._connect(limits, {"max_retries": 0})
+
+    def _connect(self, limits: dict[str, str], retries: dict[str, Any]) -> S3Store:
         config: dict[str, Any] = {"region": self.region}
         if self.endpoint_url:
             config["endpoint"] = self.endpoint_url
@@ -89,20 +113,8 @@ class S3Objects:
             self.bucket,
             config=config,  # type: ignore[arg-type]
             credential_provider=provider,
-            client_options={
-                "allow_http": True,
-                "connect_timeout": "5s",
-                "timeout": f"{TRY_SECONDS}s",
-            },
-            retry_config={
-                "max_retries": TRIES - 1,
-                "backoff": {
-                    "init_backoff": timedelta(milliseconds=100),
-                    "max_backoff": timedelta(seconds=5),
-                    "base": 2,
-                },
-                "retry_timeout": timedelta(seconds=4 * TRY_SECONDS),
-            },
+            client_options={"allow_http": True, "connect_timeout": "5s", **limits},  # type: ignore[typeddict-item]
+            retry_config=retries,  # type: ignore[arg-type]
         )
 
     def _credential_provider(self) -> Any:
@@ -110,7 +122,7 @@ class S3Objects:
         if credentials is None:
             raise UserError(
                 f"no AWS credentials for s3://{self.bucket}: set AWS_PROFILE, or AWS_ACCESS_KEY_ID "
-                "and AWS_SECRET_ACCESS_KEY, or pass --storage-option anon=true for a public bucket"
+                "and AWS_SECRET_ACCESS_KEY, or pass --source-option anon=true for a public bucket"
             )
 
         def provide() -> dict[str, Any]:
@@ -147,7 +159,7 @@ class S3Objects:
     async def get_async(self, key: str) -> Fetched:
         if not _expressible(key):
             return await asyncio.to_thread(self._get_botocore, key)
-        result = await obstore.get_async(self.store, key)
+        result = await obstore.get_async(self.single, key)
         return Fetched(bytes(await result.bytes_async()), bare_etag(result.meta["e_tag"]))
 
     def _get_botocore(self, key: str) -> Fetched:
@@ -166,6 +178,17 @@ class S3Objects:
         try:
             obstore.put(self.store, key, data, mode="create", use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
+            return False
+        return True
+
+    def swap(self, key: str, old: bytes, new: bytes) -> bool:
+        try:
+            current = obstore.get(self.store, key)
+            if bytes(current.bytes()) != old:
+                return False
+            condition: UpdateVersion = {"e_tag": current.meta["e_tag"]}
+            obstore.put(self.store, key, new, mode=condition, use_multipart=False)
+        except (FileNotFoundError, PreconditionError):
             return False
         return True
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,8 +27,10 @@ from detr.postprocess import Panoptic
 from pipeline import rle
 from pipeline.engine_model import ModelSpec, PanopticModel
 from pipeline.fetch import FETCHED_FIELDS
+from pipeline.plan import unit_key
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.shards import UNIT_COLUMN
+from pipeline.tally import begin
 
 BATCH_PIXELS: Final = 100_000_000  # decoded pixels of one batch: 300 MB
 Image = NDArray[np.uint8]
@@ -64,18 +66,21 @@ class Segmenter:
         self.tally = tally
         self.pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
         self.seconds: dict[str, float] = defaultdict(float)
+        self.batches: Counter[int] = Counter()  # of the unit in work, by size
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         """One unit's manifest rows with `data` -> the same rows as a shard's (and `shard`)."""
         self.seconds.clear()
+        self.batches.clear()
+        key = ""
+        if self.tally is not None:
+            key = unit_key(unit["generation"][0].as_py(), unit[UNIT_COLUMN][0].as_py())
+            begin(self.tally, "segmenting", key)
         started = time.perf_counter()
         rows = self._rows(unit)
         self.seconds["total"] = time.perf_counter() - started
-        if self.tally is not None and unit.num_rows:
-            generation = unit["generation"][0].as_py()
-            self.tally.segmented.remote(
-                f"{generation}/{unit[UNIT_COLUMN][0].as_py()}", dict(self.seconds)
-            )
+        if self.tally is not None:
+            self.tally.segmented.remote(key, dict(self.seconds), dict(self.batches))
         return shard_table(unit, rows, self.code_version)
 
     def _rows(self, unit: pa.Table) -> list[dict[str, Any]]:
@@ -89,6 +94,7 @@ class Segmenter:
         for indices, images in self._batches(unit, rows):
             timer = time.perf_counter()
             results = self._segment(images)
+            self.batches[len(images)] += 1
             self.seconds["model"] += time.perf_counter() - timer
             for index, result in zip(indices, results, strict=True):
                 if isinstance(result, ImageError):

@@ -8,24 +8,28 @@ rejected: it names files by a fresh uuid, so a rerun appends duplicates.
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from ray.actor import ActorHandle
 from ray.data import Datasink
 
-from pipeline.plan import Generation
+from pipeline.budget import failures_of
+from pipeline.plan import Generation, unit_key
 from pipeline.run import ShardEntry
 from pipeline.schema import SCHEMA_VERSION, SHARD_SCHEMA
 from pipeline.storage import Storage
-from pipeline.tally import check_budget
+from pipeline.tally import begin, check_budget
 
 ROW_GROUP_ROWS: Final = 1_000
 UNIT_COLUMN: Final = "shard"
+ERROR_COLUMNS: Final = ("error_code", "uri", "error_message")
 COUNTS_LEAF: Final = "counts.list.element"  # Parquet's path of the strings
 
 
@@ -75,17 +79,26 @@ class ShardSink(Datasink[int]):
         return written
 
     def _write(self, shard: int, unit: pa.Table) -> None:
+        started = time.monotonic()
+        key = unit_key(self.generation.number, shard)
+        begin(self.tally, "writing", key)
         rows = unit.drop_columns([UNIT_COLUMN])
         expected = self.generation.rows[shard]
         names = len(rows["file_name"].unique())
         assert rows.num_rows == names == expected, (shard, rows.num_rows, names, expected)
         path = self.generation.shard_path(shard)
-        codes = rows["error_code"].drop_null().to_pylist()
+        errors = rows.filter(pc.field("error_code").is_valid())
+        told = zip(*(errors[name].to_pylist() for name in ERROR_COLUMNS), strict=True)
         data = encode_shard(rows, self.provenance)
         self.storage.write(path, data)
         segments = sum(len(chunk.flatten()) for chunk in rows["segment_id"].chunks)
         report = self.tally.written.remote(
-            path, images=rows.num_rows, codes=codes, segments=segments, size=len(data)
+            key,
+            images=rows.num_rows,
+            failures=failures_of(told),
+            segments=segments,
+            size=len(data),
+            seconds=time.monotonic() - started,
         )
         check_budget(report)
 

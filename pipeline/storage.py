@@ -3,18 +3,16 @@
 A write is atomic or it did not happen: one PUT in object stores, temp file and rename on a local
 disk. Nothing is ever streamed to its final name, because a stream that fails half-way publishes
 the half (s3fs and pyarrow close the upload when the `with` block is left by an exception).
-S3 goes through `pipeline.s3`, everything else through fsspec.
+S3 goes through `pipeline.s3`, local paths through `pipeline.local_disk`, the rest through fsspec.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import uuid
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
@@ -24,9 +22,9 @@ from fsspec.core import url_to_fs
 
 from pipeline.entry import Entry, Fetched, bare_etag
 from pipeline.errors import UserError
+from pipeline.local_disk import LocalObjects
 from pipeline.s3 import S3Objects
 
-TEMPORARY = ".tmp-"
 AWS_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
@@ -44,17 +42,17 @@ class Objects(Protocol):
     async def get_async(self, key: str) -> Fetched: ...
     def put(self, key: str, data: bytes) -> None: ...
     def put_if_absent(self, key: str, data: bytes) -> bool: ...
+    def swap(self, key: str, old: bytes, new: bytes) -> bool: ...
     def info(self, key: str) -> Entry: ...
     def delete(self, key: str) -> None: ...
     def list(self, prefix: str) -> Iterator[Entry]: ...
 
 
 class FsspecObjects:
-    """Local disks, memory, HTTP, and every other scheme that fsspec knows."""
+    """Memory, HTTP, and every other scheme that fsspec knows."""
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem) -> None:
         self.filesystem = filesystem
-        self.local = "file" in _protocols(filesystem)
 
     def get(self, key: str) -> Fetched:
         return Fetched(bytes(self.filesystem.cat_file(key)), None)  # type: ignore[arg-type]
@@ -63,34 +61,24 @@ class FsspecObjects:
         return await asyncio.to_thread(self.get, key)
 
     def put(self, key: str, data: bytes) -> None:
-        if not self.local:
-            self.filesystem.pipe_file(key, data)
-            return
-        temporary = self._write_temporary(key, data)
-        os.replace(temporary, key)
+        self.filesystem.pipe_file(key, data)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        if not self.local:
-            try:
-                self.filesystem.pipe_file(key, data, mode="create")
-            except FileExistsError:
-                return False
-            return True
-        temporary = self._write_temporary(key, data)
         try:
-            os.link(temporary, key)  # unlike rename, refuses an existing name
+            self.filesystem.pipe_file(key, data, mode="create")
         except FileExistsError:
             return False
-        finally:
-            temporary.unlink()
         return True
 
-    def _write_temporary(self, key: str, data: bytes) -> Path:
-        target = Path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
-        temporary.write_bytes(data)
-        return temporary
+    def swap(self, key: str, old: bytes, new: bytes) -> bool:
+        """As good as the scheme allows: two swaps at the same moment may both succeed."""
+        try:
+            if self.get(key).data != old:
+                return False
+        except FileNotFoundError:
+            return False
+        self.put(key, new)
+        return True
 
     def info(self, key: str) -> Entry:
         return _entry(self.filesystem.info(key))
@@ -101,8 +89,7 @@ class FsspecObjects:
     def list(self, prefix: str) -> Iterator[Entry]:
         for _, _, files in self.filesystem.walk(prefix, detail=True):
             for name in sorted(files):
-                if not name.startswith(TEMPORARY):
-                    yield _entry(files[name])
+                yield _entry(files[name])
 
 
 class Storage:
@@ -138,7 +125,7 @@ class Storage:
 
     @property
     def is_local(self) -> bool:
-        return isinstance(self.objects, FsspecObjects) and self.objects.local
+        return isinstance(self.objects, LocalObjects)
 
     def read(self, path: str) -> bytes:
         """The whole object. Raises FileNotFoundError."""
@@ -154,6 +141,16 @@ class Storage:
     def write_if_absent(self, path: str, data: bytes) -> bool:
         """True if this call made the object, False if it was there already."""
         return self.objects.put_if_absent(self.key(path), data)
+
+    def swap(self, path: str, old: bytes, new: bytes) -> bool:
+        """Replace `old` by `new`; False if the object holds anything else by now, or is gone."""
+        return self.objects.swap(self.key(path), old, new)
+
+    def sweep(self, path: str) -> int:
+        """Delete what killed writers left under a folder: only local disks hold such files."""
+        if isinstance(self.objects, LocalObjects):
+            return self.objects.sweep(self.key(path))
+        return 0
 
     def info(self, path: str) -> Entry:
         """Size and marks of one object. Raises FileNotFoundError."""
@@ -183,8 +180,9 @@ class Storage:
         """The fsspec file system, for ranged reads."""
         if isinstance(self.objects, S3Objects):
             return s3_filesystem(self.objects)
-        assert isinstance(self.objects, FsspecObjects)
-        return self.objects.filesystem
+        if isinstance(self.objects, FsspecObjects):
+            return self.objects.filesystem
+        return fsspec.filesystem("file")
 
     def open(self, path: str) -> IO[bytes]:
         """A seekable reader that fetches only the ranges that are read."""
@@ -250,7 +248,8 @@ def _connect(
         filesystem, root = url_to_fs(url, **dict(options))
     except (ValueError, ImportError) as error:
         raise UserError(f"{url!r} can't be opened: {error}") from error
-    return FsspecObjects(filesystem), root.rstrip("/")
+    local = "file" in _protocols(filesystem)
+    return LocalObjects() if local else FsspecObjects(filesystem), root.rstrip("/")
 
 
 def open_file(url: str, options: Mapping[str, str] | None = None) -> tuple[Storage, str]:
@@ -275,7 +274,7 @@ def _entry(info: dict[str, Any]) -> Entry:
 
 
 async def get_uri(uri: str, options: Mapping[str, str]) -> Fetched:
-    """One GET of an absolute URI of any scheme. Raises what the client raises."""
+    """One GET, tried once, of an absolute URI of any scheme. Raises what the client raises."""
     scheme, separator, rest = uri.partition("://")
     settings = tuple(sorted(options.items()))
     if scheme in ("s3", "s3a") and separator:
@@ -284,5 +283,7 @@ async def get_uri(uri: str, options: Mapping[str, str]) -> Fetched:
         return await objects.get_async(key)
     host = rest.partition("/")[0] if separator else ""
     objects, _ = connect(f"{scheme}://{host}" if separator else "/", settings)
+    if isinstance(objects, LocalObjects):
+        return await objects.get_async(rest if separator else uri)
     assert isinstance(objects, FsspecObjects)
     return await objects.get_async(str(objects.filesystem._strip_protocol(uri)))

@@ -1,21 +1,29 @@
-"""A zero-CPU actor that stages report to: live progress and the error budget.
+"""A zero-CPU actor that stages report to: live progress, the error budget, what is under way.
 
 Ray Data hands write results over only at the very end, so whatever is to be known while a job runs
-goes through here. Reports are keyed by shard: a shard that is computed twice (its worker died)
-counts once.
+goes through here. Reports are keyed by shard: one that is computed twice (its worker died) counts
+once. Totals are kept, never recounted, and a shard is forgotten but for its name once it is
+written: a report costs the same at the first shard and at the twenty-thousandth.
 """
 
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-BUDGET_AFTER_IMAGES: Final = 200  # below it, one bad folder would stop a good job
+from pipeline.budget import BUDGET_AFTER_IMAGES, ByCode, Failures, counts, merged, over_budget
+from pipeline.errors import TryAgainError
+from pipeline.metrics import Metrics
+
+# The same shard begun so often, each time by a worker that then died, is no accident.
+MAX_STARTS: Final = 20
 
 
 class BudgetExceededError(Exception):
@@ -32,7 +40,9 @@ class Progress:
     error: int = 0
     shards: int = 0
     segments: int = 0
-    bytes: int = 0
+    bytes: int = 0  # written
+    bytes_fetched: int = 0
+    retries: int = 0  # GETs made again
     seconds: float = 0.0
     codes: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
@@ -46,78 +56,195 @@ class Progress:
         return (self.total - self.done) / self.images_per_second if self.done else None
 
 
+@dataclass
+class Flight:
+    """A shard between its first GET and the store."""
+
+    state: str  # one of STATES
+    since: float
+    starts: Counter[str] = field(default_factory=Counter)  # by state
+
+
+# In the order in which a shard passes them.
+STATES: Final = ("fetching", "fetched", "segmenting", "segmented", "writing")
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The shards under way, for whoever must say what waits for what."""
+
+    states: Mapping[str, int]  # shards by state
+    quiet: float  # seconds since any stage reported anything
+    longest: tuple[str, str, float] | None  # shard, state, seconds in it
+    troubled: tuple[str, str, int] | None  # shard, state, how often it began
+
+
 class Tally:
     """The counts behind the actor; plain Python, so that tests need no cluster."""
 
-    def __init__(self, total: int, max_error_rate: float) -> None:
+    def __init__(self, total: int, max_error_rate: float, run: str | None = None) -> None:
         self.total = total
         self.max_error_rate = max_error_rate
-        self.started = time.monotonic()
-        self.failed_fetches: dict[str, tuple[int, list[str]]] = {}
-        self.shards: dict[str, dict[str, Any]] = {}
-        self.stages: dict[str, dict[str, float]] = {}
+        self.started = self.heard = time.monotonic()
+        self.flights: dict[str, Flight] = {}
+        self.fetches: dict[str, tuple[int, ByCode]] = {}  # of shards not yet written
+        self.seen_fetched = 0
+        self.failed_fetches: dict[str, Failures] = {}  # their sum, kept as it changes
+        self.written_shards: set[str] = set()
+        self.failures: dict[str, Failures] = {}  # of written shards
+        self.now = Progress(total)
+        self.stages: dict[str, float] = defaultdict(float)
+        self.metrics = Metrics(run) if run is not None else None
+        if self.metrics:
+            self.metrics.set("panoptic_images_planned", total)
 
-    def fetched(self, shard: str, images: int, codes: list[str]) -> str | None:
-        """A unit's bytes are there; returns the reason to stop, if there is one."""
-        self.failed_fetches[shard] = (images, codes)
+    # -- what stages report; a shard is named "generation/number"
+
+    def began(self, state: str, shard: str) -> int:
+        """A stage takes a shard up; returns how often it has, 1 where no worker died."""
+        flight = self._enter(shard, state)
+        flight.starts[state] += 1
+        return flight.starts[state]
+
+    def fetched(
+        self,
+        shard: str,
+        images: int,
+        failures: ByCode,
+        *,
+        size: int = 0,
+        retries: Mapping[str, int] | None = None,
+        seconds: float = 0.0,
+        done: bool = True,
+    ) -> str | None:
+        """A unit's GETs so far, or all of them; returns the reason to stop, if there is one."""
+        self.heard = time.monotonic()
+        if shard not in self.written_shards:
+            self._forget_fetch(shard)
+            self.fetches[shard] = (images, failures)
+            self.seen_fetched += images
+            self.failed_fetches = merged(self.failed_fetches, failures)
+        if done:
+            self._enter(shard, "fetched")
+            self.now.bytes_fetched += size
+            self.now.retries += sum((retries or {}).values())
+            self.stages["fetch"] += seconds
+            if self.metrics:
+                self.metrics.add("panoptic_bytes_total", size, "fetched")
+                self.metrics.add("panoptic_stage_seconds_total", seconds, "fetch")
+                for code, count in (retries or {}).items():
+                    self.metrics.add("panoptic_fetch_retries_total", count, code)
         return self.verdict()
 
-    def segmented(self, shard: str, seconds: dict[str, float]) -> None:
-        """Seconds that an actor spent on a unit, by stage."""
-        self.stages[shard] = seconds
+    def segmented(
+        self, shard: str, seconds: Mapping[str, float], batches: Mapping[int, int] | None = None
+    ) -> None:
+        """Seconds that an actor spent on a unit, by stage, and its batches by size."""
+        self._enter(shard, "segmented")
+        for stage, value in seconds.items():
+            self.stages[stage] += value
+        if self.metrics:
+            for stage, value in seconds.items():
+                self.metrics.add("panoptic_stage_seconds_total", value, stage)
+            self.metrics.batches(batches or {})
 
     def written(
-        self, shard: str, *, images: int, codes: list[str], segments: int, size: int
+        self,
+        shard: str,
+        *,
+        images: int,
+        failures: ByCode,
+        segments: int,
+        size: int,
+        seconds: float = 0.0,
     ) -> str | None:
         """A shard is in the store; returns the reason to stop, if there is one."""
-        self.shards[shard] = {"images": images, "codes": codes, "segments": segments, "bytes": size}
+        self.heard = time.monotonic()
+        self.flights.pop(shard, None)
+        self.stages["write"] += seconds
+        if shard not in self.written_shards:
+            self._forget_fetch(shard)
+            self.written_shards.add(shard)
+            self.failures = merged(self.failures, failures)
+            self.now.done += images
+            self.now.shards += 1
+            self.now.segments += segments
+            self.now.bytes += size
+            if self.metrics:
+                failed = counts(failures)
+                self.metrics.add("panoptic_images_total", images - failed.total(), "ok")
+                for code, count in failed.items():
+                    self.metrics.add("panoptic_images_total", count, code)
+                self.metrics.add("panoptic_segments_total", segments)
+                self.metrics.add("panoptic_shards_total", 1)
+                self.metrics.add("panoptic_bytes_total", size, "written")
+                self.metrics.add("panoptic_stage_seconds_total", seconds, "write")
         return self.verdict()
+
+    # -- what the driver asks
 
     def verdict(self) -> str | None:
         """The sentence that ends the job, once enough images are seen and too many failed."""
-        outcomes = dict(self.failed_fetches)
-        outcomes.update((s, (d["images"], d["codes"])) for s, d in self.shards.items())
-        seen = sum(images for images, _ in outcomes.values())
-        codes = Counter(code for _, shard_codes in outcomes.values() for code in shard_codes)
+        seen = self.now.done + self.seen_fetched
         if seen < BUDGET_AFTER_IMAGES:
             return None
-        return over_budget(seen, codes, self.max_error_rate)
+        return over_budget(seen, merged(self.failures, self.failed_fetches), self.max_error_rate)
 
     def progress(self) -> Progress:
-        codes = Counter(code for shard in self.shards.values() for code in shard["codes"])
-        done = sum(shard["images"] for shard in self.shards.values())
-        stages: Counter[str] = Counter()
-        for seconds in self.stages.values():
-            stages.update(seconds)
-        return Progress(
-            total=self.total,
-            done=done,
-            ok=done - codes.total(),
-            error=codes.total(),
-            shards=len(self.shards),
-            segments=sum(shard["segments"] for shard in self.shards.values()),
-            bytes=sum(shard["bytes"] for shard in self.shards.values()),
-            seconds=time.monotonic() - self.started,
-            codes=dict(codes),
-            stage_seconds=dict(stages),
+        codes = counts(self.failures)
+        self.now.ok, self.now.error = self.now.done - codes.total(), codes.total()
+        self.now.codes = dict(codes)
+        self.now.stage_seconds = dict(self.stages)
+        self.now.seconds = time.monotonic() - self.started
+        return self.now
+
+    def look(self) -> tuple[Progress, Flow]:
+        """Progress, and what is under way; once a second, so gauges are set here too."""
+        progress, flow = self.progress(), self.flow()
+        if self.metrics:
+            self.metrics.set("panoptic_images_per_second", progress.images_per_second)
+            self.metrics.set("panoptic_quiet_seconds", flow.quiet)
+            for state in STATES:
+                self.metrics.set("panoptic_shards_in_flight", flow.states.get(state, 0), state)
+        return progress, flow
+
+    def flow(self) -> Flow:
+        now = time.monotonic()
+        longest = min(self.flights.items(), key=lambda item: item[1].since, default=None)
+        begun = [
+            (shard, state, starts)
+            for shard, flight in self.flights.items()
+            for state, starts in flight.starts.items()
+        ]
+        return Flow(
+            states=dict(Counter(flight.state for flight in self.flights.values())),
+            quiet=now - self.heard,
+            longest=longest and (longest[0], longest[1].state, now - longest[1].since),
+            troubled=max(begun, key=lambda entry: entry[2], default=None),
         )
 
+    def _enter(self, shard: str, state: str) -> Flight:
+        self.heard = time.monotonic()
+        flight = self.flights.setdefault(shard, Flight(state, self.heard))
+        flight.state, flight.since = state, self.heard
+        return flight
 
-def over_budget(images: int, codes: Counter[str], max_error_rate: float) -> str | None:
-    """Why so many errors are too many, or None where they aren't."""
-    failed = codes.total()
-    if not images or failed <= max_error_rate * images:
-        return None
-    kinds = ", ".join(f"{code} {count}" for code, count in codes.most_common())
-    return (
-        f"{failed} of {images} images failed ({kinds}), more than --max-error-rate "
-        f"{max_error_rate:g} allows"
-    )
+    def _forget_fetch(self, shard: str) -> None:
+        images, failures = self.fetches.pop(shard, (0, {}))
+        self.seen_fetched -= images
+        if failures:  # rare: sums of folders can't be undone, so they are made again
+            self.failed_fetches = {}
+            for _, other in self.fetches.values():
+                self.failed_fetches = merged(self.failed_fetches, other)
 
 
-def start_tally(total: int, max_error_rate: float) -> ActorHandle:
+def start_tally(total: int, max_error_rate: float, run: str | None = None) -> ActorHandle:
+    """Beside the driver, because a node of its own could be lost while the job lives on."""
     actor: Any = ray.remote(Tally)
-    return actor.options(num_cpus=0).remote(total, max_error_rate)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    return actor.options(
+        num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
+    ).remote(total, max_error_rate, run)
 
 
 def check_budget(verdict: ray.ObjectRef) -> None:
@@ -125,3 +252,15 @@ def check_budget(verdict: ray.ObjectRef) -> None:
     reason = ray.get(verdict)
     if reason is not None:
         raise BudgetExceededError(reason)
+
+
+def begin(tally: ActorHandle, state: str, shard: str) -> None:
+    """Say that this stage takes a shard up. Raises TryAgainError for one that kills its workers."""
+    starts = cast(int, ray.get(tally.began.remote(state, shard)))
+    if starts > MAX_STARTS:
+        generation, _, number = shard.partition("/")
+        raise TryAgainError(
+            f"{state} shard {number} of generation {generation} has ended {starts - 1} workers: "
+            "most likely they ran out of memory (use a smaller --images-per-shard for the next "
+            "run, or larger nodes); shards already written stay"
+        )

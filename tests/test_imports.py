@@ -25,12 +25,25 @@ RAY = {
     "fetch",
     "shards",
     "tally",
+    "metrics",
     "evaluator",
     "cluster",
     "execute",
     "device",
 }
-PURE = {"schema", "errors", "config", "rle", "rle_kernels", "pq", "pq_kernels", "plan", "placement"}
+PURE = {
+    "schema",
+    "errors",
+    "config",
+    "rle",
+    "rle_kernels",
+    "pq",
+    "pq_kernels",
+    "plan",
+    "placement",
+    "budget",
+    "body",
+}
 CLIENTS = {"fsspec", "s3fs", "obstore", "botocore", "boto3", "aiohttp", "pipeline.storage"}
 STORAGE = {"storage", "s3"}
 

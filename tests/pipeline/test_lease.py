@@ -7,11 +7,15 @@ import os
 import socket
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.errors import LeaseError
+from pipeline.errors import LeaseError, TryAgainError
 from pipeline.lease import LEASE_FILE, lease
 from pipeline.storage import Storage
 from tests.servers import S3Server
@@ -83,4 +87,83 @@ def test_a_store_without_conditional_writes_still_works(rclone: S3Server) -> Non
     assert rclone.folder is not None
     (rclone.folder / "bucket").mkdir()
     with lease(Storage("s3://bucket/run")):
+        pass
+
+
+def test_of_many_that_find_the_same_dead_owner_one_takes_over(storage: Storage) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    storage.write(LEASE_FILE, held_by(dead.pid))
+    gate = threading.Barrier(8)
+    hold = threading.Event()
+
+    def contend() -> str:
+        gate.wait()
+        try:
+            with lease(storage):
+                hold.wait(20)
+                return "held"
+        except LeaseError:
+            return "refused"
+
+    with ThreadPoolExecutor(8) as pool:
+        futures = [pool.submit(contend) for _ in range(8)]
+        deadline = time.monotonic() + 20
+        while sum(future.done() for future in futures) < 7 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        hold.set()
+        outcomes = [future.result() for future in futures]
+    assert sorted(outcomes) == ["held", *["refused"] * 7]
+
+
+def test_an_owner_that_lost_its_lease_stops_and_leaves_the_successor_alone(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.lease.RENEW_SECONDS", 0.1)
+    successor = held_by(1, host="elsewhere")
+    with pytest.raises(LeaseError, match="another job has taken the lease over"), lease(storage):
+        storage.write(LEASE_FILE, successor)
+        time.sleep(20)
+    assert storage.read(LEASE_FILE) == successor
+
+
+def test_a_lease_is_renewed_through_failures_of_the_store_and_then_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path)
+    monkeypatch.setattr("pipeline.lease.RENEW_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.lease.EXPIRES_SECONDS", 1.0)
+    broken = threading.Event()
+    swap = Storage.swap
+
+    def unreliable(self: Storage, *arguments: Any) -> bool:
+        if broken.is_set():
+            raise OSError("no route to host")
+        return swap(self, *arguments)
+
+    monkeypatch.setattr(Storage, "swap", unreliable)
+    with pytest.raises(TryAgainError, match="could not be written"), lease(storage):
+        broken.set()
+        time.sleep(0.3)
+        broken.clear()
+        time.sleep(1.2)  # longer than the lease: it has been renewed since
+        broken.set()
+        time.sleep(20)
+
+
+def test_a_process_number_that_another_process_bears_by_now_is_a_dead_owner(
+    storage: Storage,
+) -> None:
+    holder = {**json.loads(held_by(os.getpid())), "process": "an earlier one"}
+    storage.write(LEASE_FILE, json.dumps(holder).encode())
+    with lease(storage):
+        pass
+
+
+def test_a_host_of_the_same_name_is_another_machine(storage: Storage) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    holder = {**json.loads(held_by(dead.pid)), "machine": "another boot"}
+    storage.write(LEASE_FILE, json.dumps(holder).encode())
+    with pytest.raises(LeaseError), lease(storage):
         pass

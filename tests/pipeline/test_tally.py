@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import time
+
+from pipeline.budget import Failures
 from pipeline.tally import Tally
 
 
-def written(tally: Tally, shard: str, images: int, codes: list[str]) -> str | None:
-    return tally.written(shard, images=images, codes=codes, segments=3, size=10)
+def failed(**codes: int) -> dict[str, Failures]:
+    return {code: Failures(count, "s3://b/x", "why") for code, count in codes.items()}
+
+
+def written(tally: Tally, shard: str, images: int, failures: dict[str, Failures]) -> str | None:
+    return tally.written(shard, images=images, failures=failures, segments=3, size=10)
 
 
 def test_a_shard_that_is_written_twice_counts_once() -> None:
     tally = Tally(total=20, max_error_rate=1)
     for _ in range(2):
-        written(tally, "a", 10, ["empty"])
+        written(tally, "a", 10, failed(empty=1))
     progress = tally.progress()
     assert (progress.done, progress.ok, progress.error, progress.shards) == (10, 9, 1, 1)
     assert progress.codes == {"empty": 1}
@@ -20,19 +27,62 @@ def test_a_shard_that_is_written_twice_counts_once() -> None:
 
 def test_the_budget_is_not_judged_before_200_images() -> None:
     tally = Tally(total=1000, max_error_rate=0.05)
-    assert tally.fetched("a", 199, ["forbidden"] * 199) is None
-    reason = tally.fetched("b", 1, ["forbidden"])
+    assert tally.fetched("a", 199, failed(forbidden=199)) is None
+    reason = tally.fetched("b", 1, failed(forbidden=1))
     assert reason is not None
     assert "200 of 200 images failed (forbidden 200)" in reason
 
 
 def test_a_rate_at_the_limit_is_within_it() -> None:
     tally = Tally(total=1000, max_error_rate=0.05)
-    assert written(tally, "a", 400, ["empty"] * 20) is None
-    assert written(tally, "b", 20, ["empty"] * 2) is not None
+    assert written(tally, "a", 400, failed(empty=20)) is None
+    assert written(tally, "b", 20, failed(empty=2)) is not None
 
 
 def test_a_fetch_and_its_shard_are_one_outcome() -> None:
     tally = Tally(total=1000, max_error_rate=0.05)
-    assert tally.fetched("a", 400, ["timeout"] * 15) is None
-    assert written(tally, "a", 400, ["timeout"] * 15 + ["empty"] * 5) is None
+    assert tally.fetched("a", 400, failed(timeout=15)) is None
+    assert written(tally, "a", 400, failed(timeout=15, empty=5)) is None
+    assert tally.fetched("a", 400, failed(timeout=400)) is None  # fetched again: it is written
+
+
+def test_reports_of_a_fetch_under_way_replace_each_other() -> None:
+    tally = Tally(total=1000, max_error_rate=0.5)
+    for images in (200, 300, 400):
+        assert tally.fetched("a", images, failed(timeout=150), done=False) is None or images == 200
+    assert tally.seen_fetched == 400
+    assert tally.failed_fetches["timeout"].count == 150
+
+
+def test_a_written_shard_is_no_longer_under_way() -> None:
+    tally = Tally(total=10, max_error_rate=1)
+    assert tally.began("fetching", "1/0") == 1
+    tally.fetched("1/0", 5, {})
+    assert tally.began("segmenting", "1/0") == 1
+    assert tally.flow().states == {"segmenting": 1}
+    written(tally, "1/0", 5, {})
+    assert tally.flow().states == {}
+
+
+def test_starts_of_a_shard_whose_workers_die_are_counted_by_stage() -> None:
+    tally = Tally(total=10, max_error_rate=1)
+    starts = [tally.began("segmenting", "1/7") for _ in range(3)]
+    assert starts == [1, 2, 3]
+    assert tally.began("writing", "1/7") == 1
+    assert tally.flow().troubled == ("1/7", "segmenting", 3)
+
+
+def test_reports_cost_the_same_at_the_last_of_20_000_shards() -> None:
+    tally = Tally(total=20_000, max_error_rate=1)
+
+    def seconds(first: int) -> float:
+        start = time.process_time()
+        for shard in range(first, first + 2_000):
+            tally.fetched(str(shard), 1, {})
+            written(tally, str(shard), 1, failed(empty=1))
+        return time.process_time() - start
+
+    early = seconds(0)
+    for first in range(2_000, 18_000, 2_000):
+        seconds(first)
+    assert seconds(18_000) < 5 * early + 0.05

@@ -1,0 +1,120 @@
+"""A local disk as an object store: whole objects, atomic writes, listings that stream.
+
+A write is a temporary file and a rename, so a reader sees all of it or nothing; what a killed
+writer leaves begins with `.tmp-`, is never listed, and is swept by the next owner of the lease.
+fsspec's local file system was rejected for listing: it holds a whole directory in memory and
+passes over folders that it may not read without a word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from pipeline.entry import Entry, Fetched
+
+TEMPORARY: Final = ".tmp-"
+
+
+class LocalObjects:
+    """Files by absolute path."""
+
+    def get(self, key: str) -> Fetched:
+        return Fetched(Path(key).read_bytes(), None)
+
+    async def get_async(self, key: str) -> Fetched:
+        return await asyncio.to_thread(self.get, key)
+
+    def put(self, key: str, data: bytes) -> None:
+        os.replace(self._write_temporary(key, data), key)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        temporary = self._write_temporary(key, data)
+        try:
+            os.link(temporary, key)  # unlike rename, refuses an existing name
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
+        return True
+
+    def swap(self, key: str, old: bytes, new: bytes) -> bool:
+        """Replace `old` by `new`; False if the content is another by now."""
+        with _locked(Path(key).parent):
+            with suppress(FileNotFoundError):
+                if self.get(key).data == old:
+                    self.put(key, new)
+                    return True
+            return False
+
+    def _write_temporary(self, key: str, data: bytes) -> Path:
+        target = Path(key)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
+        try:
+            temporary.write_bytes(data)
+        except BaseException:  # a full disk must not be filled further
+            temporary.unlink(missing_ok=True)
+            raise
+        return temporary
+
+    def info(self, key: str) -> Entry:
+        return _entry(key, os.stat(key))
+
+    def delete(self, key: str) -> None:
+        os.unlink(key)
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Every file under the folder; links are followed, a loop of them once."""
+        for entry in _files(prefix):
+            if not entry.name.startswith(TEMPORARY):
+                with suppress(FileNotFoundError):  # deleted meanwhile, or a link to nowhere
+                    yield _entry(entry.path, entry.stat())
+
+    def sweep(self, prefix: str) -> int:
+        """Delete what killed writers left under the folder; returns how many files."""
+        found = [entry.path for entry in _files(prefix) if entry.name.startswith(TEMPORARY)]
+        for path in found:
+            Path(path).unlink(missing_ok=True)
+        return len(found)
+
+
+def _files(folder: str) -> Iterator[os.DirEntry[str]]:
+    pending, seen = [folder], set[tuple[int, int]]()
+    while pending:
+        try:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    if not entry.is_dir():
+                        yield entry
+                        continue
+                    if entry.is_symlink():
+                        place = entry.stat()
+                        if (place.st_dev, place.st_ino) in seen:
+                            continue
+                        seen.add((place.st_dev, place.st_ino))
+                    pending.append(entry.path)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+
+
+def _entry(path: str, found: os.stat_result) -> Entry:
+    return Entry(path, found.st_size, None, datetime.fromtimestamp(found.st_mtime, UTC))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Alone among the processes that swap in this folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,71 @@
+"""What a running job shows to Prometheus, through Ray's own metrics endpoint.
+
+All of it comes from the tally, so a shard that is computed twice counts once in the counters of
+images, and no stage has to know of metrics. docs/faults.md has the table of names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from ray.util.metrics import Counter, Gauge, Histogram
+
+BATCH_BOUNDARIES: Final = [1, 2, 4, 8, 16, 32, 64, 128]
+
+# name -> (kind, tag beside `run`, what it says). docs/faults.md repeats it; a test compares them.
+METRICS: Final = {
+    "panoptic_images_total": ("counter", "code", "images with a row in the store; ok or the error"),
+    "panoptic_segments_total": ("counter", None, "segments in those rows"),
+    "panoptic_shards_total": ("counter", None, "shards in the store"),
+    "panoptic_bytes_total": ("counter", "direction", "bytes fetched and written"),
+    "panoptic_fetch_retries_total": ("counter", "code", "GETs that were made again, by error"),
+    "panoptic_stage_seconds_total": ("counter", "stage", "seconds of work, by stage"),
+    "panoptic_batch_images": ("histogram", None, "images in a batch of the model"),
+    "panoptic_images_planned": ("gauge", None, "images that this call has to compute"),
+    "panoptic_images_per_second": ("gauge", None, "rows written, over the whole call"),
+    "panoptic_shards_in_flight": ("gauge", "state", "shards between fetch and store, by state"),
+    "panoptic_quiet_seconds": ("gauge", None, "since any stage last reported"),
+}
+
+
+class Metrics:
+    """The metrics of one run; lives in the tally's process."""
+
+    def __init__(self, run: str) -> None:
+        self._run = {"run": run}
+        self._made: dict[str, Counter | Gauge | Histogram] = {}
+        for name, (kind, tag, text) in METRICS.items():
+            tags = ("run", tag) if tag else ("run",)
+            if kind == "counter":
+                self._made[name] = Counter(name, description=text, tag_keys=tags)
+            elif kind == "gauge":
+                self._made[name] = Gauge(name, description=text, tag_keys=tags)
+            else:
+                self._made[name] = Histogram(
+                    name, description=text, boundaries=list(BATCH_BOUNDARIES), tag_keys=tags
+                )
+
+    def add(self, name: str, value: float, tag: str | None = None) -> None:
+        """Raise a counter; zero is no event."""
+        counter = self._made[name]
+        assert isinstance(counter, Counter)
+        if value > 0:
+            counter.inc(value, tags=self._tags(name, tag))
+
+    def set(self, name: str, value: float, tag: str | None = None) -> None:
+        gauge = self._made[name]
+        assert isinstance(gauge, Gauge)
+        gauge.set(value, tags=self._tags(name, tag))
+
+    def batches(self, sizes: Mapping[int, int]) -> None:
+        """So many batches of each size."""
+        histogram = self._made["panoptic_batch_images"]
+        assert isinstance(histogram, Histogram)
+        for size, count in sizes.items():
+            for _ in range(count):
+                histogram.observe(size, tags=self._run)
+
+    def _tags(self, name: str, value: str | None) -> dict[str, str]:
+        tag = METRICS[name][1]
+        return {**self._run, tag: value} if tag and value is not None else self._run

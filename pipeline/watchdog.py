@@ -1,0 +1,111 @@
+"""Says what waits for what when a job stands still, and which shard keeps killing its workers.
+
+Pure sentences from the tally's view and the cluster's resources; `execute` asks every second. A
+job that waits for a spot node for an hour is no error, so nothing is ended here: it is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement
+from pipeline.tally import Flow
+
+STUCK_SECONDS: Final = 300.0
+TROUBLED_STARTS: Final = 4
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Ray has, in all and free (`CPU`, `GPU`), and how many of its nodes are dead."""
+
+    total: Mapping[str, float]
+    free: Mapping[str, float]
+    dead_nodes: int
+
+    def of(self, name: str) -> str:
+        return f"{self.free.get(name, 0):g} of {self.total.get(name, 0):g} {name}s free"
+
+
+class Watchdog:
+    """Speaks once a job is quiet for `after` seconds, and again each time the silence doubles."""
+
+    def __init__(self, placement: Placement, after: float = STUCK_SECONDS) -> None:
+        self._placement = placement
+        self._after = self._next = after
+        self._told: set[tuple[str, str]] = set()
+
+    def is_due(self, flow: Flow) -> bool:
+        """Whether the job has been quiet long enough to look at the cluster and speak."""
+        if flow.quiet < self._after:
+            self._next = self._after
+        return flow.quiet >= self._next
+
+    def speak(self, flow: Flow, cluster: Cluster) -> str:
+        """What waits for what."""
+        self._next = 2 * flow.quiet
+        lost = (
+            f"; {cluster.dead_nodes} nodes have died" if cluster.dead_nodes else ""
+        )
+        return f"no stage has reported for {_time(flow.quiet)}: {self._reason(flow, cluster)}{lost}"
+
+    def trouble(self, flow: Flow) -> str | None:
+        """A shard that a stage has begun again and again; said once for each."""
+        if flow.troubled is None or flow.troubled[2] < TROUBLED_STARTS:
+            return None
+        shard, state, starts = flow.troubled
+        if (shard, state) in self._told:
+            return None
+        self._told.add((shard, state))
+        return (
+            f"{state} shard {_name(shard)} has begun {starts} times: whatever works on it dies, or "
+            "its node is taken away; if it goes on, the nodes' memory is too small for it"
+        )
+
+    def _reason(self, flow: Flow, cluster: Cluster) -> str:
+        states = flow.states
+        kind = "GPU" if self._placement.actor_gpus else "CPU"
+        if busy := states.get("writing"):
+            return f"{_shards(busy)} being written, {self._longest(flow)}: is the store slow?"
+        if busy := states.get("segmenting"):
+            return f"model actors work on {_shards(busy)}, {self._longest(flow)}"
+        if waiting := states.get("segmented"):
+            return (
+                f"{_shards(waiting)} segmented and waiting to be written, which takes "
+                f"{WRITE_CPUS:g} CPU: {cluster.of('CPU')}"
+            )
+        if waiting := states.get("fetched"):
+            each = self._placement
+            need = f"{each.actor_gpus:g} GPU and {each.actor_cpus:g} CPUs" if each.actor_gpus else (
+                f"{each.actor_cpus:g} CPUs"
+            )  # fmt: skip
+            return (
+                f"{_shards(waiting)} fetched and waiting for a model actor, which takes {need}: "
+                f"{cluster.of(kind)}"
+            )
+        if busy := states.get("fetching"):
+            return f"{_shards(busy)} being fetched, {self._longest(flow)}: does the source answer?"
+        return (
+            f"no fetch has started, which takes {FETCH_CPUS:g} CPU: {cluster.of('CPU')}; or the "
+            "cluster waits for its first node"
+        )
+
+    def _longest(self, flow: Flow) -> str:
+        assert flow.longest is not None
+        shard, state, seconds = flow.longest
+        return f"longest {state} is shard {_name(shard)}, for {_time(seconds)}"
+
+
+def _name(shard: str) -> str:
+    generation, _, number = shard.partition("/")
+    return f"{number} of generation {generation}"
+
+
+def _shards(count: int) -> str:
+    return f"{count} shard{'' if count == 1 else 's'}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

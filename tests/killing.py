@@ -1,0 +1,160 @@
+"""A job in a process of its own that a test can kill, and what is left of it to count.
+
+field = make_field(tmp_path, images=240, seconds=0.02)
+job = field.start()
+field.wait_for(job, computed=50)
+job.kill()
+field.finish()
+field.check()
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from tests.counting_model import encoded, picture, segment_map
+from tests.run_rows import live_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+JOB_SECONDS = 240.0
+
+
+@dataclass(frozen=True)
+class Field:
+    """A folder of numbered images, a run folder, and the log of what was computed."""
+
+    folder: Path
+    images: int
+    per_shard: int
+
+    @property
+    def source(self) -> Path:
+        return self.folder / "images"
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "run"
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "model.json"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As `make_config` takes them."""
+        return {
+            "source": str(self.source),
+            "out": str(self.out),
+            "weights": str(self.weights),
+            "model": "tests.counting_model:load",
+            "images_per_shard": self.per_shard,
+            "batch_size": 4,
+            "device": "cpu",
+        }
+
+    def command(self, *more: str) -> list[str]:
+        flags = [
+            word
+            for name, value in self.settings.items()
+            if name != "source"
+            for word in (f"--{name.replace('_', '-')}", str(value))
+        ]
+        return [sys.executable, "-m", "jobs.cli", "segment", str(self.source), *flags, *more]
+
+    def start(self, *more: str) -> subprocess.Popen[str]:
+        """The job as a user starts it, in a session of its own."""
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+        environment.pop("RAY_ADDRESS", None)
+        return subprocess.Popen(
+            self.command("--json", *more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def finish(self, *more: str) -> dict[str, Any]:
+        """Run the job to its end; returns its summary."""
+        out, err = self.start(*more).communicate(timeout=JOB_SECONDS)
+        assert out, err
+        return json.loads(out)
+
+    def computed(self) -> list[int]:
+        """The number of every image that the model saw, once for each time it saw it."""
+        log = self.folder / "computed.log"
+        return (
+            [int(line.split()[0]) for line in log.read_text().split("\n") if line]
+            if (log.exists())
+            else []
+        )
+
+    def shards(self) -> dict[str, int]:
+        """Every shard object's modification time in ns."""
+        paths = (self.out / "segments").rglob("*.parquet")
+        return {str(path.relative_to(self.out)): path.stat().st_mtime_ns for path in paths}
+
+    def wait_for(
+        self, job: subprocess.Popen[str], *, computed: int = 0, seconds: float = JOB_SECONDS
+    ) -> bool:
+        """Wait until so many computations were made in all; False if the job or time ends first."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and job.poll() is None:
+            if computed and len(self.computed()) >= computed:
+                return True
+            time.sleep(0.02)
+        return False
+
+    def check(self) -> None:
+        """Every image has exactly one row, and each row is that image's own."""
+        rows = {row["file_name"]: row for row in live_rows(self.out).to_pylist()}
+        assert live_rows(self.out).num_rows == len(rows) == self.images
+        assert set(rows) == {path.name for path in self.source.iterdir()}
+        for name, row in rows.items():
+            image = picture(int(name[:6]), int(name[7:10]))
+            assert row["status"] == "ok", row
+            assert row["area"] == [int((segment_map(image) == kind).sum()) for kind in (1, 2)], name
+
+    def repeated(self) -> int:
+        """Computations beyond the first of each image."""
+        return sum(count - 1 for count in Counter(self.computed()).values())
+
+    def planned_once(self) -> None:
+        """The objects under segments/ are exactly the planned ones, and none is half a file."""
+        for path in (self.out / "segments").rglob("*"):
+            if path.is_file():
+                assert path.suffix == ".parquet", path
+                assert pq.read_table(path).num_rows > 0
+
+
+def make_field(folder: Path, *, images: int, per_shard: int = 8, seconds: float = 0.02) -> Field:
+    """Images named NUMBER-SEED.png, seed 000 unless a test replaces them."""
+    field = Field(folder, images, per_shard)
+    field.source.mkdir(parents=True)
+    for number in range(images):
+        (field.source / f"{number:06d}-000.png").write_bytes(encoded(number))
+    settings = {"log": str(folder / "computed.log"), "seconds": seconds}
+    field.weights.write_text(json.dumps(settings))
+    return field
+
+
+def end(job: subprocess.Popen[str], number: int = signal.SIGKILL) -> int:
+    """Send a signal to the driver alone and wait for its end; returns its exit code."""
+    job.send_signal(number)
+    try:
+        job.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        job.kill()
+        raise
+    return job.returncode
