@@ -13,7 +13,7 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -119,8 +119,16 @@ class RunConfig(BaseModel):
         return bounds
 
 
+C = TypeVar("C", bound=RunConfig)
+
+
 def make_config(flags: dict[str, Any], toml: str | None = None) -> RunConfig:
     """Flags over the file's values over the defaults. Raises UserError naming the field."""
+    return load_config(RunConfig, flags, toml)
+
+
+def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -> C:
+    """As `make_config`, for a RunConfig or one that has more settings."""
     values: dict[str, Any] = {}
     if toml is not None:
         try:
@@ -131,23 +139,23 @@ def make_config(flags: dict[str, Any], toml: str | None = None) -> RunConfig:
             raise UserError(f"--config {toml} can't be read as TOML: {error}") from error
     values.update({name: value for name, value in flags.items() if value not in (None, (), {})})
     try:
-        config = RunConfig(**values)
+        config = kind(**values)
     except ValidationError as error:
-        raise UserError(_sentence(error, toml)) from None
+        raise UserError(_sentence(error, kind, toml)) from None
     config.actors()
     return config
 
 
-def _sentence(error: ValidationError, toml: str | None) -> str:
+def _sentence(error: ValidationError, kind: type[RunConfig], toml: str | None) -> str:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     where = f" (in {toml} or as a flag)" if toml else ""
     if first["type"] == "extra_forbidden":
-        known = ", ".join(sorted(RunConfig.model_fields))
+        known = ", ".join(sorted(kind.model_fields))
         return f"unknown setting {name!r}{where}; known are: {known}"
     if first["type"] == "missing":
         flag = "SOURCE" if name == "source" else f"--{name}"
-        description = RunConfig.model_fields[name].description or ""
+        description = kind.model_fields[name].description or ""
         return f"{flag} is needed{where}: {description[:1].lower()}{description[1:].rstrip('.')}"
     flag = "--" + name.replace("_", "-")
     return f"{flag} {first['input']!r}{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"

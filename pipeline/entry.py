@@ -63,7 +63,26 @@ def classify(error: BaseException) -> tuple[str, str]:
     return "unavailable", line
 
 
-def as_user_error(error: BaseException, what: str) -> UserError:
+class StorageError(UserError):
+    """A storage failure that stops a job; `code` as `classify` gives it."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    @property
+    def may_pass(self) -> bool:
+        """True if the same command may work later: the store or the way to it is down."""
+        return self.code in ("timeout", "unavailable")
+
+
+def of_storage(error: BaseException) -> bool:
+    """True if a storage client raised this."""
+    root = type(error).__module__.partition(".")[0]
+    return isinstance(error, OSError) or root in ("obstore", "botocore", "aiohttp")
+
+
+def as_user_error(error: BaseException, what: str) -> StorageError:
     """The sentence for a storage failure outside the image stream, where it must stop the job."""
     code, line = classify(error)
     mend = {
@@ -73,4 +92,4 @@ def as_user_error(error: BaseException, what: str) -> UserError:
         "archived": "restore it from the archive tier first",
         "unavailable": "check the endpoint and the network",
     }[code]
-    return UserError(f"{what}: {line} ({code}: {mend})")
+    return StorageError(f"{what}: {line} ({code}: {mend})", code)
