@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench lock clean
+.PHONY: help setup demo test soak lint demo-weights bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -31,10 +31,37 @@ demo: setup ## segment and score a small made dataset on this machine
 test: setup ## run the tests
 	$(BIN)/python -m pytest -q
 
+soak: setup ## kill, resume and retry for 20 minutes, and the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m tests.soak --minutes 20
+
 lint: setup ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Four trainings, each from the one before: what the backbone sees, where things are, their masks,
+# and all of it together. About 90 minutes on two free cores; run again, it goes on where it stopped.
+SCENES = runs/scenes-train/panoptic.json --val runs/scenes-val/panoptic.json --seed 0
+demo-weights: setup ## train the demo weights anew and record their figures (about 90 minutes)
+	test -e runs/scenes-train/panoptic.json || (rm -rf runs/scenes-train && \
+	  $(BIN)/panoptic scenes runs/scenes-train --images 6000 --seed 1)
+	test -e runs/scenes-val/panoptic.json || (rm -rf runs/scenes-val && \
+	  $(BIN)/panoptic scenes runs/scenes-val --images 300 --seed 2)
+	$(BIN)/panoptic train $(SCENES) --out runs/demo-backbone --phase backbone \
+	  --steps 1600 --lr 1.5e-3 --validate-every 1600
+	$(BIN)/panoptic train $(SCENES) --out runs/demo-detector --phase detector \
+	  --weights runs/demo-backbone/weights.safetensors \
+	  --steps 2500 --batch-size 32 --lr 5e-4 --validate-every 2500
+	$(BIN)/panoptic train $(SCENES) --out runs/demo-masks --phase masks \
+	  --weights runs/demo-detector/weights.safetensors \
+	  --steps 2000 --lr 1e-3 --threshold 0.5 --validate-every 1000
+	$(BIN)/panoptic train $(SCENES) --out runs/demo-joint \
+	  --weights runs/demo-masks/weights.safetensors --steps 4000 --lr 3e-4 --backbone-lr 3e-4 \
+	  --mask-weight 3 --threshold 0.5 --half --validate-every 1000
+	mkdir -p jobs/demo_weights
+	cp runs/demo-joint/weights.safetensors jobs/demo_weights/demo.safetensors
+	$(BIN)/python benchmarks/demo_weights.py --record
 
 bench: setup ## run every benchmark
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

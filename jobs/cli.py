@@ -19,6 +19,8 @@ from typer.exceptions import TyperException
 
 from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, UserError
 
+EXIT_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt, ours at SIGTERM included
+
 # Verb -> where it is, and the first line of its documentation (a test compares them).
 VERBS = {
     "demo": ("jobs.demo:demo", "Segment and score made scenes on this machine; start here."),
@@ -36,6 +38,10 @@ VERBS = {
         "jobs.compare:compare",
         "Compare B with A: PQ by class with paired intervals, and a verdict.",
     ),
+    "report": (
+        "jobs.report:report",
+        "Write what a run holds and how good it is as one HTML file with pictures.",
+    ),
     "view": ("jobs.view:view", "Draw the segments of one image over it."),
     "sql": (
         "jobs.sql:sql",
@@ -45,6 +51,16 @@ VERBS = {
         "jobs.export:export",
         "Write a run as COCO JSON, with PNGs for panopticapi or with RLE for pycocotools.",
     ),
+    "scenes": (
+        "jobs.make_scenes:scenes",
+        "Make a small COCO panoptic dataset of synthetic scenes.",
+    ),
+    "nightly": (
+        "jobs.nightly:nightly",
+        "Bring a folder of nights up to date: list, compute the difference, judge, publish.",
+    ),
+    "rollback": ("jobs.rollback:rollback", "Let readers of OUT see what was published before."),
+    "prune": ("jobs.prune:prune", "Remove what no kept snapshot of OUT names; says so first."),
     "train": ("jobs.train:train", "Train DETR panoptic on the classes of DATASET."),
 }
 
@@ -68,16 +84,15 @@ def run(arguments: Sequence[str]) -> int:
         hint = f" (see {context.command_path} --help)" if context else ""
         return _say(error.format_message().rstrip(".") + hint, EXIT_USAGE)
     except (KeyboardInterrupt, typer.Abort):
-        return _say(
-            "stopped; every shard already written stays: run the same command to continue",
-            EXIT_TRY_AGAIN,
-        )
+        return _stopped()
     except ValueError as error:
         from detr.config import ModelError  # loads torch, which the verb that raised it has done
 
         if isinstance(error, ModelError):
             return _say(str(error), EXIT_USAGE)
         raise
+    if code == EXIT_INTERRUPTED:
+        return _stopped()
     return code if isinstance(code, int) else 0
 
 
@@ -135,6 +150,11 @@ def _options(
     ] = False,
 ) -> None:
     """Options before the verb."""
+
+
+def _stopped() -> int:
+    text = "stopped; every shard already written stays: run the same command to continue"
+    return _say(text, EXIT_TRY_AGAIN)
 
 
 def _say(text: str, code: int) -> int:

@@ -1,0 +1,79 @@
+"""PQ of the demo weights on 500 scenes that training never saw, by the ordinary commands.
+
+    python benchmarks/demo_weights.py [--weights FILE] [--scenes 500] [--seed 3] [--record]
+
+The claim: PQ >= 70 (things >= 55, stuff >= 90), computed by `panoptic evaluate` from the shards of
+`panoptic segment`. `--record` writes the figures beside the weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.made_maps import machine
+from jobs.demo import DEMO_THRESHOLD, DEMO_WEIGHTS
+
+ROOT = Path(__file__).parents[1]
+TARGETS = {"All": 70.0, "Things": 55.0, "Stuff": 90.0}
+
+
+def panoptic(*arguments: str) -> dict[str, Any]:
+    """What a command prints with --json."""
+    command = [sys.executable, "-m", "jobs.cli", *arguments, "--json"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--weights", type=Path, default=DEMO_WEIGHTS)
+    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--record", action="store_true", help="write demo.json beside the weights")
+    options = parser.parse_args()
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    weights: Path = options.weights.resolve()
+    with tempfile.TemporaryDirectory() as folder:
+        data, out = f"{folder}/scenes", f"{folder}/run"
+        panoptic("scenes", data, "--images", str(options.scenes), "--seed", str(options.seed))
+        settings = ["--threshold", str(DEMO_THRESHOLD), "--device", "cpu"]
+        segment = panoptic(
+            "segment", f"{data}/images", "--out", out, "--weights", str(weights), *settings
+        )
+        found = panoptic("evaluate", out, "--truth", f"{data}/panoptic.json")
+    print(f"{found['images']['scored']} scenes of seed {options.seed}")
+    print("          PQ     SQ     RQ   classes   target")
+    for group, target in TARGETS.items():
+        row = found[group]
+        figures = "".join(f"{100 * row[name]:7.1f}" for name in ("pq", "sq", "rq"))
+        print(f"{group:6}{figures}{row['n']:10}{target:9.0f}")
+    result = {
+        "benchmark": "demo_weights",
+        "command": "python benchmarks/demo_weights.py",
+        **machine(),
+        "weights": weights.name,
+        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "bytes": weights.stat().st_size,
+        "threshold": DEMO_THRESHOLD,
+        "scenes": found["images"]["scored"],
+        "seed": options.seed,
+        "segments": segment["segments"],
+        **{g: {k: found[g][k] for k in ("pq", "sq", "rq", "n", "pq_interval")} for g in TARGETS},
+    }
+    if options.record:
+        weights.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
