@@ -10,8 +10,14 @@ for segment in panoptic.segments:
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# OpenMP's threads wait asleep, not spinning: as fast on a quiet machine (1.11 against 1.13 s an
+# image), and on a shared one they don't burn the core that their siblings, the decoder or another
+# actor need (2.0 against 4.2 CPU seconds). Read once, when torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from detr.card import ModelCard, describe

@@ -4,7 +4,7 @@ At inference a third of the backbone's time goes into passes that only add or cl
 thread torch sends 1x1 convolutions of one image to a slow path. oneDNN does the whole in one pass;
 torch reaches it through the operator that its own compiler emits, which this file alone touches.
 Elsewhere (gradients, GPUs, fp16 on a CPU) the plain three steps run; the results agree up to
-rounding.
+rounding. Where a convolution was replaced by its Winograd form, that runs.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from detr.winograd import WinogradConv2d
 
 
 def convolve(
@@ -21,6 +23,11 @@ def convolve(
 
     x (B, C, h, w), add of the result's shape. Neither is changed.
     """
+    if isinstance(conv, WinogradConv2d):
+        if add is None:
+            return conv(x, relu=relu)
+        out = conv(x).add_(add)
+        return F.relu_(out) if relu else out
     if _fused(x):
         where = (conv.padding, conv.stride, conv.dilation, conv.groups)
         kernel = torch.ops.mkldnn._convolution_pointwise

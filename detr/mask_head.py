@@ -118,7 +118,7 @@ class MaskHead(nn.Module):
             x = enlarge_convolve(x, weight, share.shape[-2:])
             x = x.add_(_per_query(share, image_index))
             x = self._norm_relu(x, number)
-        return self.out_lay(x)[:, 0]
+        return one_channel_convolve(x, self.out_lay)
 
     def _norm_relu(self, x: Tensor, number: int) -> Tensor:
         return F.relu(self.get_submodule(f"gn{number}")(x), inplace=True)
@@ -127,6 +127,33 @@ class MaskHead(nn.Module):
 def _per_query(share: Tensor, image_index: Tensor) -> Tensor:
     """(B, C, h, w) -> (N, C, h, w), or as it is when there is one image (it broadcasts)."""
     return share if len(share) == 1 else share[image_index]
+
+
+def one_channel_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 3x3 convolution (zero border) of x (N, C, h, w) to one channel -> (N, h, w).
+
+    oneDNN computes 16 channels to keep one. In float32 on a CPU the nine taps are a matrix product
+    instead, and their planes are added where they belong.
+    """
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
+        return conv(x)[:, 0]
+    assert conv.bias is not None
+    count, channels, height, width = x.shape
+    cells = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (N * h * w, C)
+    taps = conv.weight[0].flatten(1)  # (C, 9)
+    planes = torch.mm(taps.T, cells.T).view(3, 3, count, height, width)
+    out = planes[1, 1] + conv.bias
+    for row, column in ((i, j) for i in range(3) for j in range(3) if (i, j) != (1, 1)):
+        to_y, from_y = _overlap(row - 1, height)
+        to_x, from_x = _overlap(column - 1, width)
+        out[:, to_y, to_x] += planes[row, column, :, from_y, from_x]
+    return out
+
+
+def _overlap(shift: int, length: int) -> tuple[slice, slice]:
+    """Where i lies, and where i + shift lies, for all i that keep both within 0..length."""
+    first, last = max(0, -shift), min(length, length - shift)
+    return slice(first, last), slice(first + shift, last + shift)
 
 
 def enlarge_convolve(x: Tensor, weight: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:

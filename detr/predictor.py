@@ -30,6 +30,7 @@ from detr.card import (
 )
 from detr.categories import Categories
 from detr.checkpoint import open_checkpoint
+from detr.memory import keep_freed_memory
 from detr.model import DetrPanoptic
 from detr.postprocess import Kept, Panoptic, merge, select_batch
 from detr.preprocess import decode, normalize, processed_size, resize
@@ -66,6 +67,10 @@ class Predictor:
             torch.backends.cuda.matmul.fp32_precision = "ieee"
             torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         self.model = model.fold().to(device, self.dtype)
+        if device.type == "cpu":
+            keep_freed_memory()
+            if self.dtype == torch.float32:
+                self.model.use_winograd()
         self._class_ids = card.categories.class_ids(card.config.num_classes)
         self._is_category = torch.tensor([c is not None for c in self._class_ids], device=device)
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import detr  # noqa: F401  # before torch, whose threads it tells how to wait
+
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, make_config
     from pipeline.job import Summary, retry, segment

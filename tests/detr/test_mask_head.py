@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from detr.config import DetrConfig
-from detr.mask_head import AttentionMaps, MaskHead, enlarge_convolve
+from detr.mask_head import AttentionMaps, MaskHead, enlarge_convolve, one_channel_convolve
 from tests.detr import plain
 
 CONFIG = DetrConfig(
@@ -21,6 +21,14 @@ def test_enlarging_and_convolving_at_once_is_the_plain_pair(size):
     weight = torch.randn(4, 3, 3, 3, dtype=torch.float64)
     expected = F.conv2d(F.interpolate(x, size=size, mode="nearest"), weight, padding=1)
     assert torch.allclose(enlarge_convolve(x, weight, size), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(8, 10), (1, 1), (1, 7), (5, 1)])
+@torch.no_grad()
+def test_one_channel_by_nine_taps_is_the_plain_convolution(size):
+    torch.manual_seed(0)
+    conv, x = torch.nn.Conv2d(16, 1, 3, padding=1), torch.randn(3, 16, *size)
+    assert torch.allclose(one_channel_convolve(x, conv), conv(x)[:, 0], atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(4, 5), (5, 4), (11, 13)])  # DC5 keeps the size
