@@ -28,6 +28,10 @@ SCORED: Final = ("scored", "failed")  # a failed image misses all of its truth
 MOST_CHANGED: Final = 50
 
 
+class OtherTruthError(UserError):
+    """A and B were scored against different truth."""
+
+
 @dataclass(frozen=True)
 class Change:
     """A figure in A and in B, as fractions; None where no class occurs. `interval` and `error` are
@@ -117,7 +121,7 @@ def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
     if not common.size:
         raise UserError("A and B have no scored image in common")
     if (left.segments[in_a] != right.segments[in_b]).any():
-        raise UserError(
+        raise OtherTruthError(
             f"the evaluations {name!r} of A and B used different ground truth: evaluate both "
             "against the same file"
         )

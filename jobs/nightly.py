@@ -1,0 +1,64 @@
+"""`panoptic nightly`: what cron, Kubernetes or Airflow calls every night."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from jobs.console import ConsoleReporter, print_json
+from jobs.options import JsonOutput, Verbose
+from pipeline.errors import EXIT_QUALITY_GATE
+from pipeline.nightly import nightly as run_night
+from pipeline.nightly_config import load_nightly
+
+
+def nightly(
+    config: Annotated[str, typer.Argument(metavar="NIGHTLY.TOML", help="The night's settings.")],
+    max_removed_rate: Annotated[
+        float | None, typer.Option(help="Stop if a larger part of the images is gone.")
+    ] = None,
+    max_recompute: Annotated[
+        float | None, typer.Option(help="Stop if a larger part of the images must be computed.")
+    ] = None,
+    allow_full: Annotated[
+        bool, typer.Option("--allow-full", help="Compute all that must be, however much.")
+    ] = False,
+    pin: Annotated[
+        bool, typer.Option("--pin", help="Make what is live afterwards the baseline.")
+    ] = False,
+    address: Annotated[str | None, typer.Option(help="Ray cluster, as for segment.")] = None,
+    json_output: JsonOutput = False,
+    verbose: Verbose = False,
+) -> None:
+    """Bring a folder of nights up to date: list, compute the difference, judge, publish.
+
+    Safe to call at any time and as often as you like: it continues what was stopped, and on a quiet
+    night finds nothing to do. Readers of OUT are moved last, and only if the gate passes.
+
+        panoptic nightly nightly.toml
+
+        panoptic nightly nightly.toml --allow-full        # new weights are meant
+
+    Exit codes: 0 published or nothing to do, 2 a brake or a bad setting, 3 the gate stopped it, 4
+    too many images failed, 5 another call is at work, 75 the store or the cluster is down.
+    """
+    flags = {
+        "max_removed_rate": max_removed_rate,
+        "max_recompute": max_recompute,
+        "allow_full": allow_full or None,
+        "address": address,
+    }
+    settings = load_nightly(config, flags)
+    reporter = ConsoleReporter(verbose=verbose)
+    try:
+        summary = run_night(settings, reporter, pin=pin)
+    finally:
+        reporter.close()
+    if json_output:
+        print_json(summary.to_json())
+    else:
+        sys.stdout.write(summary.text())
+    if summary.reasons:
+        raise typer.Exit(EXIT_QUALITY_GATE)

@@ -1,0 +1,38 @@
+"""`panoptic rollback`: readers back to what they saw before."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from jobs.console import print_json
+from jobs.options import JsonOutput, OutOptions, parse_options
+from pipeline.rollback import rollback as roll_back
+
+
+def rollback(
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Run folder, or folder of nights.")],
+    to: Annotated[
+        str | None, typer.Option(help="A snapshot's number, or a run folder of OUT (run-...).")
+    ] = None,
+    out_option: OutOptions = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Let readers of OUT see what was published before.
+
+    One small object moves; nothing is computed or deleted. What is taken back is not published
+    again unless it is named with --to.
+
+        panoptic rollback s3://bucket/nights
+
+        panoptic rollback s3://bucket/nights --to 12
+    """
+    moved = roll_back(out, to, parse_options(out_option, "--out-option"))
+    if json_output:
+        print_json(asdict(moved))
+        return
+    console = Console(highlight=False)
+    console.print(f"{moved.out}: {moved.before} -> {moved.after}", soft_wrap=True)

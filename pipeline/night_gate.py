@@ -1,0 +1,127 @@
+"""May this edition take the live one's place? Truth where there is some, shares of images always.
+
+Asked of what a night made, before anybody reads it; pure reading, so a night that was killed asks
+again and hears the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from pipeline.compare import Comparison, OtherTruthError, compare
+from pipeline.drift import COLUMNS, Shares, alarms
+from pipeline.edition import Edition
+from pipeline.evaluator import default_name, evaluate_run
+from pipeline.nightly_config import NightlyConfig
+from pipeline.partial import InvalidError
+from pipeline.run import ShardEntry
+from pipeline.verdict import judge
+
+SAMPLED_ROWS: Final = 100_000  # a shard is a uniform sample, so a part of them is enough
+READERS: Final = 16
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Every reason against publishing (none: it may be), and what was found on the way."""
+
+    reasons: tuple[str, ...]
+    evaluation: dict[str, Any] | None = None
+    comparison: Comparison | None = None
+
+
+def evaluation_name(config: NightlyConfig) -> str:
+    return config.evaluation or default_name(config.truth or "")
+
+
+def evaluate(edition: Edition, config: NightlyConfig, note: Note) -> dict[str, Any] | None:
+    """`pq.json` of the edition against the configured truth, made now; None without truth.
+
+    Images that can't be scored (an image that was replaced by one of another size) are counted in
+    it and don't stop a night.
+    """
+    if config.truth is None:
+        return None
+    try:
+        return evaluate_run(
+            edition.run.storage.url,
+            config.truth,
+            config.truth_masks,
+            name=evaluation_name(config),
+            snapshot=edition.number,
+            address=config.address,
+            options=edition.run.storage.options,
+            note=note,
+        )
+    except InvalidError as error:
+        note(f"not all images can be scored: {error}")
+        return error.result
+
+
+def judge_quality(
+    edition: Edition, baseline: Edition | None, config: NightlyConfig, note: Note
+) -> Judged:
+    """Evaluate the edition and compare it with the baseline."""
+    result = evaluate(edition, config, note)
+    if result is None or baseline is None:
+        return Judged((), result)
+    name = evaluation_name(config)
+    if name not in baseline.evaluations():
+        note("evaluating the baseline against this truth")
+        evaluate(baseline, config, note)
+    try:
+        comparison = compare(baseline, edition, name)
+    except OtherTruthError:
+        note("the truth has changed: evaluating the baseline again")
+        evaluate(baseline, config, note)
+        comparison = compare(baseline, edition, name)
+    verdict = judge(
+        comparison,
+        max_pq_drop=config.max_pq_drop,
+        max_class_drop=config.max_class_drop,
+        decide_by=config.decide_by,
+        min_segments=config.min_class_segments,
+    )
+    return Judged(verdict.reasons, result, comparison)
+
+
+def judge_shares(
+    edition: Edition, live: Edition | None, config: NightlyConfig, *, same_weights: bool
+) -> list[str]:
+    """Reasons in what the images look like, against those that are live.
+
+    With the weights unchanged only rows that are new since are looked at. Other weights may see
+    other classes, which is theirs to do: their error and empty rates are looked at.
+    """
+    if live is None:
+        return []
+    known = {entry.path for entry in live.snapshot.shards}
+    fresh = [
+        entry
+        for entry in edition.snapshot.shards
+        if not (same_weights and (entry.path in known or "/kept-" in entry.path))
+    ]
+    limits = config.limits if same_weights else replace(config.limits, class_drift=1.0)
+    before, after = _shares(live, live.snapshot.shards), _shares(edition, fresh)
+    return alarms(before, after, edition.run.info.categories, limits)
+
+
+def _shares(edition: Edition, shards: Sequence[ShardEntry]) -> Shares:
+    """Shares of the rows of these shards, or of an even part of them."""
+    rows = sum(entry.rows for entry in shards)
+    stride = max(1, rows // SAMPLED_ROWS)
+    ids = edition.run.info.categories.ids
+
+    def read(entry: ShardEntry) -> Shares:
+        return Shares.of(edition.run.read_shard(entry.path, COLUMNS), ids)
+
+    total = Shares.zero(len(ids))
+    with ThreadPoolExecutor(READERS) as pool:
+        for own in pool.map(read, list(shards)[::stride]):
+            total.add(own)
+    return total

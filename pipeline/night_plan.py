@@ -1,0 +1,65 @@
+"""What a night decides before anything is computed: the device, the first images, the brakes."""
+
+from __future__ import annotations
+
+from pipeline.device import Device, decide_device
+from pipeline.edition import Edition
+from pipeline.errors import UserError
+from pipeline.manifest import Staging
+from pipeline.nightly_config import NightlyConfig
+from pipeline.panoptic_json import CocoFile
+from pipeline.truth_names import resolve, stage_truth
+
+
+def night_device(live: Edition | None, config: NightlyConfig) -> Device:
+    """As the live run was made, so that a quiet night starts no GPU only to ask for its name."""
+    if live is None or config.device != "auto":
+        return decide_device(config)
+    info = live.run.info
+    dtype = str(info.config.get("dtype", config.dtype))
+    if config.dtype not in ("auto", dtype):
+        return decide_device(config)
+    return Device("cpu" if info.device == "cpu" else "cuda", info.device, dtype)
+
+
+def only_with_truth(staging: Staging, truth: str) -> tuple[int, int]:
+    """Keep of the table `listing` the images that have ground truth.
+
+    Returns how many, and their bytes. Raises UserError if there is none.
+    """
+    staging.connection.execute("create view manifest as from listing")
+    stage_truth(staging, CocoFile(truth))
+    resolve(staging, truth)
+    staging.connection.execute("delete from listing where hash not in (select hash from resolved)")
+    images = staging.count("select count(*) from listing")
+    if not images:
+        raise UserError(
+            f"no image of {truth} is in the source: new weights can't be judged; check truth"
+        )
+    return images, staging.count("select cast(coalesce(sum(size), 0) as bigint) from listing")
+
+
+def refuse_short(images: int, live: Edition, config: NightlyConfig) -> None:
+    """A new run's listing is held against the live run. Raises UserError if too much is gone."""
+    before = live.snapshot.rows
+    if before - images > config.max_removed_rate * before:
+        raise UserError(
+            f"{config.source} lists {images:,} images where {before:,} are live, fewer than "
+            f"--max-removed-rate {config.max_removed_rate:g} allows: check the listing, or raise it"
+        )
+
+
+def brake_full(name: str, live: Edition, done: int, config: NightlyConfig) -> None:
+    """New weights compute every image: a person says so. Raises UserError.
+
+    done: images that were computed already, to judge the weights by.
+    """
+    every = live.snapshot.rows
+    rest = every - done
+    if not config.allow_full and rest > config.max_recompute * every:
+        passed = "they passed on the images with ground truth, but " if done else ""
+        raise UserError(
+            f"other weights or settings ({name}): {passed}{rest:,} images must be computed, more "
+            f"than --max-recompute {config.max_recompute:g} allows: if that is meant, add "
+            "--allow-full"
+        )

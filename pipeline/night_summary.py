@@ -1,0 +1,173 @@
+"""What a night did, for machines and for the person whom cron mails: counts, PQ, errors, cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from pipeline.edition import Edition
+from pipeline.night_gate import Judged
+from pipeline.plan import Generation
+from pipeline.publish import read_stats
+from pipeline.run import Run
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the generations since the live edition took."""
+
+    why: dict[str, int]  # images by reason: new, changed, retry, removed
+    computed: int
+    seconds: float
+    gpu_hours: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.computed / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class NightSummary:
+    """One call of `panoptic nightly`."""
+
+    out: str
+    run: str
+    snapshot: int  # the edition that was judged, or the live one where nothing changed
+    published: bool  # readers see it, or will as soon as this is written
+    outcome: str  # "nothing to do", "published" or "stopped"
+    reasons: tuple[str, ...]
+    images: int
+    ok: int
+    errors: dict[str, int]
+    why: dict[str, int]
+    computed: int
+    images_per_second: float
+    gpu_hours: float
+    cost: float | None
+    pq: float | None
+    pq_interval: list[float] | None
+    pq_change: float | None
+    pq_change_interval: tuple[float, float] | None
+    scored: int
+    seconds: float
+    started: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        """A few lines for people."""
+        lines = [f"{self.outcome}: {self.run}, snapshot {self.snapshot} of {self.out}"]
+        lines += [f"  {reason}" for reason in self.reasons]
+        failed = sum(self.errors.values())
+        kinds = ", ".join(f"{code} {count:,}" for code, count in self.errors.items())
+        lines.append(
+            f"{self.images:,} images: {self.ok:,} ok, {failed:,} errors"
+            + f" ({kinds})" * bool(kinds)
+        )
+        why = ", ".join(f"{count:,} {kind}" for kind, count in self.why.items() if count)
+        rate = f" at {self.images_per_second:.3g} images/s" if self.computed else ""
+        lines.append(f"computed {self.computed:,}{rate}" + f" ({why})" * bool(why))
+        if self.pq is not None:
+            low, high = self.pq_interval or (self.pq, self.pq)
+            lines.append(
+                f"PQ {100 * self.pq:.2f} ({100 * low:.2f} .. {100 * high:.2f}) on {self.scored:,} "
+                f"images{self._change()}"
+            )
+        if self.cost is not None:
+            lines.append(f"cost {self.cost:.2f} ({self.gpu_hours:.3g} GPU-hours)")
+        lines.append(f"took {self.seconds:.0f} s, started {self.started}")
+        return "\n".join(lines) + "\n"
+
+    def _change(self) -> str:
+        if self.pq_change is None:
+            return ""
+        low, high = self.pq_change_interval or (self.pq_change, self.pq_change)
+        return (
+            f", {100 * self.pq_change:+.2f} ({100 * low:+.2f} .. {100 * high:+.2f}) against the "
+            "baseline"
+        )
+
+
+def summarize(
+    edition: Edition,
+    judged: Judged,
+    outcome: str,
+    *,
+    out: str,
+    live: Edition | None,
+    price: float | None,
+    seconds: float,
+    started: datetime,
+) -> NightSummary:
+    """The summary of a call that ends with this edition. price: of a GPU for an hour."""
+    snapshot = edition.snapshot
+    done = work_since(edition.run, live)
+    result = judged.evaluation or {}
+    overall = result.get("All", {})
+    change = judged.comparison.groups["All"]["pq"] if judged.comparison else None
+    return NightSummary(
+        out=out,
+        run=edition.run.storage.url.rpartition("/")[2],
+        snapshot=edition.number,
+        published=not judged.reasons,
+        outcome=outcome,
+        reasons=judged.reasons,
+        images=snapshot.rows,
+        ok=snapshot.ok,
+        errors=errors_by_code(edition),
+        why=done.why,
+        computed=done.computed,
+        images_per_second=round(done.images_per_second, 3),
+        gpu_hours=round(done.gpu_hours, 6),
+        cost=round(done.gpu_hours * price, 4) if price is not None else None,
+        pq=overall.get("pq"),
+        pq_interval=overall.get("pq_interval"),
+        pq_change=change.difference if change else None,
+        pq_change_interval=change.interval if change else None,
+        scored=result.get("images", {}).get("scored", 0),
+        seconds=round(seconds, 3),
+        started=started.isoformat(timespec="seconds"),
+    )
+
+
+def work_since(run: Run, live: Edition | None) -> Work:
+    """What was done in the generations of a run that the live edition doesn't have."""
+    same = live is not None and live.run.storage.url == run.storage.url
+    after = live.number if same and live is not None else 0
+    generations = {n: g for n, g in run.generations().items() if n > after}
+    stats = [entry for number in generations for entry in read_stats(run, number)]
+    return Work(
+        why=_reasons(generations, other_weights=live is not None and not same),
+        computed=sum(entry["done"] for entry in stats),
+        seconds=sum(entry["seconds"] for entry in stats),
+        gpu_hours=sum(_gpu_hours(entry) for entry in stats),
+    )
+
+
+def _reasons(generations: dict[int, Generation], *, other_weights: bool) -> dict[str, int]:
+    why: Counter[str] = Counter()
+    for generation in generations.values():
+        why.update(generation.counts)
+    if other_weights:  # every image is new to this run, but not to the user
+        return {"other weights": why.total() - why["removed"]}
+    return {kind: why[kind] for kind in ("new", "changed", "retry", "removed") if why[kind]}
+
+
+def _gpu_hours(entry: dict[str, Any]) -> float:
+    """Upper bound: the pool at its largest for all of the call. Without a GPU, machine-hours."""
+    placement = entry.get("placement", {})
+    gpus = placement.get("max_actors", 1) * placement.get("actor_gpus", 0)
+    return entry["seconds"] * (gpus or 1) / 3600
+
+
+def errors_by_code(edition: Edition) -> dict[str, int]:
+    """Failed images by code; reads only shards that have some."""
+    codes: Counter[str] = Counter()
+    for entry in edition.snapshot.shards:
+        if entry.error:
+            column = edition.run.read_shard(entry.path, ["error_code"])["error_code"]
+            codes.update(column.drop_null().to_pylist())
+    return dict(codes.most_common())

@@ -1,0 +1,265 @@
+"""A night: list, compute the difference, evaluate, judge, report, and only then let readers see it.
+
+    lease -> finish what an earlier call left -> list and compare -> compute -> snapshot
+          -> evaluate -> gate against the live edition and the pinned baseline -> report command
+          -> summary -> latest.json
+
+Each step looks at the folder and does what is missing, so a call that was killed anywhere is
+continued by the next one, and a call on a quiet night finds nothing to do. With other weights the
+images with ground truth come first, in a run folder of their own, and the rest only if they pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import subprocess
+import time
+from datetime import UTC, datetime
+from typing import Final
+
+from pipeline.edition import Edition
+from pipeline.engine_model import ModelSpec, run_fingerprint
+from pipeline.entry import StorageError, as_user_error, of_storage
+from pipeline.errors import TryAgainError, UserError
+from pipeline.execute import Reporter
+from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
+from pipeline.job import check_same, describe_run, work
+from pipeline.lease import lease
+from pipeline.manifest import Staging
+from pipeline.night_gate import Judged, evaluate, evaluation_name, judge_quality, judge_shares
+from pipeline.night_plan import brake_full, night_device, only_with_truth, refuse_short
+from pipeline.night_summary import NightSummary, summarize
+from pipeline.nightly_config import NightlyConfig
+from pipeline.nights import PREFIX, Nights, Pinned
+from pipeline.run import Run, create_run
+from pipeline.schema import TRANSIENT_CODES
+from pipeline.source import Source
+from pipeline.storage import Storage, normalize
+
+STAMP: Final = "%Y-%m-%dT%H%M%S.%fZ"
+
+
+def nightly(
+    config: NightlyConfig, reporter: Reporter | None = None, *, pin: bool = False
+) -> NightSummary:
+    """Do what there is to do tonight. A summary with reasons means that nothing was published.
+
+    pin: what is live afterwards becomes the baseline. Raises UserError for whatever the caller can
+    mend, LeaseError while another call works, ErrorBudgetError when too many images fail,
+    TryAgainError when the store is down. Readers are moved by the very last write, or not at all.
+    """
+    try:
+        nights = Nights(Storage(config.out, config.out_options))
+        with lease(nights.storage):
+            return _Night(nights, config, reporter or Reporter()).do(pin)
+    except StorageError as error:
+        raise TryAgainError(str(error)) if error.may_pass else error from error
+    except UserError:
+        raise
+    except Exception as error:
+        if not of_storage(error):
+            raise
+        raise TryAgainError(
+            f"{as_user_error(error, f'the store of {config.out} failed')}; run it again"
+        ) from error
+
+
+class _Night:
+    """One call: the folder, what is live in it, and the run that it works on."""
+
+    def __init__(self, nights: Nights, config: NightlyConfig, reporter: Reporter) -> None:
+        self.nights, self.config, self.reporter = nights, config, reporter
+        self.began = time.monotonic()
+        self.started = datetime.now(UTC)
+        self.live = nights.live()
+        self.device = night_device(self.live, config)
+        self.spec = ModelSpec.of(config, device=self.device.kind, dtype=self.device.dtype)
+        self.description = self.spec.describe()
+        self.name = PREFIX + run_fingerprint(self.description, config)[0]
+        self.settings = config.of_run(nights.url(self.name))
+        self.same_weights = self.live is None or nights.live_name() == self.name
+        self._refuse_withdrawn()
+
+    def do(self, pin: bool) -> NightSummary:
+        run = self.nights.run(self.name)
+        if run is not None:
+            check_same(run, self.settings, self.description)
+        if run is None or not run.generations():
+            run = self._first(run)
+        self._compute(run)
+        judged = Judged(())
+        if not self.same_weights and self.config.truth and max(run.generations()) == 1:
+            edition = Edition(run, 1)
+            judged = self._judge_truth(edition)
+            if judged.reasons:
+                return self._stop(edition, judged)
+            self._brake(run)
+        if self._difference(run):
+            self._compute(run)
+        edition = Edition(run, max(run.generations()))
+        if self._is_live(edition):
+            return self._nothing_to_do(edition, pin)
+        judged = self._judge(edition)
+        if judged.reasons:
+            return self._stop(edition, judged)
+        if judged.evaluation is not None and (pin or self.nights.pinned() is None):
+            self._pin(edition)
+        summary = self._summary(edition, judged, "published")
+        self.reporter.note(f"publishing snapshot {edition.number} of {self.name}")
+        self.nights.publish(self.name, run, edition.number)
+        return summary
+
+    # -- the steps
+
+    def _first(self, run: Run | None) -> Run:
+        """List, make the run folder, plan generation 1: all, or what can judge new weights."""
+        config = self.config
+        with Staging() as staging:
+            images, size = stage_listing(
+                staging, self._source(), config.limit, self.reporter.listed
+            )
+            if self.live is not None:
+                refuse_short(images, self.live, config)
+            if not self.same_weights and config.truth:
+                images, size = only_with_truth(staging, config.truth)
+                self.reporter.note(f"other weights: {images:,} images with ground truth come first")
+            elif not self.same_weights:
+                self._brake(None)
+            storage = self.nights.run_storage(self.name)
+            run = run or create_run(
+                storage, describe_run(self.settings, self.description, self.device)
+            )
+            plan_first(run, staging, images, size, config.images_per_shard)
+        self.reporter.note(f"{images:,} images to compute in {self.name}")
+        return run
+
+    def _difference(self, run: Run) -> bool:
+        """Plan what is new, changed, gone or worth another try; False if that is nothing."""
+        config = self.config
+        brake = config.allow_full or not self.same_weights
+        generation = plan_refresh(
+            run,
+            self._source(),
+            config.limit,
+            images_per_shard=config.images_per_shard,
+            brakes=Brakes(
+                max_removed_rate=config.max_removed_rate,
+                max_recompute=None if brake else config.max_recompute,
+                retry_codes=tuple(sorted(TRANSIENT_CODES)),
+                retries=config.retries,
+            ),
+            progress=self.reporter.listed,
+        )
+        if generation is None:
+            return False
+        kinds = ", ".join(f"{count:,} {kind}" for kind, count in generation.counts.items() if count)
+        self.reporter.note(f"generation {generation.number}: {kinds}")
+        return True
+
+    def _compute(self, run: Run) -> None:
+        """Finish the newest generation, unpublished."""
+        with lease(run.storage):
+            work(
+                run, self.settings, self.spec, self.device, self.reporter, self.began, publish=False
+            )
+
+    def _judge_truth(self, edition: Edition) -> Judged:
+        pinned = self.nights.pinned()
+        baseline = self.nights.edition(pinned) if pinned else self.live
+        return judge_quality(edition, baseline, self.config, self.reporter.note)
+
+    def _judge(self, edition: Edition) -> Judged:
+        self.reporter.note(f"judging snapshot {edition.number} of {self.name}")
+        judged = self._judge_truth(edition)
+        shares = judge_shares(edition, self.live, self.config, same_weights=self.same_weights)
+        return dataclasses.replace(
+            judged, reasons=(*judged.reasons, *shares, *self._report(edition))
+        )
+
+    def _report(self, edition: Edition) -> list[str]:
+        """Run the report command; a failure is a reason not to publish."""
+        if not self.config.report:
+            return []
+        pinned = self.nights.pinned()
+        places = {
+            "run": edition.run.storage.url,
+            "snapshot": str(edition.number),
+            "baseline": self.nights.edition(pinned).url if pinned else "",
+            "out": self.nights.storage.url,
+        }
+        command = [word.format_map(places) for word in self.config.report]
+        self.reporter.note(f"reporting: {shlex.join(command)}")
+        try:
+            code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+        except OSError as error:
+            return [f"the report command can't be run: {error}"]
+        return [f"the report command ended with {code}: {shlex.join(command)}"] if code else []
+
+    # -- how it ends
+
+    def _nothing_to_do(self, edition: Edition, pin: bool) -> NightSummary:
+        if edition.number in (edition.run.pointer() or {}).get("withdrawn", ()):
+            self.reporter.note(
+                f"snapshot {edition.number} was rolled back and nothing has changed since: publish "
+                f"it with `panoptic rollback {self.nights.storage.url} --to {edition.number}`"
+            )
+            edition = self.live or edition
+        if pin:
+            evaluate(edition, self.config, self.reporter.note)
+            self._pin(edition)
+        return self._summary(edition, Judged(()), "nothing to do")
+
+    def _stop(self, edition: Edition, judged: Judged) -> NightSummary:
+        return self._summary(edition, judged, "stopped")
+
+    def _pin(self, edition: Edition) -> None:
+        if self.config.truth is None:
+            raise UserError("--pin needs ground truth: set truth in the file")
+        name = evaluation_name(self.config)
+        self.nights.pin(Pinned(self.name, edition.number, name))
+        self.reporter.note(f"the baseline is now snapshot {edition.number} of {self.name}")
+
+    def _summary(self, edition: Edition, judged: Judged, outcome: str) -> NightSummary:
+        summary = summarize(
+            edition,
+            judged,
+            outcome,
+            out=self.nights.storage.url,
+            live=self.live,
+            price=self.config.price_per_gpu_hour,
+            seconds=time.monotonic() - self.began,
+            started=self.started,
+        )
+        self.nights.write_summary(self.started.strftime(STAMP), summary.to_json(), summary.text())
+        return summary
+
+    # -- questions
+
+    def _is_live(self, edition: Edition) -> bool:
+        withdrawn = (edition.run.pointer() or {}).get("withdrawn", ())
+        if edition.number in withdrawn:
+            return True
+        return (
+            self.live is not None
+            and self.live.run.storage.url == edition.run.storage.url
+            and self.live.number == edition.number
+        )
+
+    def _source(self) -> Source:
+        """The source; images are not looked for in the folder of nights if it lies inside."""
+        return dataclasses.replace(Source.of(self.settings), output_url=normalize(self.config.out))
+
+    def _refuse_withdrawn(self) -> None:
+        pointer = self.nights.pointer() or {}
+        if self.name in pointer.get("withdrawn", ()):
+            raise UserError(
+                f"these weights and settings were rolled back ({self.name}): set the former ones, "
+                f"or publish them again with `panoptic rollback {self.nights.storage.url} --to "
+                f"{self.name}`"
+            )
+
+    def _brake(self, run: Run | None) -> None:
+        assert self.live is not None
+        done = run.generation(1).images if run else 0
+        brake_full(self.name, self.live, done, self.config)

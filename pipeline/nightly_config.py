@@ -1,0 +1,79 @@
+"""`nightly.toml`: the settings of `segment` and, beside them, what a night is judged by.
+
+Brakes (`max_removed_rate`, `max_recompute`) stop a night before it costs anything; limits stop what
+it made before anybody reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from pipeline.config import RunConfig, load_config
+from pipeline.drift import Limits
+from pipeline.errors import UserError
+from pipeline.verdict import MIN_SEGMENTS
+
+NOT_OF_A_NIGHT = ("refresh", "shards")
+
+
+class NightlyConfig(RunConfig):
+    """What `panoptic nightly` is told. `out` is a folder of nights: run folders lie in it."""
+
+    truth: str | None = Field(
+        None, description="COCO panoptic JSON of the images that new weights are judged by."
+    )
+    truth_masks: str | None = Field(None, description="Folder of its PNGs.")
+    evaluation: str | None = Field(None, description="Name of the evaluation; default the truth's.")
+    max_pq_drop: float = Field(
+        0.5, ge=0, description="Points of PQ that new weights may lose against the baseline."
+    )
+    max_class_drop: float | None = Field(
+        None, ge=0, description="Points of PQ that a class may be shown to lose."
+    )
+    min_class_segments: int = Field(
+        MIN_SEGMENTS, ge=1, description="Judge only classes with so many true segments."
+    )
+    decide_by: Literal["interval", "estimate"] = Field(
+        "interval", description="Whether the interval or the estimate of the change of PQ decides."
+    )
+    max_empty_rise: float = Field(
+        0.05, ge=0, le=1, description="Rise of the part of images without a segment."
+    )
+    max_class_drift: float = Field(
+        0.1, ge=0, le=1, description="Change of the part of images that show a class."
+    )
+    max_recompute: float = Field(
+        0.5, ge=0, description="Stop before computing a larger part of the images than this."
+    )
+    allow_full: bool = Field(False, description="Compute them however many they are.")
+    retries: int = Field(3, ge=0, description="Nights on which a transient failure is tried again.")
+    report: tuple[str, ...] = Field(
+        (),
+        description="Command run before publishing; {run} {snapshot} {baseline} {out} are filled.",
+    )
+    price_per_gpu_hour: float | None = Field(
+        None, ge=0, description="Price of a GPU for an hour (of the machine, where there is none)."
+    )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_error_rate, self.max_empty_rise, self.max_class_drift)
+
+    def of_run(self, out: str) -> RunConfig:
+        """The settings of one of its run folders."""
+        shared = set(RunConfig.model_fields) - {"out"}
+        return RunConfig(out=out, **self.model_dump(include=shared))
+
+
+def load_nightly(toml: str, flags: dict[str, Any] | None = None) -> NightlyConfig:
+    """Read the file; flags that are not None win. Raises UserError naming the setting."""
+    if not Path(toml).exists():
+        raise UserError(f"{toml}: no such file; docs/operations.md shows one")
+    config = load_config(NightlyConfig, flags or {}, toml)
+    for name in NOT_OF_A_NIGHT:
+        if name in config.model_fields_set:
+            raise UserError(f"{toml}: {name!r} has no meaning in a night: take it out")
+    return config

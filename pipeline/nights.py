@@ -1,0 +1,128 @@
+"""A folder of nights: run folders by fingerprint, and the one pointer that says which is live.
+
+    OUT/latest.json              {"run": "run-0123456789abcdef"}: moves last
+    OUT/run-0123456789abcdef/    a run folder, with a `latest.json` of its own
+    OUT/baseline.json            the edition that new weights must hold their own against
+    OUT/nights/TIME.json .txt    what each call did
+
+New weights get a run folder of their own, so old rows stay whole while the new ones are made. What
+a night publishes is one PUT: the run's pointer, or, where the fingerprint changed, this folder's
+(the new run's own pointer is set before, while nobody reads it). Every reader that is given OUT
+follows both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from pipeline.edition import Edition
+from pipeline.errors import UserError
+from pipeline.pointer import forward
+from pipeline.run import LATEST_FILE, RUN_FILE, Run, find_run, read_pointer
+from pipeline.storage import Storage
+
+BASELINE_FILE: Final = "baseline.json"
+PREFIX: Final = "run-"
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """`baseline.json`: a run folder of this folder, a snapshot of it, and its evaluation."""
+
+    run: str
+    snapshot: int
+    evaluation: str
+
+
+class Nights:
+    """The folder. It need not exist yet."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        if storage.exists(RUN_FILE):
+            raise UserError(
+                f"{storage.url} is a run folder; nights need a folder of their own, in which run "
+                "folders are made: give another out"
+            )
+
+    # -- run folders
+
+    def run_names(self) -> list[str]:
+        """Every run folder in it, published or not."""
+        tops = {entry.path.split("/")[0] for entry in self.storage.list() if "/" in entry.path}
+        return sorted(top for top in tops if top.startswith(PREFIX))
+
+    def url(self, name: str) -> str:
+        return self.storage.join(name)
+
+    def run_storage(self, name: str) -> Storage:
+        return Storage(self.url(name), self.storage.options)
+
+    def run(self, name: str) -> Run | None:
+        return find_run(self.run_storage(name))
+
+    # -- what is live
+
+    def pointer(self) -> dict[str, Any] | None:
+        return read_pointer(self.storage)
+
+    def live(self) -> Edition | None:
+        """What readers see, None before the first publication."""
+        pointer = self.pointer()
+        run = self.run(pointer["run"]) if pointer else None
+        number = run.latest() if run else None
+        return Edition(run, number) if run and number is not None else None
+
+    def live_name(self) -> str | None:
+        return (self.pointer() or {}).get("run")
+
+    def publish(self, name: str, run: Run, number: int) -> None:
+        """Readers see this edition from now on."""
+        if run.latest() != number:
+            run.publish(number)
+        run.mark_success(True)
+        if self.live_name() != name:
+            self.move(forward(self.pointer(), "run", name))
+
+    def move(self, pointer: dict[str, Any]) -> None:
+        self.storage.write(LATEST_FILE, _json(pointer))
+
+    def published(self) -> Iterator[tuple[str, int]]:
+        """(run folder, snapshot) of every publication that a rollback can reach, oldest first."""
+        pointer = self.pointer() or {}
+        for name in [*pointer.get("previous", ()), *([pointer["run"]] if pointer else [])]:
+            run = self.run(name)
+            own = run.pointer() if run else None
+            for number in [*own.get("previous", ()), own["snapshot"]] if own else ():
+                yield name, int(number)
+
+    # -- the baseline
+
+    def pinned(self) -> Pinned | None:
+        try:
+            return Pinned(**json.loads(self.storage.read(BASELINE_FILE)))
+        except FileNotFoundError:
+            return None
+
+    def pin(self, pinned: Pinned) -> None:
+        self.storage.write(BASELINE_FILE, _json(asdict(pinned)))
+
+    def edition(self, pinned: Pinned) -> Edition:
+        run = self.run(pinned.run)
+        if run is None:
+            raise UserError(
+                f"{self.storage.join(BASELINE_FILE)} names {pinned.run}, which is gone: delete it, "
+                "and the next published night becomes the baseline"
+            )
+        return Edition(run, pinned.snapshot)
+
+    def write_summary(self, stamp: str, facts: dict[str, Any], text: str) -> None:
+        self.storage.write(f"nights/{stamp}.json", _json(facts))
+        self.storage.write(f"nights/{stamp}.txt", text.encode())
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

@@ -1,0 +1,297 @@
+"""Four nights on a bucket, and what happens when one goes wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import run as panoptic
+from pipeline.run import Run, open_run
+from pipeline.storage import Storage
+from tests.night_model import CATEGORIES, png, truth
+from tests.pipeline.made_run import write_coco
+from tests.servers import S3Server
+
+pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
+
+NAMES = [f"photos/{number:03d}.png" for number in range(20)]
+SCORED = range(10)  # numbers of the images that have ground truth
+
+
+class Bucket:
+    """A bucket of photos and a folder of nights, with the settings of a night.
+
+    Open to anybody: Ray's workers were started before the server and know none of its keys.
+    """
+
+    def __init__(self, server: S3Server, folder: Path) -> None:
+        self.client = server.client()
+        self.client.create_bucket(Bucket="data")
+        places = ["arn:aws:s3:::data", "arn:aws:s3:::data/*"]
+        anybody = {"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": places}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [anybody]})
+        self.client.put_bucket_policy(Bucket="data", Policy=policy)
+        self.options = {"endpoint_url": server.url, "anon": "true", "region": "us-east-1"}
+        self.folder = folder
+        self.truth = write_coco(
+            folder, "gt", {NAMES[n]: truth(n) for n in SCORED}, categories=CATEGORIES
+        )
+        self.weights = folder / "weights.txt"
+        self.weights.write_text("128")
+        self.toml = folder / "nightly.toml"
+        self.write_toml()
+
+    def write_toml(self, **changes: Any) -> None:
+        settings = {
+            "source": "s3://data/photos",
+            "out": "s3://data/nights",
+            "weights": str(self.weights),
+            "model": "tests.night_model:load",
+            "truth": str(self.truth),
+            "images_per_shard": 8,
+            "max_error_rate": 0.2,
+            "price_per_gpu_hour": 3600.0,
+            **changes,
+        }
+        lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
+        for table in ("source_options", "out_options"):
+            lines += [f"[{table}]", *(f"{k} = {json.dumps(v)}" for k, v in self.options.items())]
+        self.toml.write_text("\n".join(lines))
+
+    def put(self, name: str, body: bytes, **settings: str) -> None:
+        self.client.put_object(Bucket="data", Key=name, Body=body, **settings)
+
+    def delete(self, name: str) -> None:
+        self.client.delete_object(Bucket="data", Key=name)
+
+    def run(self) -> Run:
+        return open_run("s3://data/nights", self.options)
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The live rows by name, each there once."""
+        run = self.run()
+        rows = [row for s in run.snapshot().shards for row in run.read_shard(s.path).to_pylist()]
+        assert max(Counter(row["file_name"] for row in rows).values()) == 1
+        return {row["file_name"]: row for row in rows}
+
+    def state(self) -> dict[str, str | None]:
+        """Every object that a reader or the next night can see, by its ETag."""
+        found = Storage("s3://data/nights", self.options).list()
+        return {
+            entry.path: entry.etag
+            for entry in found
+            if not entry.path.startswith(("nights/", "lease"))
+        }
+
+
+@pytest.fixture
+def bucket(moto: S3Server, tmp_path: Path) -> Bucket:
+    return Bucket(moto, tmp_path)
+
+
+@pytest.fixture
+def night(
+    bucket: Bucket, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Call `panoptic nightly`; returns its exit code and summary ({} where there is none)."""
+
+    def call(*flags: str) -> tuple[int, dict[str, Any]]:
+        capsys.readouterr()
+        code = panoptic(["nightly", str(bucket.toml), "--json", *flags])
+        said = capsys.readouterr()
+        if not said.out:
+            assert len([line for line in said.err.splitlines() if "panoptic: " in line]) == 1
+            return code, {"sentence": said.err.strip().splitlines()[-1]}
+        return code, json.loads(said.out)
+
+    return call
+
+
+Night = Callable[..., tuple[int, dict[str, Any]]]
+
+
+def first_night(bucket: Bucket, night: Night) -> dict[str, Any]:
+    """20 photos, one of them broken for good."""
+    for number, name in enumerate(NAMES):
+        bucket.put(name, png(number))
+    bucket.put(NAMES[19], b"\x89PNG\r\n\x1a\nnot much")
+    code, summary = night()
+    assert code == 0, summary
+    return summary
+
+
+def test_four_nights(bucket: Bucket, night: Night, capsys: pytest.CaptureFixture[str]) -> None:
+    # Night 1 does all.
+    first = first_night(bucket, night)
+    assert (first["outcome"], first["computed"], first["why"]) == ("published", 20, {"new": 20})
+    assert (first["images"], first["ok"], first["pq"], first["scored"]) == (20, 19, 1.0, 10)
+    assert sum(first["errors"].values()) == 1
+    assert first["cost"] == pytest.approx(3600 * first["gpu_hours"], rel=0.01)
+    good = json.loads(Storage("s3://data/nights", bucket.options).read("latest.json"))["run"]
+
+    # Night 2 finds nothing to do and leaves every object alone.
+    before, began = bucket.state(), time.monotonic()
+    code, second = night()
+    assert (code, second["outcome"], second["computed"]) == (0, "nothing to do", 0)
+    assert time.monotonic() - began < 60
+    assert bucket.state() == before
+
+    # An image arrives that can't be had yet: a row that the next nights try again.
+    bucket.put("photos/020.png", png(20), StorageClass="GLACIER")
+    code, between = night()
+    assert (code, between["computed"], between["ok"]) == (0, 1, 19)
+
+    # Night 3: 3 added, 2 changed, 1 removed, the archived one restored: 6 images in one shard.
+    for number in (30, 31, 32):
+        bucket.put(f"photos/{number:03d}.png", png(number))
+    for number in (14, 15):
+        bucket.put(NAMES[number], png(number + 100))
+    bucket.delete(NAMES[16])
+    bucket.put("photos/020.png", png(20))
+    code, third = night()
+    assert (code, third["outcome"], third["computed"]) == (0, "published", 6)
+    assert third["why"] == {"new": 3, "changed": 2, "retry": 1, "removed": 1}
+    run = bucket.run()
+    latest = run.latest()
+    assert latest is not None
+    fresh = [s for s in run.snapshot().shards if s.path.startswith(f"segments/{latest:04d}/shard")]
+    assert [shard.rows for shard in fresh] == [6]
+    names = {entry["Key"] for entry in bucket.client.list_objects_v2(Bucket="data")["Contents"]}
+    rows = bucket.rows()
+    assert {f"photos/{name}" for name in rows} == {n for n in names if n.startswith("photos/")}
+    assert [name for name, row in rows.items() if row["status"] == "error"] == ["019.png"]
+    assert rows["020.png"]["attempts"] == 2
+
+    # Night 4: worse weights stop after the images with ground truth, and no reader moves.
+    before = bucket.state()
+    bucket.weights.write_text("90")
+    code, fourth = night()
+    assert (code, fourth["outcome"], fourth["published"]) == (3, "stopped", False)
+    assert "PQ dropped by" in fourth["reasons"][0]
+    assert (fourth["computed"], fourth["why"]) == (10, {"other weights": 10})
+    assert fourth["run"] != good
+    after = bucket.state()
+    assert {path: after.get(path) for path in before} == before
+    assert bucket.run().storage.url.endswith(good)
+    assert night()[0] == 3  # and again, without computing anything
+    assert {k: v for k, v in bucket.state().items() if "segments" in k} == {
+        k: v for k, v in after.items() if "segments" in k
+    }
+
+    # Equally good weights pass, but compute everything only when that is meant.
+    bucket.weights.write_text("129")
+    code, stopped = night()
+    assert code == 2
+    assert "they passed on the images with ground truth, but 13 images" in stopped["sentence"]
+    code, fifth = night("--allow-full")
+    assert (code, fifth["outcome"], fifth["pq_change"]) == (0, "published", 0.0)
+    assert bucket.run().storage.url.endswith(fifth["run"])
+    assert len(bucket.rows()) == 23
+
+    # Rolled back, readers are on the old weights again, and no night undoes it.
+    assert panoptic(["rollback", "s3://data/nights", *out_options(bucket)]) == 0
+    assert bucket.run().storage.url.endswith(good)
+    assert bucket.run().latest() == latest
+    code, refused = night()
+    assert code == 2
+    assert "were rolled back" in refused["sentence"]
+    bucket.weights.write_text("128")
+    assert night()[1]["outcome"] == "nothing to do"
+
+    # Pruned to the last publication, the run of the rolled back weights is gone, readers stay.
+    rows = bucket.rows()
+    capsys.readouterr()
+    prune = ["prune", "s3://data/nights", "--keep", "1", *out_options(bucket)]
+    assert panoptic(prune) == 0
+    assert "would be removed" in capsys.readouterr().out
+    assert any(path.startswith(fifth["run"]) for path in bucket.state())
+    assert panoptic([*prune, "--delete"]) == 0
+    assert not any(path.startswith(fifth["run"]) for path in bucket.state())
+    assert bucket.rows() == rows
+    assert night()[1]["outcome"] == "nothing to do"
+
+
+def out_options(bucket: Bucket) -> list[str]:
+    return [word for k, v in bucket.options.items() for word in ("--out-option", f"{k}={v}")]
+
+
+def test_a_listing_that_lost_half_stops(bucket: Bucket, night: Night) -> None:
+    first_night(bucket, night)
+    before = bucket.state()
+    for name in NAMES[:11]:
+        bucket.delete(name)
+    code, stopped = night()
+    assert code == 2
+    assert "11 of 20 images are gone" in stopped["sentence"]
+    assert "--max-removed-rate 0.1" in stopped["sentence"]
+    bucket.weights.write_text("129")  # and so does a run of other weights, before it is made
+    code, stopped = night()
+    assert code == 2
+    assert "lists 9 images where 20 are live" in stopped["sentence"]
+    assert bucket.state() == before
+
+
+def test_a_night_that_would_compute_too_much_or_fails_its_gate_publishes_nothing(
+    bucket: Bucket, night: Night
+) -> None:
+    first_night(bucket, night)
+    live = bucket.run().latest()
+    for number in range(40, 55):
+        bucket.put(f"photos/{number:03d}.png", b"no picture")
+    code, stopped = night()
+    assert code == 2
+    assert "15 images to compute (15 new) beside 20 that are there" in stopped["sentence"]
+    bucket.write_toml(max_error_rate=0.5, max_recompute=1.0)
+    code, gated = night()
+    assert (code, gated["outcome"], gated["computed"]) == (3, "stopped", 15)
+    assert "15 of 15 images failed" in gated["reasons"][0]
+    assert bucket.run().latest() == live
+    assert len(bucket.rows()) == 20
+
+
+def test_a_report_command_sees_the_edition_and_can_stop_it(bucket: Bucket, night: Night) -> None:
+    for number, name in enumerate(NAMES[:12]):
+        bucket.put(name, png(number))
+    told = bucket.folder / "told"
+    say = ["sh", "-c", f"echo {{run}} {{snapshot}} > {told}; exit 7"]
+    bucket.write_toml(report=say)
+    code, stopped = night()
+    assert code == 3
+    assert stopped["reasons"][0].startswith("the report command ended with 7")
+    assert told.read_text().split() == [f"s3://data/nights/{stopped['run']}", "1"]
+    bucket.write_toml(report=["true"])
+    code, published = night()
+    assert (code, published["outcome"], published["computed"]) == (0, "published", 12)
+
+
+def test_a_store_that_is_down_is_a_sentence_and_75(bucket: Bucket, night: Night) -> None:
+    bucket.options["endpoint_url"] = "http://127.0.0.1:9"
+    bucket.write_toml()
+    code, said = night()
+    assert code == 75
+    assert "127.0.0.1:9" in said["sentence"] or "unavailable" in said["sentence"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"shards": "0:1"}, "'shards' has no meaning in a night"),
+        ({"max_pq_dorp": 1}, "unknown setting 'max_pq_dorp'"),
+        ({"max_pq_drop": -1}, "--max-pq-drop -1"),
+        ({"truth": "/nowhere/gt.json"}, "can't read /nowhere/gt.json"),
+    ],
+)
+def test_a_wrong_setting_is_a_sentence(
+    bucket: Bucket, night: Night, change: dict[str, Any], words: str
+) -> None:
+    bucket.put(NAMES[0], png(0))
+    bucket.write_toml(**change)
+    code, said = night()
+    assert code == 2
+    assert words in said["sentence"]
