@@ -30,6 +30,10 @@ VERBS = {
     "status": ("jobs.status:status", "Say how far a run is and what is published."),
     "errors": ("jobs.status:errors", "List the images that failed, by code."),
     "retry": ("jobs.retry:retry", "Compute the failed images of OUT again."),
+    "verify": (
+        "jobs.verify:verify",
+        "Check that every image of OUT's manifest has exactly one row.",
+    ),
     "evaluate": (
         "jobs.evaluate:evaluate",
         "Score predictions against ground truth: PQ, SQ and RQ with 95 % intervals.",
@@ -43,6 +47,10 @@ VERBS = {
         "Write what a run holds and how good it is as one HTML file with pictures.",
     ),
     "view": ("jobs.view:view", "Draw the segments of one image over it."),
+    "inspect": (
+        "jobs.inspect_photo:inspect",
+        "Show the model's way on one photo: every stage with its shape, and a page of pictures.",
+    ),
     "sql": (
         "jobs.sql:sql",
         "Answer an SQL query over the views images, segments, categories and per_image of OUT.",

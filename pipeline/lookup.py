@@ -44,6 +44,14 @@ def find_rows(
 
     Raises UserError naming an image that the run doesn't have.
     """
+    for _, row in locate_rows(run, file_names, snapshot=snapshot):
+        yield row
+
+
+def locate_rows(
+    run: Run, file_names: Iterable[str], *, snapshot: Snapshot | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """`find_rows`, with the path of the shard that holds each row."""
     snapshot = run.snapshot() if snapshot is None else snapshot
     missing = set(file_names)
     sizes = {shard.path: shard.bytes for shard in snapshot.shards}
@@ -54,7 +62,7 @@ def find_rows(
         table = run.read_shard(path, names=here if sizes[path] > WHOLE_BYTES else None)
         for row in table.filter(pc.field("file_name").isin(list(here))).to_pylist():
             missing.discard(row["file_name"])
-            yield row
+            yield path, row
     if missing:
         raise UserError(
             f"{run.storage.url} has no image {min(missing)!r}: names are paths relative to the "

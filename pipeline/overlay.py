@@ -41,12 +41,15 @@ def draw_overlay(
     opacity: float = 0.5,
     labels: bool = True,
     min_side: int = MIN_SIDE,
+    label_size: int | None = None,
+    scores: bool = True,
 ) -> Image.Image:
     """The photo with its segments over it, as an RGB image.
 
     `image` is (H, W, 3) uint8 of the map's size; a small one is enlarged by a whole factor until
     its longer side is `min_side`. Void keeps the photo's own colours. `opacity` 0..1 is that of the
-    colours. Raises ValueError if image and map differ in size.
+    colours; `label_size` in pixels, by default a 34th of the shorter side; `scores=False` leaves
+    them out of the labels, as for ground truth. Raises ValueError if image and map differ in size.
     """
     if image.shape[:2] != panoptic.segment_map.shape:
         raise ValueError(
@@ -67,7 +70,8 @@ def draw_overlay(
     _tint(painted, segment_map, _lighten(colors), contours(segment_map, width), 0.9)
     picture = Image.fromarray(painted)
     if labels:
-        _draw_labels(picture, segment_map, panoptic.segments, categories, colors)
+        found = _labels(segment_map, panoptic.segments, categories, colors, scores=scores)
+        _draw_labels(picture, found, label_size or max(11, round(min(picture.size) / 34)))
     return picture
 
 
@@ -142,18 +146,11 @@ class _Label:
     area: int
 
 
-def _draw_labels(
-    picture: Image.Image,
-    segment_map: NDArray[np.integer],
-    segments: Sequence[Segment],
-    categories: Categories,
-    colors: Colors,
-) -> None:
+def _draw_labels(picture: Image.Image, labels: Sequence[_Label], size: int) -> None:
     """Largest segments first; a label that would cover another tries above and below, then goes."""
-    size = max(11, round(min(picture.size) / 34))
     draw = ImageDraw.Draw(picture, "RGBA")
     taken: list[tuple[float, float, float, float]] = []
-    for label in _labels(segment_map, segments, categories, colors):
+    for label in labels:
         font = _font(size, label.text.isascii())
         left, top, right, bottom = draw.textbbox((0, 0), label.text, font=font)
         bar, pad = size * 0.35, size * 0.25
@@ -181,6 +178,8 @@ def _labels(
     segments: Sequence[Segment],
     categories: Categories,
     colors: Colors,
+    *,
+    scores: bool,
 ) -> list[_Label]:
     step = max(1, max(segment_map.shape) // _COARSE_SIDE)
     coarse = segment_map[step // 2 :: step, step // 2 :: step]
@@ -198,7 +197,7 @@ def _labels(
         y = (window[0].start + int(row) - 0.5) * step
         category = categories.by_id(segment.category_id)
         red, green, blue = colors[segment.id].tolist()
-        text = f"{_readable(category.name)} {segment.score:.2f}"
+        text = _readable(category.name) + (f" {segment.score:.2f}" if scores else "")
         room = float(depth[row, column]) * step
         labels.append(_Label(text, (red, green, blue), (x, y), room, int(inside.sum())))
     return sorted(labels, key=lambda label: -label.area)

@@ -61,7 +61,7 @@ class View:
 
 def view_photo(url: str, spec: ModelSpec, options: Mapping[str, str] | None = None) -> View:
     """Segment one photo at any fsspec URL. Raises UserError or ModelError in a sentence."""
-    image = _read_image(url, options, exif=True, max_pixels=MAX_PIXELS)
+    image = read_image(url, options)
     model = spec.load()
     try:
         [panoptic] = model.segment([image])
@@ -88,24 +88,39 @@ def view_row(
         panoptic = panoptic_of(row)
     except RleError as error:
         raise UserError(f"the row of {file_name!r} is damaged: {error}") from error
+    return View(photo_of(run, row, options), panoptic, run.info.categories)
+
+
+def photo_of(
+    run: Run, row: Mapping[str, Any], options: Mapping[str, str] | None = None
+) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8: the photo of an ok row, read and turned as the run did.
+
+    Raises UserError if it is gone, or of another size than the run saw.
+    """
     config = run.info.config
-    image = _read_image(
+    image = read_image(
         row["uri"],
         options or config.get("source_options"),
         exif=config.get("exif", True),
         max_pixels=config.get("max_pixels", MAX_PIXELS),
     )
-    if image.shape[:2] != panoptic.segment_map.shape:
+    if image.shape[:2] != (row["height"], row["width"]):
         raise UserError(
             f"{row['uri']} is {image.shape[1]} x {image.shape[0]} now and was {row['width']} x "
             f"{row['height']}: the file has changed since the run; `segment --refresh` takes it in"
         )
-    return View(image, panoptic, run.info.categories)
+    return image
 
 
-def _read_image(
-    url: str, options: Mapping[str, str] | None, *, exif: bool, max_pixels: int
+def read_image(
+    url: str,
+    options: Mapping[str, str] | None = None,
+    *,
+    exif: bool = True,
+    max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
+    """(H, W, 3) uint8 of an image at any fsspec URL. Raises UserError in a sentence."""
     storage, name = open_file(url, options)
     try:
         data = storage.read(name)

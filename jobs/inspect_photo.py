@@ -1,0 +1,91 @@
+"""`panoptic inspect`: how the model finds the segments of one photo.
+
+Not called inspect.py: as a script beside it, any other would import it for the standard library's.
+"""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from detr.predictor import Predictor
+from jobs.console import print_json
+from jobs.options import JsonOutput, parse_options
+from pipeline.engine_model import ModelSpec
+from pipeline.entry import as_user_error
+from pipeline.errors import UserError
+from pipeline.inspect_model import Inspection, inspect_image
+from pipeline.inspect_page import render
+from pipeline.storage import open_file
+from pipeline.view import read_image
+
+
+def inspect(
+    photo: Annotated[str, typer.Argument(metavar="PHOTO", help="A photo; any fsspec URL.")],
+    weights: Annotated[str, typer.Option(help="r50, r50-dc5, r101, or a file or folder.")],
+    queries: Annotated[
+        int, typer.Option(min=0, max=100, help="How many kept queries to follow, surest first.")
+    ] = 8,
+    output: Annotated[
+        str | None, typer.Option(help="Where to write. Default: NAME.inspect.html here.")
+    ] = None,
+    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, help="Least class probability of a segment.")
+    ] = 0.85,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    source_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Storage option of photo and weights; repeatable."),
+    ] = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Show the model's way on one photo: every stage with its shape, and a page of pictures.
+
+    panoptic inspect photo.jpg --weights r50 --open
+
+    The page shows attention maps, masks on their way and the map; docs/model.md explains it.
+    """
+    options = parse_options(source_option, "--source-option")
+    image = read_image(photo, options)
+    model = ModelSpec("detr:load", weights, dtype, threshold, 1, device, options).load()
+    if not isinstance(model, Predictor):
+        raise UserError("inspect looks into DETR; other models have no such stages")
+    seen = inspect_image(model, image, queries)
+    output = output or f"{PurePosixPath(photo).stem}.inspect.html"
+    storage, name = open_file(output)
+    try:
+        storage.write(name, render(seen, model.categories, photo=photo, weights=weights))
+    except Exception as error:
+        raise as_user_error(error, f"can't write --output {output}") from error
+    if json_output:
+        listed = [
+            {"part": stage.part, "stage": stage.name, "shape": list(stage.shape)}
+            for stage in seen.stages
+        ]
+        print_json({"output": output, "kept": seen.kept, "stages": listed})
+    else:
+        _print(seen, output)
+    if open_it and storage.is_local:
+        webbrowser.open(Path(storage.key(name)).as_uri())
+
+
+def _print(seen: Inspection, output: str) -> None:
+    console = Console(highlight=False)
+    table = Table("stage", "shape", "in letters", "what happens", box=None)
+    part = ""
+    for stage in seen.stages:
+        if stage.part != part:
+            part = stage.part
+            table.add_row(Text(part, style="bold"))
+        shape = " x ".join(str(side) for side in stage.shape)
+        table.add_row(f"  {stage.name}", shape, stage.letters, stage.what)
+    console.print(table)
+    console.print(Text(output), soft_wrap=True)

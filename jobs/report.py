@@ -1,0 +1,80 @@
+"""`panoptic report`: a run as one HTML file."""
+
+from __future__ import annotations
+
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from jobs.console import print_json
+from jobs.options import JsonOutput, OutOptions, parse_options
+from pipeline.edition import open_edition
+from pipeline.report import CARDS, write_report
+from pipeline.storage import open_file
+
+
+def report(
+    out: Annotated[
+        str,
+        typer.Argument(metavar="OUT", help="Run folder, or one of its snapshots/000N.parquet."),
+    ],
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which evaluation of it. Default: the newest.")
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="Another run or snapshot, evaluated alike: before."),
+    ] = None,
+    gallery: Annotated[int, typer.Option(min=0, max=100, help="Images a gallery.")] = CARDS,
+    output: Annotated[
+        str | None, typer.Option(help="Where to write. Default: OUT/report/000N.html.")
+    ] = None,
+    open_it: Annotated[
+        bool, typer.Option("--open", help="Show it in the browser; from a bucket, a copy.")
+    ] = False,
+    source_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Storage option of the photos; repeatable."),
+    ] = None,
+    out_option: OutOptions = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Write what a run holds and how good it is as one HTML file with pictures.
+
+    panoptic report runs/photos --open
+
+    panoptic report s3://bucket/new --compare s3://bucket/old --output new.html
+    """
+    options = parse_options(out_option, "--out-option")
+    console = Console(stderr=True, highlight=False)
+    written = write_report(
+        open_edition(out, options),
+        evaluation=evaluation,
+        other=None if compare is None else open_edition(compare, options),
+        cards=gallery,
+        output=output,
+        options=parse_options(source_option, "--source-option") or None,
+        note=lambda text: console.print(text, markup=False),
+    )
+    if json_output:
+        print_json({"report": written.url, "bytes": written.bytes})
+    else:
+        line = f"{written.url}  ({written.bytes / 1e6:.1f} MB)"
+        Console(highlight=False).print(Text(line), soft_wrap=True)
+    if open_it:
+        webbrowser.open(_local(written.url, options if output is None else {}).as_uri())
+
+
+def _local(url: str, options: dict[str, str]) -> Path:
+    """The file itself, or a copy of it from a bucket."""
+    storage, name = open_file(url, options)
+    if storage.is_local:
+        return Path(storage.key(name))
+    folder = Path(tempfile.mkdtemp(prefix="panoptic-report-"))
+    (folder / name).write_bytes(storage.read(name))
+    return folder / name

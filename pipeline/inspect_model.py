@@ -1,0 +1,177 @@
+"""The model's way on one image, stage by stage, with the tensors that really occur.
+
+The engine computes the same answer by a shorter way (`detr.mask_head`): it splits sums that are
+linear, runs only what is kept and never builds an enlarged map. Here the mask head is run as the
+paper draws it, one query at a time, from the same weights; a test holds both ways together. So the
+shapes and pictures are those of the paper, and the map is the one that a run would write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detr.decode import ImageError
+from detr.model import Detection, DetrPanoptic
+from detr.postprocess import Panoptic, merge, select
+from detr.predictor import Predictor
+from detr.preprocess import normalize, resize
+from pipeline.errors import UserError
+from pipeline.inspect_stages import Stage, grid, stages
+
+
+@dataclass(frozen=True)
+class KeptQuery:
+    """A query that speaks of a segment: its class, its box (x0, y0, x1, y1 in 0..1 of the image),
+    where it looks, and its mask on the way. Arrays are float32."""
+
+    query: int
+    category_id: int
+    score: float
+    box: tuple[float, float, float, float]
+    attention: NDArray[np.float32]  # (heads, h5, w5), sums to 1
+    steps: tuple[tuple[str, NDArray[np.float32]], ...]  # mean over channels after each convolution
+    logits: NDArray[np.float32]  # (h2, w2)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `inspect_image` saw. `features` are the norms over channels, by name, finest first."""
+
+    image: NDArray[np.uint8]  # (H, W, 3)
+    processed_size: tuple[int, int]
+    stages: tuple[Stage, ...]
+    features: tuple[tuple[str, NDArray[np.float32]], ...]
+    queries: tuple[KeptQuery, ...]  # the surest first; not more than were asked for
+    kept: int
+    boxes: NDArray[np.float32]  # (N, 4) of all queries: centre x, y, width, height in 0..1
+    owner: NDArray[np.int64]  # (h2, w2): which kept query is strongest, before anything is dropped
+    owner_categories: tuple[int, ...]  # of the kept queries, in their order
+    panoptic: Panoptic
+
+
+@torch.inference_mode()
+def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int = 8) -> Inspection:
+    """Run one (H, W, 3) uint8 image and keep what it went through; `queries` of the kept ones are
+    followed through the mask head. Raises UserError for an image that is too thin."""
+    model, config = predictor.model, predictor.card.config
+    try:
+        size = predictor.processed_size(*image.shape[:2])
+    except ImageError as error:
+        raise UserError(f"the image can't be segmented: {error} ({error.code})") from error
+    pixels = torch.from_numpy(np.ascontiguousarray(image))[None].to(predictor.device)
+    inputs = normalize(resize(pixels, size)).to(predictor.dtype)  # (1, 3, h, w)
+    found = model.detect(inputs)
+    class_ids = predictor.categories.class_ids(config.num_classes)
+    known = torch.tensor([c is not None for c in class_ids], device=predictor.device)
+    kept = select(found.logits[-1][0], predictor.threshold, is_category=known)
+    image_index = torch.zeros_like(kept.queries)
+    logits = model.mask_logits(found, image_index, kept.queries, chunk=8)  # (K, h2, w2)
+    categories = [c for c in (class_ids[label] for label in kept.labels.tolist()) if c is not None]
+    panoptic = merge(
+        logits,
+        categories,
+        kept.scores.tolist(),
+        categories=predictor.categories,
+        processed_size=size,
+        original_size=(image.shape[0], image.shape[1]),
+    )
+    everybody = torch.arange(found.embeddings.shape[1], device=predictor.device)
+    attention = _attention(model, found, everybody)  # (N, heads, h5, w5)
+    order = kept.scores.argsort(descending=True, stable=True)[:queries].tolist()
+    followed = []
+    steps: list[tuple[str, Tensor]] = []
+    for place in order:
+        query = int(kept.queries[place])
+        steps = list(mask_head_steps(model, found, attention[query]))
+        centre_x, centre_y, width, height = found.boxes[-1][0, query].float().tolist()
+        followed.append(
+            KeptQuery(
+                query=query,
+                category_id=categories[place],
+                score=float(kept.scores[place]),
+                box=(
+                    centre_x - width / 2,
+                    centre_y - height / 2,
+                    centre_x + width / 2,
+                    centre_y + height / 2,
+                ),
+                attention=_array(attention[query]),
+                steps=tuple((name, _array(x[0].mean(0))) for name, x in steps[:-1]),
+                logits=_array(steps[-1][1][0, 0]),
+            )
+        )
+    if not steps:  # nothing was kept: the shapes are there all the same
+        steps = list(mask_head_steps(model, found, attention[0]))
+    features = [f.tensors for f in found.features]
+    owner = logits.float().argmax(0) if len(logits) else torch.zeros(logits.shape[1:])
+    return Inspection(
+        image=image,
+        processed_size=size,
+        stages=tuple(
+            stages(config, image, inputs, found, attention, steps, len(kept.queries), panoptic)
+        ),
+        features=(
+            *((f"Res{number}", _norm(x)) for number, x in enumerate(features, 2)),
+            ("Encoded image", _norm(grid(found))),
+        ),
+        queries=tuple(followed),
+        kept=len(kept.queries),
+        boxes=_array(found.boxes[-1][0]),
+        owner=owner.long().cpu().numpy(),
+        owner_categories=tuple(categories),
+        panoptic=panoptic,
+    )
+
+
+def mask_head_steps(
+    model: DetrPanoptic, found: Detection, attention: Tensor
+) -> Iterator[tuple[str, Tensor]]:
+    """The mask head of one query as the paper draws it: names and (1, C, h, w) tensors.
+
+    attention: (heads, h5, w5) of the query. The last tensor is its mask logits, (1, 1, h2, w2).
+    Source: upstream's `MaskHeadSmallConv`.
+    """
+    head = model.mask_head
+
+    def convolved(x: Tensor, number: int) -> Tensor:
+        norm = head.get_submodule(f"gn{number}")
+        return F.relu(norm(head.convolution(f"lay{number}")(x)))
+
+    x = torch.cat([found.projected, attention[None].to(found.projected.dtype)], dim=1)
+    yield "Res5 + attention", x
+    x = convolved(x, 1)
+    yield "convolution 1", x
+    x = convolved(x, 2)
+    yield "convolution 2", x
+    for number, name in ((1, "Res4"), (2, "Res3"), (3, "Res2")):
+        features = found.features[3 - number].tensors
+        adapted = head.convolution(f"adapter{number}")(features)
+        x = adapted + F.interpolate(x, size=adapted.shape[-2:], mode="nearest")
+        yield f"enlarged + {name}", x
+        x = convolved(x, number + 2)
+        yield f"convolution {number + 2}", x
+    yield "mask logits", head.out_lay(x)
+
+
+def _attention(model: DetrPanoptic, found: Detection, queries: Tensor) -> Tensor:
+    """(N, heads, h5, w5): the attention maps of these queries of the only image."""
+    maps = model.bbox_attention(
+        found.embeddings[0, queries], found.memory, None, torch.zeros_like(queries)
+    )
+    return maps.unflatten(-1, found.projected.shape[-2:])
+
+
+def _norm(x: Tensor) -> NDArray[np.float32]:
+    """(1, C, h, w) -> (h, w): the length of each cell's features."""
+    return _array(x[0].float().norm(dim=0))
+
+
+def _array(x: Tensor) -> NDArray[np.float32]:
+    return x.float().cpu().numpy()

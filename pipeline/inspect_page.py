@@ -1,0 +1,163 @@
+"""What `inspect_image` saw as one HTML file: the stages as a table, and as pictures.
+
+It shares style, script and rules with the report (`pipeline.report`): nothing is loaded, texts are
+escaped, pictures are embedded and have words beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from detr.categories import Categories
+from detr.postprocess import Panoptic, Segment
+from pipeline.inspect_model import Inspection, KeptQuery
+from pipeline.overlay import draw_overlay, paint
+from pipeline.report import environment
+from pipeline.report_pictures import Picture, picture
+
+SIDE: Final = 480
+# From dark to light over blue and orange: dark is little, light is much, also in grey print.
+_SCALE: Final = np.array(
+    [(8, 8, 32), (38, 32, 110), (120, 40, 120), (205, 70, 70), (248, 150, 50), (252, 240, 170)],
+    np.float64,
+)
+
+
+@dataclass(frozen=True)
+class QueryPictures:
+    """A kept query: its category, score and pictures on the way to its mask."""
+
+    query: int
+    name: str
+    score: float
+    box: Picture
+    heads: tuple[Picture, ...]
+    steps: tuple[Picture, ...]
+
+
+def render(seen: Inspection, categories: Categories, *, photo: str, weights: str) -> bytes:
+    """The page as UTF-8. photo and weights: what they are called."""
+    page = (
+        environment()
+        .get_template("inspect.html.j2")
+        .render(
+            seen=seen,
+            photo=photo,
+            weights=weights,
+            image=picture("Photo", f"The photo {photo}", _small(seen.image)),
+            features=[
+                _heat(name, f"{name}: strength of its features", x) for name, x in seen.features
+            ],
+            boxes=_all_boxes(seen, categories),
+            queries=[_query(seen, query, categories) for query in seen.queries],
+            quarter=_quarter(seen, categories),
+            flat=picture("Panoptic map", "The panoptic map", _flat(seen.panoptic, categories)),
+            overlay=picture(
+                "Panoptic map over the photo",
+                "Segments: " + ", ".join(_names(seen.panoptic, categories)),
+                _small(np.asarray(draw_overlay(seen.image, seen.panoptic, categories))),
+            ),
+        )
+    )
+    return page.encode()
+
+
+def _names(panoptic: Panoptic, categories: Categories) -> Iterator[str]:
+    for segment in panoptic.segments:
+        yield categories.by_id(segment.category_id).name
+
+
+def _query(seen: Inspection, query: KeptQuery, categories: Categories) -> QueryPictures:
+    name = categories.by_id(query.category_id).name
+    photo = _small(seen.image)
+    _draw_box(photo, query.box, categories.by_id(query.category_id).color)
+    size = photo.size
+    heads = [
+        _heat(f"head {n}", f"Head {n} of query {query.query}", x, size)
+        for n, x in enumerate(query.attention, 1)
+    ]
+    whole = query.attention.sum(0)
+    steps = [_heat("all heads", f"Where query {query.query} looks", whole, size)]
+    for step, x in query.steps:
+        steps.append(_heat(step, f"{step}, mean over channels, query {query.query}", x, size))
+    alt = f"Mask logits of query {query.query}, {name}"
+    steps.append(_heat("mask logits", alt, query.logits, size))
+    box = picture("box", f"Box of query {query.query}, {name} {query.score:.2f}", photo)
+    return QueryPictures(query.query, name, query.score, box, tuple(heads), tuple(steps))
+
+
+def _all_boxes(seen: Inspection, categories: Categories) -> Picture:
+    photo = _small(seen.image)
+    for x, y, width, height in seen.boxes.tolist():
+        box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        _draw_box(photo, box, (190, 190, 190), thin=True)
+    for query in seen.queries:
+        _draw_box(photo, query.box, categories.by_id(query.category_id).color)
+    alt = f"Boxes of all {len(seen.boxes)} queries in grey, of those that are followed in colour"
+    return picture("Boxes", alt, photo)
+
+
+def _draw_box(
+    photo: Image.Image,
+    box: tuple[float, float, float, float],
+    color: tuple[int, int, int],
+    *,
+    thin: bool = False,
+) -> None:
+    sides = [side * scale for side, scale in zip(box, (*photo.size, *photo.size), strict=True)]
+    left, top, right, bottom = (max(side, 0) for side in sides)
+    corners = (left, top, max(right, left + 1), max(bottom, top + 1))
+    draw = ImageDraw.Draw(photo)
+    if not thin:
+        draw.rectangle(corners, outline=(255, 255, 255), width=5)
+    draw.rectangle(corners, outline=color, width=1 if thin else 3)
+
+
+def _quarter(seen: Inspection, categories: Categories) -> Picture:
+    """The owners of the mask logits' own cells, in the categories' colours."""
+    segments = tuple(
+        Segment(place + 1, category, categories.by_id(category).isthing, 1.0)
+        for place, category in enumerate(seen.owner_categories)
+    )
+    numbers = (seen.owner + 1 if segments else seen.owner * 0).astype(np.int32)
+    height, width = numbers.shape
+    found = paint(Panoptic(numbers, segments), categories)
+    return picture(f"Map of the logits, {height} x {width}", "The map before it is enlarged", found)
+
+
+def _flat(panoptic: Panoptic, categories: Categories) -> Image.Image:
+    return _small(np.asarray(paint(panoptic, categories)), Image.Resampling.NEAREST)
+
+
+def _small(
+    image: NDArray[np.uint8], resample: Image.Resampling = Image.Resampling.BILINEAR
+) -> Image.Image:
+    """At most SIDE pixels on the longer side."""
+    found = Image.fromarray(image)
+    scale = SIDE / max(found.size)
+    if scale >= 1:
+        factor = int(np.ceil(scale))
+        return found.resize((found.width * factor, found.height * factor), resample)
+    return found.resize(
+        (max(1, round(found.width * scale)), max(1, round(found.height * scale))), resample
+    )
+
+
+def _heat(
+    title: str, alt: str, values: NDArray[np.float32], size: tuple[int, int] | None = None
+) -> Picture:
+    """(h, w) values from dark (their least) to light (their most), each cell a block of pixels."""
+    low, high = float(values.min()), float(values.max())
+    level = (values - low) / ((high - low) or 1.0) * (len(_SCALE) - 1)
+    channels = [np.interp(level, np.arange(len(_SCALE)), _SCALE[:, k]) for k in range(3)]
+    image = Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+    if size is None:
+        scale = SIDE / max(image.size)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return picture(title, alt, image.resize(size, Image.Resampling.NEAREST))

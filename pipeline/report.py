@@ -1,0 +1,224 @@
+"""A run as one HTML file that opens from a disk: no server, no network, nothing beside it.
+
+Style, script and pictures are inside; the page forbids itself everything else (a Content Security
+Policy that names the hash of the one script), so that neither a request nor an injected script can
+run even where escaping failed. Names and labels are users' text: jinja2 escapes them all.
+Plotting libraries were rejected: megabytes of script for bars that SVG draws.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import resources
+from typing import Final
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.compare import Comparison, compare
+from pipeline.difference import KINDS
+from pipeline.edition import Edition
+from pipeline.entry import as_user_error
+from pipeline.report_facts import Facts, gather
+from pipeline.report_gallery import Budget, Card, Illustrator
+from pipeline.run import Run
+from pipeline.storage import open_file
+from pipeline.version import code_version
+
+MAX_BYTES: Final = 15_000_000
+# Base64 makes 4 bytes of 3; the rest of the page (133 classes, errors, script) is below 1 MB.
+PICTURE_BYTES: Final = (MAX_BYTES - 1_500_000) * 3 // 4
+CARDS: Final = 8
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Some images with a title; `id` is its anchor."""
+
+    id: str
+    title: str
+    about: str
+    cards: Sequence[Card]
+
+
+@dataclass(frozen=True)
+class Written:
+    """Where a report is, and how large."""
+
+    url: str
+    bytes: int
+
+
+def write_report(
+    edition: Edition,
+    *,
+    evaluation: str | None = None,
+    other: Edition | None = None,
+    cards: int = CARDS,
+    output: str | None = None,
+    options: Mapping[str, str] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Written:
+    """Write the report of a snapshot to `output`, by default OUT/report/000N.html.
+
+    evaluation: its name, by default the newest. other: a snapshot to compare with ("before").
+    cards: images a gallery. options: storage options of the photos, by default the run's own.
+    Raises UserError in a sentence.
+    """
+    page = render(
+        edition, evaluation=evaluation, other=other, cards=cards, options=options, note=note
+    )
+    if output is None:
+        output = edition.run.storage.join(f"report/{edition.number:04d}.html")
+        storage, name = edition.run.storage, f"report/{edition.number:04d}.html"
+    else:
+        storage, name = open_file(output)
+    try:
+        storage.write(name, page)
+    except Exception as error:
+        raise as_user_error(error, f"can't write the report to {output}") from error
+    return Written(output, len(page))
+
+
+def render(
+    edition: Edition,
+    *,
+    evaluation: str | None = None,
+    other: Edition | None = None,
+    cards: int = CARDS,
+    options: Mapping[str, str] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> bytes:
+    """The page of `write_report` as UTF-8."""
+    note("reading the run")
+    facts = gather(edition, evaluation)
+    comparison = None
+    if other is not None:
+        note(f"comparing with {other.url}")
+        comparison = compare(other, edition, evaluation)
+    galleries = _galleries(facts, comparison, other, cards, options, note)
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            facts=facts,
+            run=edition.run,
+            number=edition.number,
+            settings=settings(edition.run),
+            galleries=galleries,
+            kinds=KINDS,
+            names={category.id: category.name for category in edition.run.info.categories},
+            comparison=comparison,
+            made=datetime.now(UTC).isoformat(timespec="seconds"),
+            made_by=code_version(),
+        )
+    )
+    return page.encode()
+
+
+def _galleries(
+    facts: Facts,
+    comparison: Comparison | None,
+    other: Edition | None,
+    cards: int,
+    options: Mapping[str, str] | None,
+    note: Callable[[str], None],
+) -> list[Gallery]:
+    quality = facts.quality
+    artist = Illustrator.of(facts.edition, quality.result if quality else None, options)
+    names = sorted(facts.names)
+    random.Random(facts.edition.number).shuffle(names)
+    wanted: list[tuple[str, str, str, Sequence[str], Sequence[Illustrator]]] = []
+    if comparison is not None and other is not None:
+        changed = [change.file_name for change in comparison.changed]
+        before = Illustrator.of(other, None, options)
+        about = "images whose own PQ differs most between before and now"
+        wanted.append(("changed", "Changed most", about, changed, [before]))
+    if quality is not None:
+        about = "lowest PQ of the image, all its classes together"
+        wanted.append(("worst", "Worst", about, quality.worst, ()))
+        where = f" in {quality.sampled}" if quality.sampled else ""
+        about = f"highest PQ of the image{where}; of equals, those with most segments"
+        wanted.append(("best", "Best", about, quality.best, ()))
+    wanted.append(("random", "Random", "drawn by lot", names, ()))
+    budget = Budget(PICTURE_BYTES)
+    found = []
+    for name, title, about, files, others in wanted:
+        note(f"drawing: {title.lower()}")
+        shown = artist.cards(files, cards, budget, others)
+        found.append(Gallery(name, title, about, shown))
+    return [gallery for gallery in found if gallery.cards]
+
+
+def settings(run: Run) -> list[tuple[str, str]]:
+    """What went into the fingerprint, as names and texts; the weights have a line of their own."""
+    return [
+        (name, value if isinstance(value, str) else json.dumps(value))
+        for name, value in run.info.fingerprint_fields.items()
+        if name != "weights_sha256"
+    ]
+
+
+@cache
+def environment() -> Environment:
+    """The templates, with the filters that they use. Undefined names are errors."""
+    found = Environment(
+        loader=PackageLoader("pipeline"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    found.filters.update(points=points, signed=signed, count=count, seconds=seconds, size=size)
+    style, script = (_asset(name) for name in ("page.css", "page.js"))
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
+    )
+    found.globals.update(style=Markup(style), script=Markup(script), policy=policy)
+    return found
+
+
+def _asset(name: str) -> str:
+    return resources.files("pipeline").joinpath("templates", name).read_text("utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def points(fraction: float | None, digits: int = 1) -> str:
+    """A fraction in percent, an en dash for none."""
+    return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
+
+
+def signed(fraction: float | None, digits: int = 2) -> str:
+    """A difference of fractions in points, with its sign (a true minus)."""
+    return "–" if fraction is None else f"{100 * fraction:+.{digits}f}".replace("-", "−")
+
+
+def count(number: float) -> str:
+    return f"{number:,.0f}"
+
+
+def seconds(value: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`."""
+    if value < 100:
+        return f"{value:.3g} s"
+    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
+
+
+def size(value: float) -> str:
+    """Bytes as `1.2 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"

@@ -1,0 +1,141 @@
+"""Reports in a browser: they work from a disk, load nothing, and say what the run holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from detr.categories import COCO_PANOPTIC, Categories
+from pipeline.config import make_config
+from pipeline.edition import open_edition
+from pipeline.evaluator import evaluate_run
+from pipeline.job import segment
+from pipeline.report import MAX_BYTES, write_report
+from tests.browser import opened
+from tests.pipeline import made_run
+from tests.spoilt import EVIL, coco_run
+
+
+@pytest.fixture(scope="module")
+def coco_report(
+    coco_val100: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
+) -> tuple[Path, dict[str, object]]:
+    """The report of the 128 COCO photos compared with another run, and the evaluation's result."""
+    folder = tmp_path_factory.mktemp("coco")
+    truth = coco_val100 / "panoptic_val2017.json"
+    for seed, name in enumerate(("before", "now")):
+        coco_run(folder / name, coco_val100, seed)
+        result = evaluate_run(str(folder / name), str(truth))
+    now, before = (open_edition(str(folder / name)) for name in ("now", "before"))
+    written = write_report(now, other=before, cards=2, output=str(folder / "report.html"))
+    assert written.bytes <= MAX_BYTES
+    return folder / "report.html", result
+
+
+def test_the_report_of_128_coco_photos(coco_report: tuple[Path, dict[str, object]]) -> None:
+    path, result = coco_report
+    with opened(path) as seen:
+        page = seen.page
+        # Nothing is loaded, nothing is wrong, and a name that is a script is text.
+        assert seen.requests == [path.as_uri()]
+        page.get_by_text("not_found: examples").click()
+        assert page.get_by_text(EVIL, exact=True).is_visible()
+        assert page.get_by_text("<b>no such</b> object").is_visible()
+        # Figures are those of the evaluation.
+        all_pq = result["All"]["pq"]  # type: ignore[index]
+        assert f"{100 * all_pq:.1f}" in page.get_by_role("row", name="All").first.inner_text()
+        # A click sorts, another turns it round.
+        table = page.locator("#class-table")
+        table.get_by_role("button", name="PQ", exact=True).click()
+        first = _shown(page, 2)
+        assert first == sorted(first, reverse=True)
+        table.get_by_role("button", name="PQ", exact=True).click()
+        assert _shown(page, 2) == sorted(first)
+        assert table.locator("th[aria-sort=ascending]").inner_text().startswith("PQ")
+        # A filter leaves what fits and says how many.
+        tools = page.locator(".tools[data-table=class-table]")
+        tools.get_by_label("Name contains").fill("MERGED wall")
+        names = table.locator("tbody tr:visible th").all_inner_texts()
+        assert names == ["wall-other-merged"]
+        assert tools.get_by_role("status").inner_text() == f"1 of {len(COCO_PANOPTIC)} classes"
+        tools.get_by_label("Name contains").fill("")
+        tools.get_by_label("Kind").select_option("stuff")
+        kinds = set(table.locator("tbody tr:visible td:nth-child(2)").all_inner_texts())
+        assert kinds == {"stuff"}
+        # Every picture says what it shows; one is enlarged and put away by the keyboard alone.
+        alts = page.locator("figure img").evaluate_all("all => all.map(e => e.alt)")
+        assert len(alts) >= 3 * 2 * 4
+        assert all(alts)
+        button = page.locator("#worst ~ .card figure button").nth(1)
+        button.focus()
+        page.keyboard.press("Enter")
+        assert page.locator("dialog img").is_visible()
+        assert page.locator("dialog img").get_attribute("alt") == alts[2 * 4 + 1]
+        page.keyboard.press("Escape")
+        assert not page.locator("dialog").is_visible()
+        assert page.evaluate("document.activeElement.matches('figure button')")
+        # The comparison is there, and names both.
+        assert page.get_by_role("heading", name="Changed most").is_visible()
+        assert seen.low_contrasts() == []
+        assert (seen.overflow(400), seen.overflow(1400)) == (0, 0)
+        assert seen.errors == []
+
+
+def _shown(page: Page, column: int) -> list[float]:
+    cells = page.locator(f"#class-table tbody tr:visible td:nth-child({column + 1})")
+    values = cells.evaluate_all("all => all.map(e => e.dataset.value)")
+    return [float(value) for value in values if value]
+
+
+def test_the_report_of_made_scenes(
+    scenes: Path, tiny_weights: Path, tmp_path: Path, ray_session: None
+) -> None:
+    """What the demo ends in: a model's own run, with broken files, scored."""
+    out = tmp_path / "run"
+    settings = {"source": str(scenes / "images"), "out": str(out), "weights": str(tiny_weights)}
+    segment(make_config({**settings, "max_error_rate": 0.5}))
+    evaluate_run(str(out), str(scenes / "panoptic.json"))
+    written = write_report(open_edition(str(out)), cards=2)
+    assert written.url == str(out / "report" / "0001.html")
+    with opened(Path(written.url)) as seen:
+        text = seen.page.locator("body").inner_text()
+        for word in ("empty", "truncated", "decode", "PQ of images", "broken-0-empty.jpg"):
+            assert word in text or seen.page.get_by_text(word).count()
+        assert json.loads((out / "run.json").read_text())["weights_sha256"] in text
+        assert seen.page.locator("#best ~ .card").count() >= 1
+        assert (seen.errors, seen.requests) == ([], [Path(written.url).as_uri()])
+        assert seen.overflow(400) == 0
+
+
+def test_labels_of_users_stay_text(tmp_path: Path) -> None:
+    """Without truth, statistics or photos; every text that a user gives is markup."""
+    evil = '"><img src=x onerror=alert(1)>'
+    categories = Categories.from_json([{"id": 1, "name": evil}, {"id": 2, "name": "</script>"}])
+    scene_map, _ = made_run.made_scenes(1)["000000.jpg"]
+    segments = [
+        {"id": int(scene_map.max()), "category_id": 1},
+        {"id": int(scene_map[scene_map > 0].min()), "category_id": 2},
+    ]
+    rows = {f"{evil}.jpg": made_run.shard_row(f"{evil}.jpg", (scene_map, segments))}
+    rows["'.jpg"] = made_run.shard_row("'.jpg", "empty")
+    run = made_run.make_run(tmp_path / evil / "run", rows, categories=categories)
+    path = Path(write_report(open_edition(run.storage.url)).url)
+    with opened(path) as seen:
+        page = seen.page
+        assert page.get_by_role("heading", level=1).inner_text() == run.storage.url
+        assert page.locator("#class-table").get_by_text(evil, exact=True).is_visible()
+        assert page.locator("img[src=x]").count() == 0
+        assert page.get_by_text("no photo:").is_visible()
+        assert (seen.errors, len(seen.requests)) == ([], 1)
+
+
+def test_an_empty_snapshot_has_a_report(tmp_path: Path) -> None:
+    """Every image failed: no classes, no pictures, the errors all the same."""
+    rows = {name: made_run.shard_row(name, "empty") for name in ("a.jpg", "b.jpg")}
+    run = made_run.make_run(tmp_path / "run", rows)
+    page = Path(write_report(open_edition(run.storage.url)).url).read_text()
+    assert "2 images failed" in page
+    assert "a.jpg" in page

@@ -1,0 +1,55 @@
+"""Predictions as a mediocre model gives them: truth, shifted, with segments lost and renamed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from detr.categories import COCO_PANOPTIC
+from pipeline.run import Run
+from pipeline.truth_table import read_png
+from tests.pipeline.made_run import Predicted, make_run, shard_row
+
+EVIL = "<script>alert(1)</script>.jpg"
+
+
+def spoil(made: Predicted, rng: np.random.Generator, category_ids: list[int]) -> Predicted:
+    """One image's truth with a tenth of its segments lost and as many renamed."""
+    segment_map, segments = made
+    moved = np.roll(segment_map, tuple(rng.integers(-6, 7, 2)), (0, 1))
+    kept: list[dict[str, Any]] = []
+    numbers = np.zeros_like(moved)
+    for segment in segments:
+        inside = moved == segment["id"]
+        if rng.random() < 0.1 or not inside.any():
+            continue
+        category = segment["category_id"] if rng.random() < 0.9 else int(rng.choice(category_ids))
+        kept.append({"id": len(kept) + 1, "category_id": category})
+        numbers[inside] = len(kept)
+    return numbers, kept
+
+
+def coco_run(folder: Path, coco: Path, seed: int = 0) -> Run:
+    """A run over the 128 photos of `coco`: spoilt truth where there is some, else no segments; the
+    last photo failed, and so did one whose name is a script."""
+    truth = json.loads((coco / "panoptic_val2017.json").read_text())
+    segments = {Path(a["file_name"]).stem: a["segments_info"] for a in truth["annotations"]}
+    rng = np.random.default_rng(seed)
+    rows = {}
+    photos = sorted((coco / "images").glob("*.jpg"))
+    for photo in photos:
+        predicted: Predicted | str = "truncated"
+        if photo.stem in segments:
+            png = coco / "panoptic_val2017" / f"{photo.stem}.png"
+            made = (read_png(png.read_bytes()), segments[photo.stem])
+            predicted = spoil(made, rng, list(COCO_PANOPTIC.ids))
+        elif photo is not photos[-1]:
+            width, height = Image.open(photo).size
+            predicted = (np.zeros((height, width), np.uint8), [])
+        rows[photo.name] = {**shard_row(photo.name, predicted), "uri": str(photo)}
+    rows[EVIL] = {**shard_row(EVIL, "not_found"), "error_message": "<b>no such</b> object"}
+    return make_run(folder, rows, categories=COCO_PANOPTIC, per_shard=32)
