@@ -27,6 +27,10 @@ PREPROCESS_VERSION = 1
 MODEL_VERSION = 1
 POSTPROCESS_VERSION = 1
 
+# What a map's size may be: the image's own, what the model saw of it, or a quarter of that, which
+# is the size that the mask head answers in.
+OUTPUT_SIZES = ("original", "processed", "quarter")
+
 DType = Literal["fp32", "bf16", "fp16"]
 DTYPES: dict[str, torch.dtype] = {
     "fp32": torch.float32,
@@ -42,12 +46,18 @@ class Settings:
     dtype: DType
     threshold: float
     size_quantum: int
+    compile: bool = False
+    output_size: str = "original"
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 1:
             raise ModelError(f"threshold must be at least 0 and below 1, not {self.threshold}")
         if self.size_quantum < 1:
             raise ModelError(f"size_quantum must be at least 1, not {self.size_quantum}")
+        if self.output_size not in OUTPUT_SIZES:
+            raise ModelError(
+                f"output_size must be {', '.join(OUTPUT_SIZES)}, not {self.output_size!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -107,6 +117,11 @@ def make_card(checkpoint: Checkpoint, settings: Settings) -> ModelCard:
         "model_version": MODEL_VERSION,
         "postprocess_version": POSTPROCESS_VERSION,
     }
+    # Named where they are used only, so that runs made before these options keep their fingerprint.
+    if settings.compile:
+        fields["compile"] = True
+    if settings.output_size != "original":
+        fields["output_size"] = settings.output_size
     digest = hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
     return ModelCard(
         config=checkpoint.config,
@@ -126,10 +141,12 @@ def describe(
     dtype: str = "auto",
     threshold: float = 0.85,
     size_quantum: int = 1,
+    compile: bool = False,
+    output_size: str = "original",
 ) -> ModelCard:
     """The card of what `detr.load` with the same arguments would give, without building the model.
 
     Reads and hashes the file. `device` matters only to resolve dtype "auto". Raises ModelError.
     """
-    settings = Settings(resolve_dtype(dtype, device), threshold, size_quantum)
+    settings = Settings(resolve_dtype(dtype, device), threshold, size_quantum, compile, output_size)
     return make_card(open_checkpoint(weights, recipe=recipe, categories=categories), settings)

@@ -91,8 +91,17 @@ class ImageError(Exception):
         return self.message
 
 
-def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> NDArray[np.uint8]:
+def decode(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_PIXELS,
+    exif: bool = True,
+    at_least: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 RGB, upright unless `exif` is False; C-ordered.
+
+    `at_least` (height, width): a larger JPEG may be decoded at a half, a quarter or an eighth of
+    its size as long as it stays that large ("draft" mode: fewer coefficients, half the time).
 
     Raises ImageError. Safe in threads; PIL releases the interpreter while it decodes. TIFF's own
     orientation tag is part of the format and always followed.
@@ -101,6 +110,9 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> N
     if image.format == "PNG":
         _check_png(data)
     orientation = _orientation(image) if exif else 1
+    if at_least is not None:  # of the upright picture
+        height, width = at_least if orientation < 5 else at_least[::-1]
+        image.draft(None, (width, height))
     try:
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -123,6 +135,20 @@ def header_size(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True)
     width, height = image.size
     turned = exif and _orientation(image) >= 5
     return (width, height) if turned else (height, width)
+
+
+def plain_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> int | None:
+    """The orientation (1..8) of a JPEG that any decoder reads as PIL does; None of another file.
+
+    Another file is: no JPEG, cut short, or of colours other than grey and YCbCr.
+    """
+    try:
+        image = _open(data, max_pixels)
+    except ImageError:
+        return None
+    if image.format != "JPEG" or image.mode not in ("L", "RGB") or is_cut_short(data, "JPEG"):
+        return None
+    return _orientation(image) if exif else 1
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:

@@ -202,6 +202,17 @@ class DetrPanoptic(nn.Module):
         backbone.body = FoldedResNet(backbone.body)
         return self.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
+    def compile_detector(self, backend: str = "inductor") -> None:
+        """Let torch compile backbone and transformer for any size; they then round differently.
+
+        Not the mask head: how it enlarges depends on the parity of six sides, and each combination
+        would be compiled anew.
+        """
+        backbone = self.detr.backbone[0]
+        assert isinstance(backbone, Backbone)
+        backbone.body.compile(dynamic=True, backend=backend)
+        self.detr.transformer.compile(dynamic=True, backend=backend)
+
     def use_winograd(self) -> None:
         """Choose the faster form of the wide 3x3 convolutions, for a folded float32 model on a CPU.
 

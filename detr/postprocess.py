@@ -85,15 +85,23 @@ def select_batch(
     logits: Tensor, threshold: float = 0.85, *, is_category: Tensor | None = None
 ) -> list[Kept]:
     """`select` for each image of a batch: `logits` (B, Q, C + 1); waits for the device once."""
-    scores, labels = logits.float().softmax(-1).max(-1)  # both (B, Q)
+    scores, labels, keep = choose(logits, threshold, is_category=is_category)
+    images, queries = keep.nonzero(as_tuple=True)
+    counts = torch.bincount(images, minlength=len(logits)).tolist()
+    return [Kept(q, labels[b, q], scores[b, q]) for b, q in enumerate(torch.split(queries, counts))]
+
+
+def choose(
+    logits: Tensor, threshold: float, *, is_category: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(scores, labels, keep), each (B, Q), of `logits` (B, Q, C + 1); waits for nothing."""
+    scores, labels = logits.float().softmax(-1).max(-1)
     no_object = logits.shape[-1] - 1
     keep = (labels != no_object) & (scores > threshold)
     if is_category is not None:
         known = torch.cat([is_category, is_category.new_zeros(1)]).to(logits.device)
         keep &= known[labels]
-    images, queries = keep.nonzero(as_tuple=True)
-    counts = torch.bincount(images, minlength=len(logits)).tolist()
-    return [Kept(q, labels[b, q], scores[b, q]) for b, q in enumerate(torch.split(queries, counts))]
+    return scores, labels, keep
 
 
 def merge(
@@ -116,7 +124,7 @@ def merge(
     survivors = list(range(len(category_ids)))
     owner = None
     if survivors:
-        sampled = _SampledLogits(mask_logits, processed_size, original_size)
+        sampled = SampledLogits(mask_logits, processed_size, original_size)
         owner = sampled.owners()  # (W, H)
         areas = _areas(owner, len(survivors))
         # The merge of the first map shows in the areas alone: the later queries of a class have
@@ -142,7 +150,7 @@ def merge(
     return Panoptic(numbers.cpu().numpy().T, segments)
 
 
-class _SampledLogits:
+class SampledLogits:
     """The mask logits of one image at the pixels of the final map, interpolated when asked for.
 
     Queries are innermost, x before y: (w, h, K). A gather then copies whole runs of K values, the
@@ -175,6 +183,27 @@ class _SampledLogits:
             logits = _blend(self._columns[start : start + step], 1, self._y)  # (step, H, K)
             owner[start : start + step] = logits.argmax(-1)
         return owner
+
+    def owners_among(self, alive: Tensor) -> tuple[Tensor, Tensor]:
+        """As `owners`, of the queries of `alive` (K,) bool alone, and their areas, (K,) int64.
+
+        All on the device, and nothing waits for it; without a live query the owners mean nothing.
+        """
+        width, height = self._size
+        queries = torch.arange(len(alive), device=alive.device)
+        owner = torch.empty(
+            self._size,
+            dtype=torch.uint8 if len(alive) < 256 else torch.int32,
+            device=alive.device,
+        )
+        areas = torch.zeros_like(queries)
+        step = max(1, self._chunk_bytes // (4 * height * len(alive)))
+        for start in range(0, width, step):
+            logits = _blend(self._columns[start : start + step], 1, self._y)  # (step, H, K)
+            best = logits.masked_fill_(~alive, float("-inf")).argmax(-1, keepdim=True)
+            owner[start : start + step] = best[..., 0]
+            areas += (best == queries).sum((0, 1))
+        return owner, areas
 
     def reassign(self, owner: Tensor, gone: Sequence[int], survivors: Sequence[int]) -> None:
         """Give the pixels of the queries `gone` to the best of `survivors`, in place."""

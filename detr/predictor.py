@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -30,16 +29,23 @@ from detr.card import (
 )
 from detr.categories import Categories
 from detr.checkpoint import open_checkpoint
+from detr.inflight import InFlight, Pixels, upload
 from detr.memory import keep_freed_memory
 from detr.model import DetrPanoptic
-from detr.postprocess import Kept, Panoptic, merge, select_batch
+from detr.postprocess import Kept, Panoptic, choose, merge, select_batch
 from detr.preprocess import decode, normalize, processed_size, resize
 
-AnyImage = Image.Image | NDArray[np.uint8] | str | Path
+AnyImage = Image.Image | Pixels | str | Path
 
 # Mask logits are computed for so many queries at a time that the widest maps stay within this.
 _MASK_BYTES = {"cpu": 256 << 20}
 _MASK_BYTES_ELSEWHERE = 8 << 30
+
+MOST_IMAGES = 32  # a larger batch keeps a GPU no busier
+BATCHES_IN_FLIGHT = 3  # at most, see inflight.py
+# Activations of an image at their largest, per pixel: all four feature maps (30 values) beside the
+# three widest of Res2 (48), the stem (16), and the input.
+VALUES_PER_PIXEL = 100
 
 
 class Predictor:
@@ -51,8 +57,7 @@ class Predictor:
         card: ModelCard,
         *,
         device: torch.device,
-        threshold: float,
-        size_quantum: int,
+        settings: Settings,
         batch_size: int,
     ) -> None:
         """`model` is unfolded, on the CPU in float32, and belongs to the predictor from here on."""
@@ -60,8 +65,9 @@ class Predictor:
         self.device = device
         self.dtype = DTYPES[card.dtype]
         self.batch_size = batch_size
-        self.threshold = threshold
-        self.size_quantum = size_quantum
+        self.threshold = settings.threshold
+        self.size_quantum = settings.size_quantum
+        self.output_size = settings.output_size
         if device.type == "cuda" and self.dtype == torch.float32:
             # float32 means float32: TF32 keeps 10 bits of mantissa
             torch.backends.cuda.matmul.fp32_precision = "ieee"
@@ -71,6 +77,8 @@ class Predictor:
             keep_freed_memory()
             if self.dtype == torch.float32:
                 self.model.use_winograd()
+        if settings.compile:
+            self.model.compile_detector()
         self._class_ids = card.categories.class_ids(card.config.num_classes)
         self._is_category = torch.tensor([c is not None for c in self._class_ids], device=device)
 
@@ -89,69 +97,127 @@ class Predictor:
             height, width, size=config.size, max_size=config.max_size, quantum=self.size_quantum
         )
 
-    def segment(self, images: Sequence[AnyImage]) -> list[Panoptic]:
-        """The panoptic map of each image, in order, at its own size.
+    @property
+    def works_alone(self) -> bool:
+        """Whether the device computes while the host waits, so that `start` is worth its steps."""
+        return self.device.type != "cpu"
 
-        Images are PIL images, (H, W, 3) uint8 RGB arrays, or paths of files, of any sizes. Raises
-        ImageError for a file that can't be decoded or a shape that is too thin, ValueError for an
-        array of another shape or type, and torch.OutOfMemoryError for a batch that doesn't fit.
+    def segment(
+        self, images: Sequence[AnyImage], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> list[Panoptic]:
+        """The panoptic map of each image, in order, at its own size (or `output_size`).
+
+        Images are PIL images, (H, W, 3) uint8 RGB arrays, or paths of files, of any sizes; `sizes`
+        are the (height, width) of the files where arrays were decoded smaller. Raises ImageError
+        for a file that can't be decoded or a shape that is too thin, ValueError for an array of
+        another shape or type, and torch.OutOfMemoryError for a batch that doesn't fit.
         """
-        arrays = [_to_array(image) for image in images]
+        pixels = [_to_pixels(image) for image in images]
+        own = sizes or [(int(image.shape[0]), int(image.shape[1])) for image in pixels]
         groups: dict[tuple[int, int], list[int]] = {}
-        for index, array in enumerate(arrays):
-            groups.setdefault(self.processed_size(*array.shape[:2]), []).append(index)
+        for index, size in enumerate(own):
+            groups.setdefault(self.processed_size(*size), []).append(index)
         batch_size = 1 if self.device.type == "cpu" else self.batch_size
         results: dict[int, Panoptic] = {}
         for size, members in groups.items():
             for start in range(0, len(members), batch_size):
                 batch = members[start : start + batch_size]
-                answers = self.segment_batch([arrays[index] for index in batch], size)
+                answers = self._segment_batch(
+                    [pixels[index] for index in batch], size, [own[index] for index in batch]
+                )
                 results.update(zip(batch, answers, strict=True))
-        return [results[index] for index in range(len(arrays))]
+        return [results[index] for index in range(len(pixels))]
+
+    def start(
+        self, images: Sequence[Pixels], sizes: Sequence[tuple[int, int]] | None = None
+    ) -> InFlight:
+        """Begin a batch of one processed size; call `masks`, then `result` of what it returns."""
+        own = sizes or [(int(image.shape[0]), int(image.shape[1])) for image in images]
+        [size] = {self.processed_size(*each) for each in own}
+        return InFlight(self, images, size, own)
 
     @torch.inference_mode()
-    def segment_batch(
-        self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int]
+    def _segment_batch(
+        self,
+        images: Sequence[Pixels],
+        size: tuple[int, int],
+        originals: Sequence[tuple[int, int]],
     ) -> list[Panoptic]:
-        """One batch: (H, W, 3) uint8 arrays whose processed size is `size`, (height, width)."""
-        found = self.model.detect(self._to_input(images, size))
+        """One batch of one processed `size` (height, width), of files of the sizes `originals`."""
+        found = self.model.detect(self.to_input(images, size))
         kept = select_batch(found.logits[-1], self.threshold, is_category=self._is_category)
         image_index = torch.cat([torch.full_like(k.queries, b) for b, k in enumerate(kept)])
         query_index = torch.cat([k.queries for k in kept])
         masks = self.model.mask_logits(
-            found, image_index, query_index, chunk=self._chunk(found.features[0].tensors)
+            found, image_index, query_index, chunk=self.chunk(found.features[0].tensors)
         )  # (N, h, w)
         masks_of = masks.split([len(k.queries) for k in kept])
         return [
-            self._merge(masks, k, size, image.shape[:2])
-            for masks, k, image in zip(masks_of, kept, images, strict=True)
+            self._merge(masks, k, size, original)
+            for masks, k, original in zip(masks_of, kept, originals, strict=True)
         ]
 
-    def _to_input(self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int]) -> Tensor:
-        """Arrays of any sizes -> (B, 3, h, w) normalised, on the device, channels last."""
-        alike = len({image.shape for image in images}) == 1
-        stacks = [np.stack(images)] if alike else [np.stack([image]) for image in images]
-        resized = [resize(torch.from_numpy(stack).to(self.device), size) for stack in stacks]
+    def to_input(self, images: Sequence[Pixels], size: tuple[int, int]) -> Tensor:
+        """Pixels of any sizes -> (B, 3, h, w) normalised, on the device, channels last."""
+        alike = len({tuple(image.shape) for image in images}) == 1
+        stacks = [images] if alike else [[image] for image in images]
+        resized = [resize(self._stack(stack), size) for stack in stacks]
         return normalize(torch.cat(resized)).to(self.dtype)
 
-    def _chunk(self, finest: Tensor) -> int:
+    def _stack(self, images: Sequence[Pixels]) -> Tensor:
+        """(B, H, W, 3) on the device, of images of one size, which may be there already."""
+        arrays = [image for image in images if isinstance(image, np.ndarray)]
+        if len(arrays) == len(images):
+            return upload(torch.from_numpy(np.stack(arrays)), self.device)
+        return torch.stack([torch.as_tensor(image, device=self.device) for image in images])
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(scores, labels, keep), (B, Q) each, of the last layer's `logits`; waits for nothing."""
+        return choose(logits, self.threshold, is_category=self._is_category)
+
+    def category_of(self, label: int) -> int:
+        """The category id of a kept query's class."""
+        category_id = self._class_ids[label]
+        assert category_id is not None, "queries without a category are not kept"
+        return category_id
+
+    def geometry(
+        self, masks: Tensor, size: tuple[int, int], original: tuple[int, int]
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(processed, final): how far masks (K, h, w) are enlarged, and what is read of that."""
+        if self.output_size == "quarter":
+            cells = (int(masks.shape[-2]), int(masks.shape[-1]))
+            return cells, cells
+        return size, original if self.output_size == "original" else size
+
+    def chunk(self, finest: Tensor) -> int:
         """Queries whose mask head fits the bound: about 8 of its maps live at Res2's size."""
         widest = self.card.config.mask_widths[-1]
         bytes_a_query = 8 * widest * finest.shape[-2] * finest.shape[-1] * finest.element_size()
         bound = _MASK_BYTES.get(self.device.type, _MASK_BYTES_ELSEWHERE)
         return max(1, bound // bytes_a_query)
 
+    def images_that_fit(self, height: int, width: int) -> int:
+        """How many images of this processed size to take at a time, by the memory that is free."""
+        if self.device.type != "cuda":
+            return MOST_IMAGES  # they run one by one
+        free, _ = torch.cuda.mem_get_info(self.device)
+        idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        room = (free + idle) * 0.8 - min(_MASK_BYTES_ELSEWHERE, free // 4)
+        image = VALUES_PER_PIXEL * height * width * self.dtype.itemsize
+        return max(1, min(MOST_IMAGES, int(room / (BATCHES_IN_FLIGHT * image))))
+
     def _merge(
-        self, masks: Tensor, kept: Kept, size: tuple[int, int], original: tuple[int, ...]
+        self, masks: Tensor, kept: Kept, size: tuple[int, int], original: tuple[int, int]
     ) -> Panoptic:
-        category_ids = [self._class_ids[label] for label in kept.labels.tolist()]
+        processed, final = self.geometry(masks, size, original)
         return merge(
             masks,
-            [c for c in category_ids if c is not None],  # `select_batch` kept categories only
+            [self.category_of(label) for label in kept.labels.tolist()],
             kept.scores.tolist(),
             categories=self.categories,
-            processed_size=size,
-            original_size=(original[0], original[1]),
+            processed_size=processed,
+            original_size=final,
         )
 
 
@@ -164,6 +230,8 @@ def load(
     dtype: str = "auto",
     threshold: float = 0.85,
     size_quantum: int = 1,
+    compile: bool = False,
+    output_size: str = "original",
     batch_size: int = 8,
 ) -> Predictor:
     """Load a local weight file or Hugging Face folder, ready to segment.
@@ -171,14 +239,16 @@ def load(
     recipe: r50, r50-dc5 or r101 if this is that published file (checked by sha256).
     categories: the label set, for files that carry none. threshold: least class probability of a
     kept query, exclusive. size_quantum: round processed sides to its multiples, so that photos of
-    free aspect ratio share batches. batch_size: images at a time on a GPU; changes no result.
-    Raises ModelError in one sentence.
+    free aspect ratio share batches. compile: let torch compile backbone and transformer (a minute
+    at the first image; other rounding). output_size: original, processed (what the model saw), or
+    quarter (the mask head's own). batch_size: images at a time on a GPU; changes no result. Raises
+    ModelError in one sentence.
 
         import detr
         model = detr.load("detr-r50-panoptic-00ce5173.pth")
         [panoptic] = model.segment(["photo.jpg"])
     """
-    settings = Settings(resolve_dtype(dtype, device), threshold, size_quantum)
+    settings = Settings(resolve_dtype(dtype, device), threshold, size_quantum, compile, output_size)
     checkpoint = open_checkpoint(weights, recipe=recipe, categories=categories)
     with torch.device("meta"):
         model = DetrPanoptic(checkpoint.config)
@@ -187,18 +257,17 @@ def load(
         model,
         make_card(checkpoint, settings),
         device=resolve_device(device),
-        threshold=threshold,
-        size_quantum=size_quantum,
+        settings=settings,
         batch_size=batch_size,
     )
 
 
-def _to_array(image: AnyImage) -> NDArray[np.uint8]:
+def _to_pixels(image: AnyImage) -> Pixels:
     if isinstance(image, str | Path):
         return decode(Path(image).read_bytes())
     if isinstance(image, Image.Image):
         return np.array(image.convert("RGB"))
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+    if image.dtype not in (np.uint8, torch.uint8) or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
             f"an image must be (H, W, 3) uint8, not {image.shape} {image.dtype}: convert it to RGB"
         )

@@ -107,9 +107,18 @@ def normalize(images: Tensor) -> Tensor:
     Value / 255, minus the ImageNet mean, divided by its deviation: upstream's ToTensor and
     Normalize, in their order, so equal to the bit.
     """
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device)
-    std = torch.tensor(IMAGENET_STD, device=images.device)
+    mean, std = _imagenet(images.device)
     return images.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+
+
+@lru_cache(maxsize=8)
+def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, (3,) each; kept on the device, for a copy there would wait for it."""
+    with torch.inference_mode(False):
+        return (
+            torch.tensor(IMAGENET_MEAN, device=device),
+            torch.tensor(IMAGENET_STD, device=device),
+        )
 
 
 class _Filter(NamedTuple):

@@ -24,7 +24,10 @@ IMAGE_SUFFIXES: Final = (
     *("jpg", "jpeg", "png", "webp", "bmp", "gif"),
     *("tif", "tiff", "avif", "heic", "jp2"),
 )
-RESULT_FIELDS: Final = ("model", "threshold", "size_quantum", "dtype", "exif", "max_pixels")
+RESULT_FIELDS: Final = (
+    *("model", "threshold", "size_quantum", "dtype", "compile"),
+    *("decode", "exif", "max_pixels", "output_size"),
+)
 SOURCE_FIELDS: Final = (
     "source",
     "include",
@@ -59,6 +62,16 @@ class RunConfig(BaseModel):
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="fp32, bf16 or fp16; auto is fp32 on a CPU, bf16 or fp16 on a GPU."
     )
+    compile: bool = Field(
+        False, description="Let torch compile the model: a minute at the start of each actor."
+    )
+    decode: Literal["pil", "draft", "nvjpeg"] = Field(
+        "pil",
+        description="pil; draft: large JPEGs at a fraction of their size; nvjpeg: on the GPU.",
+    )
+    output_size: Literal["original", "processed", "quarter"] = Field(
+        "original", description="Size of the masks: the file's, the model's, or a quarter of that."
+    )
     exif: bool = Field(True, description="Turn photos upright as their EXIF tag says.")
     max_pixels: int = Field(178_956_970, ge=1, description="Larger images become error rows.")
 
@@ -83,7 +96,9 @@ class RunConfig(BaseModel):
     max_removed_rate: float = Field(
         0.1, ge=0, le=1, description="Refuse a refresh that lost a larger part of the images."
     )
-    batch_size: int = Field(8, ge=1, le=1024, description="Images of equal size at a time.")
+    batch_size: int | None = Field(
+        None, ge=1, le=1024, description="Images of equal size at a time; default: what fits."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="cpu or cuda; auto is the GPU where the cluster can have one."
     )

@@ -71,6 +71,11 @@ def decide_device(config: RunConfig) -> Device:
 
 
 def _cpu(config: RunConfig) -> Device:
+    if config.decode == "nvjpeg":
+        raise UserError(
+            "--decode nvjpeg needs a GPU, and this run is on CPUs: use pil, or draft for large "
+            "photos"
+        )
     return Device(
         "cpu", platform.processor() or platform.machine(), resolve_dtype(config.dtype, "cpu")
     )

@@ -27,8 +27,15 @@ from pipeline.node_cache import local_copy
 
 
 class PanopticModel(Protocol):
-    """What the engine asks of a model. `processed_size(height, width)` is optional: only images
-    for which it gives the same answer (by default the image's own size) share a batch."""
+    """What the engine asks of a model, and what it takes if it is there:
+
+    - `processed_size(height, width)`: only images for which it gives the same answer (by default
+      the image's own size) share a batch; `--decode draft` reads no more pixels than that needs,
+      and then `segment` gets the sizes of the files as its second argument.
+    - `images_that_fit(height, width)`: how many of that processed size to take at a time.
+    - `works_alone` (true where a GPU computes while the host waits) and `start(images, sizes)`:
+      what it returns is asked for `masks()`, then for `result()`; see detr/inflight.py.
+    """
 
     categories: Categories
     fingerprint: str
@@ -48,6 +55,8 @@ class ModelSpec:
     threshold: float
     size_quantum: int
     device: str
+    compile: bool = False
+    output_size: str = "original"
     options: dict[str, str] = field(default_factory=dict)  # storage options of the weights
 
     @classmethod
@@ -59,6 +68,8 @@ class ModelSpec:
             threshold=config.threshold,
             size_quantum=config.size_quantum,
             device=device,
+            compile=config.compile,
+            output_size=config.output_size,
             options=config.source_options,
         )
 
@@ -92,7 +103,14 @@ class ModelSpec:
             dtype=self.dtype,
             threshold=self.threshold,
             size_quantum=self.size_quantum,
+            **self._rare(),
         )
+
+    def _rare(self) -> dict[str, Any]:
+        """Options that a loader need not know of until they are used."""
+        asked = {"compile": self.compile, "output_size": self.output_size}
+        usual = {"compile": False, "output_size": "original"}
+        return {name: value for name, value in asked.items() if value != usual[name]}
 
 
 @dataclass(frozen=True)
@@ -136,4 +154,6 @@ def run_fingerprint(
         "exif": config.exif,
         "max_pixels": config.max_pixels,
     }
+    if config.decode != "pil":  # so that runs made before this option keep their fingerprint
+        fields["decode"] = config.decode
     return fingerprint(fields), fields

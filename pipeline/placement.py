@@ -59,8 +59,10 @@ def place(
         threads = max(1, min(DECODE_THREADS_PER_GPU, int(cpus / gpus) - 1))
         actor_cpus = float(threads) if cpus / gpus >= 2 else 0.5
     else:
-        threads = max(1, min(CPU_THREADS_PER_ACTOR, int(cpus)))
         slots = max(1, int(cpus // CPU_THREADS_PER_ACTOR))
+        # Actors share the cores: more threads than cores would only fight for them.
+        pool = max(1, min((actors or (1, slots))[1], units))
+        threads = max(1, min(CPU_THREADS_PER_ACTOR, int(cpus) // pool))
         # A core less than its threads: fetching and writing are light, the model is not.
         actor_cpus = float(threads - 1) if threads > 1 else 0.5
     low, high = actors or (1, slots)

@@ -1,214 +1,122 @@
 """The model actor: encoded images in, rows of RLE out.
 
-Only images of equal processed size share a batch, so nothing is padded and an image gives the same
-row alone and among any others. While the model works on one batch, threads decode the next and
-encode the last. Whatever is wrong with an image becomes that image's row; on out-of-memory the
-batch is halved, and the size that fits is kept.
+Two units are in work at a time. The model takes them in turns, whole units one after the other;
+while it works on one, threads decode that unit's next batch and the first batch of the other unit,
+and encode what came out. So the model waits for nothing but its first batch ever, and a unit ends
+as soon as its last rows are encoded. Whatever is wrong with an image becomes that image's row.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from ray.actor import ActorHandle
 
-from detr.decode import ImageError, decode, header_size
+from detr.decode import ImageError
+from detr.nvjpeg import check_nvjpeg
 from detr.postprocess import Panoptic
 from pipeline import rle
-from pipeline.engine_model import ModelSpec, PanopticModel
+from pipeline.decoding import Batch, Decoding, UnitDecoder
+from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS
-from pipeline.plan import unit_key
+from pipeline.model_stream import ModelStream
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.shards import UNIT_COLUMN
-from pipeline.tally import begin
 
-BATCH_PIXELS: Final = 100_000_000  # decoded pixels of one batch: 300 MB
-Image = NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How bytes become pixels; part of the fingerprint."""
-
-    exif: bool
-    max_pixels: int
+__all__ = ["Decoding", "Segmenter"]
 
 
 class Segmenter:
-    """Holds the model; called by Ray Data with one work unit at a time."""
+    """Holds the model; called by Ray Data with a work unit, from up to two threads at a time."""
 
     def __init__(
         self,
         spec: ModelSpec,
         *,
         decoding: Decoding,
-        batch_size: int,
+        batch_size: int | None,
         threads: int,
         code_version: str,
         tally: ActorHandle | None = None,
     ) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-        self.model: PanopticModel = spec.load()
+        if decoding.method == "nvjpeg":
+            check_nvjpeg(torch.device(spec.device))
+        self.stream = ModelStream(spec.load(), batch_size)
         self.decoding = decoding
-        self.batch_size = batch_size
         self.code_version = code_version
         self.tally = tally
         self.pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.batches: Counter[int] = Counter()  # of the unit in work, by size
+        self.turn = threading.Lock()  # of the model
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         """One unit's manifest rows with `data` -> the same rows as a shard's (and `shard`)."""
-        self.seconds.clear()
-        self.batches.clear()
-        key = ""
-        if self.tally is not None:
-            key = unit_key(unit["generation"][0].as_py(), unit[UNIT_COLUMN][0].as_py())
-            begin(self.tally, "segmenting", key)
-        started = time.perf_counter()
-        rows = self._rows(unit)
-        self.seconds["total"] = time.perf_counter() - started
-        if self.tally is not None:
-            self.tally.segmented.remote(key, dict(self.seconds), dict(self.batches))
+        seconds: dict[str, float] = defaultdict(float)
+        rows = self._rows(unit, seconds)
+        if self.tally is not None and unit.num_rows:
+            generation = unit["generation"][0].as_py()
+            self.tally.segmented.remote(
+                f"{generation}/{unit[UNIT_COLUMN][0].as_py()}", dict(seconds)
+            )
         return shard_table(unit, rows, self.code_version)
 
-    def _rows(self, unit: pa.Table) -> list[dict[str, Any]]:
+    def _rows(self, unit: pa.Table, seconds: dict[str, float]) -> list[dict[str, Any]]:
+        """`seconds` gets, of the time in turn, how long the model worked and how long it waited."""
         rows: list[dict[str, Any]] = [
             error_row(code, message)
             for code, message in zip(
                 unit["error_code"].to_pylist(), unit["error_message"].to_pylist(), strict=True
             )
         ]
+        data = unit["data"]
+        decoder = UnitDecoder(
+            lambda index: data[index].as_py(),
+            [index for index, row in enumerate(rows) if not row["error_code"]],
+            model=self.stream.model,
+            decoding=self.decoding,
+            most=self.stream.most,
+            pool=self.pool,
+        )
         encoding: dict[int, Future[dict[str, Any]]] = {}
-        for indices, images in self._batches(unit, rows):
-            timer = time.perf_counter()
-            results = self._segment(images)
-            self.batches[len(images)] += 1
-            self.seconds["model"] += time.perf_counter() - timer
-            for index, result in zip(indices, results, strict=True):
-                if isinstance(result, ImageError):
-                    rows[index] = error_row(result.code, str(result))
-                else:
-                    encoding[index] = self.pool.submit(segment_row, result)
-        timer = time.perf_counter()
+        with self.turn:
+            started = time.perf_counter()
+            for batch, answers in self.stream.run(_timed(decoder, seconds)):
+                for index, answer in zip(batch.indices, answers, strict=True):
+                    if isinstance(answer, ImageError):
+                        decoder.errors[index] = answer
+                    else:
+                        encoding[index] = self.pool.submit(segment_row, answer)
+            seconds["total"] = time.perf_counter() - started
+        seconds["model"] = seconds["total"] - seconds["decode"]
+        started = time.perf_counter()
         for index, future in encoding.items():
             rows[index] = future.result()
-        self.seconds["encode"] += time.perf_counter() - timer
+        seconds["encode"] = time.perf_counter() - started
+        for index, error in decoder.errors.items():
+            rows[index] = error_row(error.code, str(error))
         return rows
 
-    def _batches(
-        self, unit: pa.Table, rows: list[dict[str, Any]]
-    ) -> Iterator[tuple[list[int], list[Image]]]:
-        """Decoded images that may share a batch; failures go straight into `rows`.
 
-        Grouped by the size in the header, before anything is decoded, and decoded one batch ahead:
-        so no more than two batches of pixels are in memory, whatever the unit holds.
-        """
-        data = unit["data"]
-        plan = self._plan(data, rows)
-        ahead: list[tuple[int, Future[Image]]] = []
-        for planned in [*plan, []]:
-            current, ahead = (
-                ahead,
-                [(index, self.pool.submit(self._decode, data[index])) for index in planned],
-            )
-            timer = time.perf_counter()
-            indices: list[int] = []
-            images: list[Image] = []
-            for index, future in current:
-                try:
-                    images.append(future.result())
-                    indices.append(index)
-                except ImageError as error:
-                    rows[index] = error_row(error.code, str(error))
-            self.seconds["decode"] += time.perf_counter() - timer
-            if images:
-                yield indices, images
-
-    def _plan(self, data: pa.ChunkedArray, rows: list[dict[str, Any]]) -> list[list[int]]:
-        """Indices of the images of each batch."""
-        processed_size = getattr(self.model, "processed_size", None)
-        groups: dict[Any, list[int]] = defaultdict(list)
-        pixels: dict[int, int] = {}
-        for index, row in enumerate(rows):
-            if row["error_code"]:
-                continue
-            try:
-                height, width = header_size(
-                    _bytes(data[index]),
-                    max_pixels=self.decoding.max_pixels,
-                    exif=self.decoding.exif,
-                )
-                key = processed_size(height, width) if processed_size else (height, width)
-            except ImageError as error:
-                rows[index] = error_row(error.code, str(error))
-                continue
-            groups[key].append(index)
-            pixels[index] = height * width
-        batches: list[list[int]] = []
-        for indices in groups.values():
-            batch: list[int] = []
-            for index in indices:
-                full = len(batch) == self.batch_size
-                if batch and (full or sum(pixels[i] for i in [*batch, index]) > BATCH_PIXELS):
-                    batches.append(batch)
-                    batch = []
-                batch.append(index)
-            batches.append(batch)
-        return batches
-
-    def _decode(self, data: pa.LargeBinaryScalar) -> Image:
-        return decode(_bytes(data), max_pixels=self.decoding.max_pixels, exif=self.decoding.exif)
-
-    def _segment(self, images: Sequence[Image]) -> list[Panoptic | ImageError]:
-        """The model on images of one processed size, in halves as long as memory runs out."""
-        if len(images) > self.batch_size:
-            middle = self.batch_size
-            return self._segment(images[:middle]) + self._segment(images[middle:])
-        try:
-            return list(self.model.segment(images))
-        except ImageError as error:
-            if len(images) == 1:
-                return [error]
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            _free_memory()
-            if len(images) == 1:
-                height, width = images[0].shape[:2]
-                message = f"{height} x {width} does not fit the device's memory even alone"
-                return [ImageError("out_of_memory", message)]
-            self.batch_size = max(1, len(images) // 2)
-        middle = max(1, len(images) // 2)
-        return self._segment(images[:middle]) + self._segment(images[middle:])
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's and the CPU allocator's way of saying so; any other RuntimeError is a bug."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError)
-        and ("out of memory" in str(error) or "can't allocate memory" in str(error))
-    )
-
-
-def _free_memory() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _bytes(scalar: pa.LargeBinaryScalar) -> bytes:
-    return scalar.as_py()
+def _timed(batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batch]:
+    """The batches, and in `seconds` how long they were waited for."""
+    waiting = iter(batches)
+    while True:
+        started = time.perf_counter()
+        batch = next(waiting, None)
+        seconds["decode"] += time.perf_counter() - started
+        if batch is None:
+            return
+        yield batch
 
 
 def segment_row(panoptic: Panoptic) -> dict[str, Any]:

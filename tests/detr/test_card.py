@@ -46,6 +46,9 @@ def test_everything_else_does(tiny, tmp_path):
         detr.describe(tiny, dtype="bf16").fingerprint,
         detr.describe(tiny, threshold=0.8).fingerprint,
         detr.describe(tiny, size_quantum=32).fingerprint,
+        detr.describe(tiny, compile=True).fingerprint,
+        detr.describe(tiny, output_size="processed").fingerprint,
+        detr.describe(tiny, output_size="quarter").fingerprint,
         detr.describe(tiny, categories=renamed).fingerprint,
         detr.describe(tmp_path / "other.safetensors").fingerprint,
     ]
@@ -75,3 +78,5 @@ def test_wrong_settings_are_named(monkeypatch):
         Settings("fp32", 1.0, 1)
     with pytest.raises(ModelError, match="size_quantum"):
         Settings("fp32", 0.85, 0)
+    with pytest.raises(ModelError, match="original, processed, quarter, not 'half'"):
+        Settings("fp32", 0.85, 1, output_size="half")

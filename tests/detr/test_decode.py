@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from detr.decode import plain_jpeg
 from detr.preprocess import ImageError, decode, header_size, processed_size
 from tests.odd_files import encode, huge_png, odd_files, picture
 
@@ -223,3 +224,43 @@ def test_threads_decode_as_one_does() -> None:
 def test_errors_travel_between_processes() -> None:
     error = pickle.loads(pickle.dumps(ImageError("corrupt", "damaged PNG")))
     assert (error.code, str(error)) == ("corrupt", "damaged PNG")
+
+
+def jpeg(height: int, width: int, orientation: int = 1) -> bytes:
+    out = BytesIO()
+    exif = Image.Exif()
+    exif[274] = orientation
+    smooth = Image.fromarray(picture()).resize((width, height), Image.Resampling.BICUBIC)
+    smooth.save(out, "JPEG", quality=95, exif=exif)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_draft_decodes_a_large_jpeg_smaller_but_never_below_what_is_asked(orientation: int) -> None:
+    data = jpeg(400, 600, orientation)
+    shape = (400, 600, 3) if orientation == 1 else (600, 400, 3)
+    assert decode(data).shape == shape
+    assert decode(data, at_least=shape[:2]).shape == shape
+    assert decode(data, at_least=(201, 201)).shape == shape  # a half of 400 is 200
+    half = decode(data, at_least=(shape[0] // 2, shape[1] // 2))
+    assert half.shape == (shape[0] // 2, shape[1] // 2, 3)
+    whole = Image.fromarray(decode(data)).resize(half.shape[1::-1], Image.Resampling.BOX)
+    assert np.abs(np.asarray(whole).astype(int) - half).mean() < 2
+    assert header_size(data) == shape[:2]
+
+
+def test_draft_leaves_other_formats() -> None:
+    out = BytesIO()
+    Image.fromarray(picture()).save(out, "PNG")
+    np.testing.assert_array_equal(decode(out.getvalue(), at_least=(1, 1)), picture())
+
+
+def test_only_whole_jpegs_of_grey_or_colour_are_plain() -> None:
+    data = jpeg(40, 60, 6)
+    assert (plain_jpeg(data), plain_jpeg(data, exif=False)) == (6, 1)
+    assert plain_jpeg(data[: len(data) // 2]) is None
+    assert plain_jpeg(b"") is None
+    for mode, expected in (("L", 1), ("CMYK", None)):
+        out = BytesIO()
+        Image.fromarray(picture()).convert(mode).save(out, "JPEG")
+        assert plain_jpeg(out.getvalue()) == expected

@@ -126,6 +126,43 @@ def test_size_quantum_rounds_the_processed_size(weights):
     assert panoptic.segment_map.shape == (100, 145)
 
 
+def test_a_map_may_have_the_size_that_the_model_saw_or_a_quarter_of_it(weights, model):
+    image = made_images(1, 3, 240)[0]  # seen at 96 x 128
+    [whole] = model.segment([image])
+    [seen] = detr.load(weights, device="cpu", output_size="processed").segment([image])
+    [quarter] = detr.load(weights, device="cpu", output_size="quarter").segment([image])
+    assert [p.segment_map.shape for p in (whole, seen, quarter)] == [
+        (240, 320),
+        (96, 128),
+        (24, 32),
+    ]
+    # They differ where a segment is too small for one of the maps, and at borders.
+    nearest = Image.fromarray(np.ascontiguousarray(seen.segment_map)).resize((320, 240), 0)
+    assert [s.category_id for s in seen.segments] == [s.category_id for s in whole.segments]
+    assert (np.asarray(nearest) == whole.segment_map).mean() > 0.97
+
+
+def test_an_image_decoded_smaller_gets_the_map_of_its_file(model):
+    image = made_images(1, 3, 240)[0]
+    half = np.asarray(Image.fromarray(image).resize((160, 120)))
+    [panoptic] = model.segment([half], [(240, 320)])
+    assert panoptic.segment_map.shape == (240, 320)
+
+
+def test_a_compiled_detector_answers_alike(weights, model, monkeypatch):
+    # Traced as for inductor, whose C++ would take half a minute to compile.
+    plain = detr.DetrPanoptic.compile_detector
+    monkeypatch.setattr(
+        detr.DetrPanoptic, "compile_detector", lambda self: plain(self, backend="aot_eager")
+    )
+    compiled = detr.load(weights, device="cpu", compile=True)
+    for height in (96, 120):
+        image = made_images(1, 3, height)[0]
+        [one], [other] = compiled.segment([image]), model.segment([image])
+        assert [s.category_id for s in one.segments] == [s.category_id for s in other.segments]
+        assert (one.segment_map == other.segment_map).mean() > 0.99
+
+
 def test_bf16_on_a_cpu_keeps_the_classes(weights, model):
     half = detr.load(weights, device="cpu", dtype="bf16")
     images = made_images(3, 5, 120)

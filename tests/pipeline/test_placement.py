@@ -52,8 +52,16 @@ def test_a_gpu_that_is_not_there_is_refused_in_one_sentence() -> None:
 
 
 def test_a_pool_that_leaves_no_room_for_the_fetch_is_refused() -> None:
-    with pytest.raises(UserError, match=r"2 model actor\(s\) of 1 CPUs .* need 2.5 CPUs"):
-        placed({"CPU": 2}, actors=(2, 2))
+    with pytest.raises(UserError, match=r"4 model actor\(s\) of 0.5 CPUs .* need 2.5 CPUs"):
+        placed({"CPU": 2}, actors=(4, 4))
+
+
+def test_actors_on_one_machine_share_its_cores() -> None:
+    assert placed({"CPU": 2}).threads == 2
+    two = placed({"CPU": 2}, actors=(2, 2))
+    assert (two.max_actors, two.threads) == (2, 1)
+    assert placed({"CPU": 16}, actors=(1, 8)).threads == 2
+    assert placed({"CPU": 16}, actors=(1, 8), units=1).threads == 4  # one shard: one actor
 
 
 def test_more_actors_than_gpus_are_refused() -> None:

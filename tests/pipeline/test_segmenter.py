@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +16,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+import detr
+from detr.config import ModelError
+from detr.inflight import InFlight
 from detr.postprocess import Panoptic
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import Body, _with_bodies
@@ -45,7 +50,13 @@ def unit_of(files: Mapping[str, bytes | None]) -> pa.Table:
     return _with_bodies(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), unit, bodies)
 
 
-def segmenter(weights: Path | str, *, model: str = "detr:load", batch_size: int = 4) -> Segmenter:
+def segmenter(
+    weights: Path | str,
+    *,
+    model: str = "detr:load",
+    batch_size: int | None = 4,
+    method: Literal["pil", "draft", "nvjpeg"] = "pil",
+) -> Segmenter:
     spec = ModelSpec(
         model=model,
         weights=str(weights),
@@ -54,7 +65,7 @@ def segmenter(weights: Path | str, *, model: str = "detr:load", batch_size: int 
         size_quantum=1,
         device="cpu",
     )
-    decoding = Decoding(exif=True, max_pixels=10_000_000)
+    decoding = Decoding(exif=True, max_pixels=10_000_000, method=method)
     return Segmenter(spec, decoding=decoding, batch_size=batch_size, threads=1, code_version="t")
 
 
@@ -122,10 +133,12 @@ def test_out_of_memory_halves_the_batch_and_remembers(tmp_path: Path) -> None:
     rows = actor(unit_of({**same, "large.jpg": jpeg(120, 160, 1)})).to_pylist()
     assert [row["status"] for row in rows] == ["ok"] * 11 + ["error"]
     assert rows[-1]["error_code"] == "out_of_memory"
-    assert actor.batch_size == 2  # 8 and 4 were too many
-    actor.model.calls.clear()  # type: ignore[attr-defined]
+    assert actor.stream.batch_size == 2  # 8 and 4 were too many
+    model = actor.stream.model
+    assert isinstance(model, Scarce)
+    model.calls.clear()
     actor(unit_of(same))
-    assert max(actor.model.calls) <= 2  # type: ignore[attr-defined]
+    assert max(model.calls) <= 2
 
 
 class Wrong(Toy):
@@ -149,3 +162,133 @@ def test_a_unit_of_many_sizes_one_image_each_works(tmp_path: Path) -> None:
     actor = segmenter(tmp_path / "none", model="tests.toy_model:load")
     files = {f"{number}.png": jpeg(20 + number, 90 - number, number) for number in range(64)}
     assert set(actor(unit_of(files))["status"].to_pylist()) == {"ok"}
+
+
+class Roomy(Toy):
+    """Says how many images fit, and writes down how many it got."""
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def processed_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def images_that_fit(self, height: int, width: int) -> int:
+        return 5 if height == 60 else 2
+
+    def segment(self, images: Sequence[NDArray[np.uint8]]) -> list[Panoptic]:
+        self.calls.append(len(images))
+        return super().segment(images)
+
+
+def load_roomy(weights: str, **settings: Any) -> Roomy:
+    return Roomy()
+
+
+def test_a_batch_holds_as_many_images_as_the_model_says_that_fit(tmp_path: Path) -> None:
+    (tmp_path / "none").write_bytes(b"")
+    model = "tests.pipeline.test_segmenter:load_roomy"
+    files = {f"{number}.jpg": jpeg(60, 80, number) for number in range(7)}
+    files |= {f"{number}.jpg": jpeg(80, 60, number) for number in range(10, 13)}
+    for batch_size, expected in ((None, [5, 2, 2, 1]), (3, [3, 3, 1, 3])):
+        actor = segmenter(tmp_path / "none", model=model, batch_size=batch_size)
+        actor(unit_of(files))
+        assert isinstance(actor.stream.model, Roomy)
+        assert actor.stream.model.calls == expected
+
+
+def on_a_device_that_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detr.Predictor, "works_alone", True)
+
+
+def test_batches_under_way_give_the_same_rows(
+    tiny_weights: Path, photos: dict[str, bytes | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = segmenter(tiny_weights, batch_size=1)(unit_of(photos))
+    on_a_device_that_works_alone(monkeypatch)
+    found = segmenter(tiny_weights, batch_size=1)(unit_of(photos))
+    scores = found.column_names.index("score")  # downloaded before or after a rounding: equal
+    assert found.remove_column(scores).equals(expected.remove_column(scores))
+    assert found["score"].to_pylist() == expected["score"].to_pylist()
+
+
+@pytest.mark.parametrize("step", ["__init__", "masks", "result"])
+def test_memory_that_runs_out_under_way_costs_no_row(
+    tiny_weights: Path,
+    photos: dict[str, bytes | None],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    """An injected error in each step, every third time: what was under way is computed again."""
+    expected = segmenter(tiny_weights, batch_size=1)(unit_of(photos))
+    on_a_device_that_works_alone(monkeypatch)
+    calls = 0
+    plain = getattr(InFlight, step)
+
+    def full(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls % 3 == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(*arguments)
+
+    monkeypatch.setattr(InFlight, step, full)
+    rows = segmenter(tiny_weights, batch_size=1)(unit_of(photos))
+    assert calls >= 3
+    assert rows.equals(expected)
+
+
+def test_a_bug_under_way_is_no_error_row(
+    tiny_weights: Path, photos: dict[str, bytes | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_a_device_that_works_alone(monkeypatch)
+    monkeypatch.setattr(InFlight, "masks", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        segmenter(tiny_weights)(unit_of(photos))
+
+
+def test_two_units_at_a_time_give_the_rows_of_one_after_the_other(
+    tiny_weights: Path, photos: dict[str, bytes | None]
+) -> None:
+    units = [unit_of(dict(list(photos.items())[start::3])) for start in range(3)]
+    actor = segmenter(tiny_weights)
+    expected = [actor(unit) for unit in units]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(actor, units))
+    assert all(one.equals(other) for one, other in zip(found, expected, strict=True))
+
+
+def test_the_next_unit_is_decoded_while_the_model_works(tmp_path: Path) -> None:
+    (tmp_path / "none").write_bytes(b"")
+    actor = segmenter(tmp_path / "none", model="tests.toy_model:load")
+    decoded: list[str] = []
+    plain = actor.pool.submit
+
+    def watch(function: Any, *arguments: Any) -> Any:
+        decoded.append(function.__name__)
+        return plain(function, *arguments)
+
+    actor.pool.submit = watch  # type: ignore[method-assign,assignment]
+    with actor.turn, ThreadPoolExecutor(1) as threads:  # the model is busy with another unit
+        waiting = threads.submit(actor, unit_of({"a.jpg": jpeg(60, 80, 1)}))
+        deadline = time.monotonic() + 20
+        while not decoded and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert decoded == ["_decode"]
+        assert not waiting.done()
+        actor.turn.release()
+        assert waiting.result()["status"].to_pylist() == ["ok"]
+        actor.turn.acquire()
+
+
+def test_draft_decoding_keeps_the_size_of_the_file(tiny_weights: Path) -> None:
+    files = {"large.jpg": jpeg(480, 640, 3), "small.jpg": jpeg(60, 80, 1)}
+    whole = segmenter(tiny_weights)(unit_of(files))
+    draft = segmenter(tiny_weights, method="draft")(unit_of(files))
+    assert draft["height"].to_pylist() == whole["height"].to_pylist() == [480, 60]
+    assert draft.slice(1).equals(whole.slice(1))  # nothing to save there
+
+
+def test_the_gpus_decoder_on_a_cpu_is_refused(tiny_weights: Path) -> None:
+    with pytest.raises(ModelError, match="nvjpeg needs a GPU"):
+        segmenter(tiny_weights, method="nvjpeg")

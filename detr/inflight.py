@@ -1,0 +1,142 @@
+"""A batch on its way through a device that works while the host waits (a GPU).
+
+Which queries are kept is known on the device long before the host has read it. If each batch waited
+for that answer the device would stand still meanwhile; so a batch is three steps, and the caller
+puts a step of another batch between them:
+
+    started = InFlight(...)   uploads, resizes, detects, chooses; the choice starts for the host
+    started.masks()           waits for the choice only; masks and merge are queued, maps start back
+    started.result()          waits for the maps
+
+With the next batch started before `masks` of this one is called, and that before `result` of the
+last one, there is always work queued. Nothing else here waits: no shape depends on a value, sizes
+and weights of the interpolations are kept on the device, and the merge takes a fixed number of
+rounds (rounds.py). On a CPU the same steps run, and give the same answers, without any gain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detr.postprocess import Panoptic, merge
+from detr.rounds import Rounds, finish, heirs_of, merge_in_rounds
+
+if TYPE_CHECKING:
+    from detr.predictor import Predictor
+
+Pixels = NDArray[np.uint8] | Tensor
+
+
+class Download:
+    """Tensors on their way to the host; `wait` gives them once they are there."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._host = [tensor.to("cpu", non_blocking=True) for tensor in tensors]  # page-locked
+        self._arrived: torch.cuda.Event | None = None
+        if any(tensor.is_cuda for tensor in tensors):
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def wait(self) -> list[Tensor]:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host
+
+
+def upload(host: Tensor, device: torch.device) -> Tensor:
+    """To the device without waiting for it: only page-locked memory is copied in passing."""
+    if device.type != "cuda":
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
+
+
+class InFlight:
+    """One batch of equal processed size; call `masks` once, then `result` once."""
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        predictor: Predictor,
+        images: Sequence[Pixels],
+        size: tuple[int, int],
+        originals: Sequence[tuple[int, int]],
+    ) -> None:
+        """images (H, W, 3) uint8, `size` the processed one, `originals` those of the files."""
+        self._predictor, self._size, self._originals = predictor, size, originals
+        self._found = predictor.model.detect(predictor.to_input(images, size))
+        scores, labels, keep = predictor.choose(self._found.logits[-1])
+        self._choice = Download([scores, labels, keep])
+
+    @torch.inference_mode()
+    def masks(self) -> None:
+        """Queue what follows the choice: the masks of the kept queries, and the maps."""
+        predictor, found = self._predictor, self._found
+        scores, labels, keep = self._choice.wait()
+        image_index, query_index = keep.nonzero(as_tuple=True)
+        self._counts = keep.sum(1).tolist()
+        classes = labels[keep].tolist()
+        self._category_ids = [predictor.category_of(label) for label in classes]
+        self._scores = scores[keep].tolist()
+        self._isthing = [predictor.categories.by_id(c).isthing for c in self._category_ids]
+        device = found.logits.device
+        self._masks = predictor.model.mask_logits(
+            found,
+            upload(image_index, device),
+            upload(query_index, device),
+            chunk=predictor.chunk(found.features[0].tensors),
+        )  # (N, h, w)
+        heirs = [heirs_of(self._category_ids[part], self._isthing[part]) for part in self._parts()]
+        flat = upload(torch.tensor([h for own in heirs for h in own], dtype=torch.int64), device)
+        maps: list[Tensor] = []
+        for part, original in zip(self._parts(), self._originals, strict=True):
+            if part.start < part.stop:
+                maps.extend(self._merge(self._masks[part], flat[part], original))
+        self._maps = Download(maps)
+        del self._found  # features and memory of the batch
+
+    def _parts(self) -> list[slice]:
+        """Where each image's queries lie in the flat lists."""
+        ends = np.cumsum(self._counts).tolist()
+        return [slice(end - n, end) for end, n in zip(ends, self._counts, strict=True)]
+
+    def _merge(self, masks: Tensor, heirs: Tensor, original: tuple[int, int]) -> Rounds:
+        processed, final = self._predictor.geometry(masks, self._size, original)
+        return merge_in_rounds(masks, heirs, processed_size=processed, map_size=final)
+
+    @torch.inference_mode()
+    def result(self) -> list[Panoptic]:
+        """The answers, in order."""
+        arrived = iter(self._maps.wait())
+        answers = []
+        for part, original in zip(self._parts(), self._originals, strict=True):
+            masks = self._masks[part]
+            categories, scores = self._category_ids[part], self._scores[part]
+            processed, final = self._predictor.geometry(masks, self._size, original)
+            answer = None
+            if categories:
+                owner, alive, areas = next(arrived), next(arrived), next(arrived)
+                answer = finish(
+                    owner,
+                    alive.tolist(),
+                    areas.tolist(),
+                    category_ids=categories,
+                    isthing=self._isthing[part],
+                    scores=scores,
+                )
+            if answer is None:  # nothing kept, or a third round is needed: the host drives
+                answer = merge(
+                    masks,
+                    categories,
+                    scores,
+                    categories=self._predictor.categories,
+                    processed_size=processed,
+                    original_size=final,
+                )
+            answers.append(answer)
+        return answers

@@ -1,0 +1,121 @@
+"""The model on batch after batch: one ahead on a device that works alone, smaller when it is full.
+
+Where the device computes while the host waits, three batches are under way: the newest is detected,
+the one before gets its masks, the oldest is read back (detr/inflight.py), so the device always has
+work. When memory runs out, those under way are computed again one after the other, in halves until
+they fit; the size that fits is kept, and an image that doesn't fit alone becomes an error.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import torch
+
+from detr.decode import ImageError
+from detr.postprocess import Panoptic
+from pipeline.decoding import Batch, Size
+from pipeline.engine_model import PanopticModel
+
+USUAL_BATCH: Final = 8  # of a model that doesn't say how many images fit
+Answers = list[Panoptic | ImageError]
+
+
+class ModelStream:
+    """Holds the model and how many images fit it at a time."""
+
+    def __init__(self, model: PanopticModel, batch_size: int | None) -> None:
+        """`batch_size`: images at a time, at most; None: as many as the model says that fit."""
+        self.model = model
+        self.batch_size = batch_size  # falls when memory runs out
+
+    def most(self, processed: Size | None) -> int:
+        """Images of this processed size to take at a time."""
+        fit = getattr(self.model, "images_that_fit", None)
+        if self.batch_size is not None:
+            return self.batch_size
+        return fit(*processed) if fit and processed else USUAL_BATCH
+
+    def run(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
+        """Each batch with its answers, in order."""
+        if not getattr(self.model, "works_alone", False):
+            for batch in batches:
+                yield batch, self.segment(batch)
+            return
+        under_way: deque[tuple[Batch, Any]] = deque()
+        for batch in batches:
+            try:
+                under_way.append((batch, None))
+                under_way[-1] = (batch, self._call(self.model.start, batch))  # type: ignore[attr-defined]
+                if len(under_way) > 1:
+                    under_way[-2][1].masks()
+                answers = under_way[0][1].result() if len(under_way) > 2 else None
+            except (MemoryError, RuntimeError) as error:
+                _free_memory(error)
+                yield from self._again(under_way)
+                continue
+            if answers is not None:
+                yield under_way.popleft()[0], answers
+        try:
+            if under_way:
+                under_way[-1][1].masks()
+            finished = [(batch, flight.result()) for batch, flight in under_way]
+        except (MemoryError, RuntimeError) as error:
+            _free_memory(error)
+            yield from self._again(under_way)
+            return
+        yield from finished
+
+    def _again(self, under_way: deque[tuple[Batch, Any]]) -> Iterator[tuple[Batch, Answers]]:
+        """Drop what is under way and compute it one batch after the other."""
+        batches = [batch for batch, _ in under_way]
+        under_way.clear()
+        for batch in batches:
+            yield batch, self.segment(batch)
+
+    def segment(self, batch: Batch) -> Answers:
+        """The model on one batch, in halves as long as memory runs out."""
+        count = len(batch.images)
+        middle = max(1, count // 2)
+        if self.batch_size is not None and count > self.batch_size:
+            middle = self.batch_size
+        else:
+            try:
+                return list(self._call(self.model.segment, batch))
+            except ImageError as error:
+                if count == 1:
+                    return [error]
+            except (MemoryError, RuntimeError) as error:
+                _free_memory(error)
+                if count == 1:
+                    height, width = batch.sizes[0]
+                    message = f"{height} x {width} does not fit the device's memory even alone"
+                    return [ImageError("out_of_memory", message)]
+                self.batch_size = middle
+        return self.segment(batch.part(0, middle)) + self.segment(batch.part(middle, count))
+
+    def _call(self, function: Any, batch: Batch) -> Any:
+        """Tell the sizes of the files only where they aren't those of the pixels (draft mode)."""
+        same = all(
+            tuple(image.shape[:2]) == size
+            for image, size in zip(batch.images, batch.sizes, strict=True)
+        )
+        return function(batch.images) if same else function(batch.images, batch.sizes)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA's and the CPU allocator's way of saying so; any other RuntimeError is a bug."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError)
+        and ("out of memory" in str(error) or "can't allocate memory" in str(error))
+    )
+
+
+def _free_memory(error: BaseException) -> None:
+    """After an out-of-memory error; any other is raised again."""
+    if not is_out_of_memory(error):
+        raise error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
