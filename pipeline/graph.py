@@ -79,14 +79,17 @@ def compute_shards(
         compute=ActorPoolStrategy(
             min_size=placement.min_actors,
             max_size=placement.max_actors,
-            # One unit in work and one waiting beside it: more would only be lost with the actor.
+            # Two units in work, whose stages overlap (segmenter.py); more waiting beside them would
+            # only be lost with the actor.
             max_tasks_in_flight_per_actor=2,
+            max_concurrent_calls_per_actor=2,
+            enable_true_multi_threading=True,
         ),
         num_cpus=placement.actor_cpus,
         num_gpus=placement.actor_gpus,
         fn_constructor_args=(spec,),
         fn_constructor_kwargs={
-            "decoding": Decoding(exif=config.exif, max_pixels=config.max_pixels),
+            "decoding": Decoding(config.exif, config.max_pixels, config.decode),
             "batch_size": config.batch_size,
             "threads": placement.threads,
             "code_version": run.info.code_version,
