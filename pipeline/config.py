@@ -107,7 +107,9 @@ class RunConfig(BaseModel):
         pattern=r"^\d+(:\d+)?$",
         description="Model actors, N or MIN:MAX; default: all that fit.",
     )
-    wait_for_gpus: int = Field(0, ge=0, description="Seconds to wait for the first GPU node.")
+    wait_for_gpus: int = Field(
+        1800, ge=0, description="Seconds to wait for the first node of a cluster that has none yet."
+    )
     address: str | None = Field(
         None, description="Ray cluster; default RAY_ADDRESS, else Ray starts on this machine."
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import ray
 import torch
+from ray.autoscaler.sdk import request_resources
 
 from detr.card import resolve_dtype
 from pipeline.cluster import connect, is_local, resources
@@ -30,15 +31,19 @@ class Device:
 
 
 def wait_for_gpu(seconds: int) -> None:
-    """Wait until a node with a GPU is there, as a cluster that scales from zero needs."""
+    """Ask the autoscaler for a GPU and wait until its node is there. Raises TryAgainError."""
     deadline = time.monotonic() + seconds
-    while ray.cluster_resources().get("GPU", 0) < 1:
-        if time.monotonic() > deadline:
-            raise TryAgainError(
-                f"no GPU node has joined the cluster within {seconds} s: raise --wait-for-gpus, or "
-                "use --device cpu"
-            )
-        time.sleep(2)
+    request_resources(bundles=[{"GPU": 1}])
+    try:
+        while ray.cluster_resources().get("GPU", 0) < 1:
+            if time.monotonic() > deadline:
+                raise TryAgainError(
+                    f"no GPU node has joined the cluster within {seconds} s: raise "
+                    "--wait-for-gpus, or use --device cpu"
+                )
+            time.sleep(2)
+    finally:
+        request_resources(bundles=[])  # from here on the work itself is the demand
 
 
 def decide_device(config: RunConfig) -> Device:

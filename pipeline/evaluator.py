@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from detr.categories import Categories
 from pipeline.errors import UserError
@@ -140,7 +141,9 @@ def evaluate_run(
     for entry in list(run.storage.list(folder)):  # rows of an earlier evaluation of this name
         if "/truth/" not in entry.path:
             run.storage.delete(entry.path)
-    actor: Any = PqActor.remote(prepared.category_list)
+    # Beside the driver: a spot node would take the sums along when it goes.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = PqActor.options(scheduling_strategy=here).remote(prepared.category_list)
     done = _score_all(run, live, follow, prepared, folder, actor, note)
     total: Partial = ray.get(actor.total.remote())
     ray.kill(actor)
