@@ -63,6 +63,11 @@ VERBS = {
         "jobs.make_scenes:scenes",
         "Make a small COCO panoptic dataset of synthetic scenes.",
     ),
+    "submit": (
+        "jobs.submit:submit",
+        "Run a verb as a job of a Ray cluster, follow it, and end with its exit code.",
+    ),
+    "jobs": ("jobs.submit:jobs", "List the jobs that `submit` started on a cluster."),
     "nightly": (
         "jobs.nightly:nightly",
         "Bring a folder of nights up to date: list, compute the difference, judge, publish.",

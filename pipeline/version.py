@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -10,7 +11,12 @@ from pathlib import Path
 
 @cache
 def code_version() -> str:
-    """Such as `0.1.0+1a2b3c4`, or `0.1.0` where the package is installed without its repository."""
+    """Such as `0.1.0+1a2b3c4`, or `0.1.0` where the package is installed without its repository.
+
+    Code that was submitted to a cluster left its repository behind and brings its version along.
+    """
+    if carried := os.environ.get("PANOPTIC_CODE_VERSION"):
+        return carried
     try:
         package = version("detr-panoptic")
     except PackageNotFoundError:

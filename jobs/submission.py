@@ -1,0 +1,186 @@
+"""A job on a Ray cluster over HTTP: submitted once, followed, tried again, its exit code ours.
+
+The submission id is the job's identity: a running one is attached to, a finished one cleared and
+submitted anew. A head that is starting, a dropped log stream and a cluster that lost the driver are
+waited out; what the job itself decided (a bad setting, a failed gate, a held lease) is not retried.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import ray
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+
+from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, TryAgainError, UserError
+
+POLL_SECONDS: Final = 2.0
+RETRIED: Final = (None, EXIT_CRASH, EXIT_TRY_AGAIN)  # None: the driver was lost, it ended nothing
+TOKEN: Final = (
+    "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own"
+)
+
+
+class Cluster:
+    """The jobs of the cluster whose dashboard is at `address`.
+
+    Raises UserError or TryAgainError in one sentence for whatever is wrong with the address, the
+    token or the versions.
+    """
+
+    def __init__(self, address: str, *, wait_seconds: float, note: Callable[[str], None]) -> None:
+        if not address.startswith(("http://", "https://")):
+            raise UserError(
+                f"--address {address!r} must be the dashboard's, such as http://head:8265"
+            )
+        self.address = address
+        self.wait_seconds = wait_seconds
+        self.note = note
+        self.client: JobSubmissionClient = self._patiently(lambda: JobSubmissionClient(address))
+
+    def check_versions(self) -> None:
+        """Raises UserError if Ray or Python differ: pickles don't cross versions."""
+        answer = self._patiently(self._metadata)
+        theirs = str(answer.get("rayVersion", ""))
+        if theirs != ray.__version__:
+            raise UserError(
+                f"the cluster runs Ray {theirs}, this machine {ray.__version__}: use an image with "
+                f"Ray {ray.__version__}, or submit from an environment with {theirs}"
+            )
+        own, remote = (
+            ".".join(version.split(".")[:2])
+            for version in (platform.python_version(), str(answer.get("pythonVersion", "")))
+        )
+        if own != remote:
+            raise UserError(
+                f"the cluster runs Python {remote}, this machine {own}: use an image with Python "
+                f"{own}, or submit from an environment with {remote}"
+            )
+
+    def _metadata(self) -> dict[str, Any]:
+        answer = self.client._do_request("GET", "/api/v0/cluster_metadata")
+        answer.raise_for_status()
+        return answer.json()["data"]
+
+    def jobs(self) -> list[JobDetails]:
+        """The jobs that this program submitted, newest first."""
+        listed = self._patiently(self.client.list_jobs)
+        ours = [job for job in listed if (job.submission_id or "").startswith("panoptic-")]
+        return sorted(ours, key=lambda job: job.start_time or 0, reverse=True)
+
+    def submit(
+        self, submission_id: str, entrypoint: str, runtime_env: dict[str, Any], retried: int = 0
+    ) -> bool:
+        """Submit, or attach to a running one (False), clearing a finished one."""
+        status = self.status(submission_id)
+        if status is not None and not status.is_terminal():
+            self.note(f"{submission_id} is {status.value.lower()} already: attaching to it")
+            return False
+        if status is not None:
+            self._patiently(lambda: self.client.delete_job(submission_id))
+        try:
+            self._patiently(
+                lambda: self.client.submit_job(
+                    entrypoint=entrypoint,
+                    submission_id=submission_id,
+                    runtime_env=runtime_env,
+                    metadata={"panoptic": entrypoint, "retried": str(retried)},
+                )
+            )
+        except RuntimeError as error:
+            if "already exists" not in str(error):
+                raise
+            self.note(f"{submission_id} was submitted by somebody else just now: attaching to it")
+            return False
+        self.note(f"submitted {submission_id} to {self.address}")
+        return True
+
+    def status(self, submission_id: str) -> JobStatus | None:
+        found = [
+            j for j in self._patiently(self.client.list_jobs) if j.submission_id == submission_id
+        ]
+        return JobStatus(found[0].status) if found else None
+
+    def follow(self, submission_id: str, show: Callable[[str], None]) -> int | None:
+        """Show the logs until the job ends; returns its exit code, None if its driver was lost."""
+        shown = 0
+        while True:
+            try:
+                shown = asyncio.run(self._tail(submission_id, shown, show))
+            except (TimeoutError, RuntimeError, OSError) as error:
+                self.note(f"the log stream broke ({_line(error)}): looking again")
+            info = self._patiently(lambda: self.client.get_job_info(submission_id))
+            if JobStatus(info.status).is_terminal():
+                break
+            time.sleep(POLL_SECONDS)
+        if info.status == JobStatus.SUCCEEDED:
+            return 0
+        if info.driver_exit_code is None:
+            self.note(f"{submission_id}: {info.message}")
+            return EXIT_TRY_AGAIN if info.status == JobStatus.STOPPED else None
+        return info.driver_exit_code if info.driver_exit_code > 0 else EXIT_TRY_AGAIN
+
+    async def _tail(self, submission_id: str, shown: int, show: Callable[[str], None]) -> int:
+        """Show what comes after the first `shown` characters; returns how many there are now."""
+        seen = 0
+        async for text in self.client.tail_job_logs(submission_id):
+            if seen + len(text) > shown:
+                show(text[max(0, shown - seen) :])
+                shown = seen + len(text)
+            seen += len(text)
+        return shown
+
+    def _patiently(self, call: Callable[[], Any]) -> Any:
+        """Make a call until the head answers, at most `wait_seconds` long."""
+        deadline = time.monotonic() + self.wait_seconds
+        told = False
+        while True:
+            try:
+                with _sentences(self.address):
+                    return call()
+            except TryAgainError as error:
+                if time.monotonic() > deadline:
+                    raise
+                if not told:
+                    self.note(f"waiting up to {self.wait_seconds:.0f} s: {error}")
+                told = True
+                time.sleep(POLL_SECONDS)
+
+
+@contextmanager
+def _sentences(address: str) -> Iterator[None]:
+    """What Ray's client raises, as sentences; TryAgainError where waiting may help."""
+    try:
+        yield
+    except AuthenticationError as error:
+        if "no token" in str(error).lower() or "required" in str(error):
+            raise UserError(f"{address} wants a token: {TOKEN}") from None
+        raise UserError(f"{address} refused this token: {TOKEN}") from None
+    except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
+        raise UserError(f"--address {address!r} is no URL: {_line(error)}") from None
+    except (ConnectionError, requests.exceptions.RequestException) as error:
+        raise TryAgainError(
+            f"no Ray dashboard answers at {address} ({type(error).__name__}): check --address, and "
+            "that its port (8265) is reachable"
+        ) from None
+    except json.JSONDecodeError:
+        raise UserError(f"what answers at {address} is no Ray dashboard") from None
+    except RuntimeError as error:
+        text = str(error)
+        if "No available agent" in text or "status code 500" in text or "503" in text:
+            raise TryAgainError(f"the head at {address} is not ready: {_line(error)}") from None
+        if "404" in text:
+            raise UserError(f"what answers at {address} is no Ray dashboard") from None
+        raise
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().split("\n", 1)[0] or type(error).__name__)[:200]

@@ -1,0 +1,130 @@
+"""What travels with a job, what stays, and what makes two jobs the same."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from jobs.parcel import pack, stage_code, toml_text
+from pipeline.errors import UserError
+from tests.servers import S3Server
+
+
+@pytest.fixture
+def out(moto: S3Server) -> str:
+    moto.client().create_bucket(Bucket="data")
+    return "s3://data/run"
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"numbers")
+    return path
+
+
+def objects(server: S3Server) -> dict[str, int]:
+    listed = server.client().list_objects_v2(Bucket="data").get("Contents", [])
+    return {entry["Key"]: entry["Size"] for entry in listed}
+
+
+def test_the_same_job_has_the_same_id_and_another_one_another() -> None:
+    words = ["segment", "s3://b/photos", "--out", "s3://b/run", "--limit", "5"]
+    one = pack(words, shared_files=False)
+    assert one.submission_id == pack(words, shared_files=False).submission_id
+    assert one.submission_id.startswith("panoptic-segment-")
+    other = pack([*words[:-1], "6"], shared_files=False)
+    assert other.submission_id != one.submission_id
+
+
+def test_local_weights_go_into_the_run_folder_once(moto: S3Server, out: str, weights: Path) -> None:
+    words = ["segment", "s3://data/photos", "--out", out, "--weights", str(weights)]
+    first = pack(words, shared_files=False)
+    [key] = objects(moto)
+    assert key.startswith("run/inputs/")
+    assert first.words[-1] == f"s3://data/{key}"
+    assert pack(words, shared_files=False) == first
+    assert list(objects(moto)) == [key]
+    weights.write_bytes(b"other numbers")
+    assert pack(words, shared_files=False).submission_id != first.submission_id
+
+
+def test_truth_takes_its_pngs_along(moto: S3Server, out: str, tmp_path: Path) -> None:
+    (tmp_path / "gt.json").write_text("{}")
+    (tmp_path / "gt").mkdir()
+    (tmp_path / "gt/1.png").write_bytes(b"png")
+    parcel = pack(["evaluate", out, f"--truth={tmp_path}/gt.json"], shared_files=False)
+    url = parcel.words[-1].removeprefix("--truth=")
+    keys = sorted(objects(moto))
+    folder = url.removeprefix("s3://data/").removesuffix(".json")
+    assert keys == sorted([f"{folder}.json", f"{folder}/1.png"])
+
+
+def test_a_config_file_travels_rewritten(out: str, weights: Path, tmp_path: Path) -> None:
+    toml = tmp_path / "nightly.toml"
+    settings = {"source": "s3://data/photos", "out": out, "weights": str(weights)}
+    toml.write_text(toml_text({**settings, "source_options": {"profile": "prod"}}))
+    parcel = pack(["nightly", str(toml), "--allow-full"], shared_files=False)
+    assert parcel.words == ("nightly", "config.toml", "--allow-full")
+    sent = tomllib.loads(parcel.config or "")
+    assert sent["weights"].startswith("s3://data/run/inputs/")
+    assert sent["source_options"] == {"profile": "prod"}
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    stage_code(staged, parcel)
+    assert (staged / "config.toml").read_text() == parcel.config
+    assert {path.name for path in staged.iterdir()} == {
+        *("detr", "pipeline", "jobs", "config.toml", "requirements.lock")
+    }
+    assert not list(staged.rglob("__pycache__"))
+
+
+def test_a_model_of_one_s_own_travels(tmp_path: Path) -> None:
+    words = ["segment", "s3://b/p", "--out", "s3://b/r", "--model", "tests.toy_model:load"]
+    parcel = pack(words, shared_files=False)
+    stage_code(tmp_path, parcel)
+    assert (tmp_path / "tests/toy_model.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("segment {folder} --out s3://data/run", "source '{folder}': a folder of this machine"),
+        ("segment s3://b/p --out {folder}/run", "the nodes of a cluster write to a bucket"),
+        ("nightly {folder}/none.toml", "no such file"),
+        ("evaluate s3run --truth {weights}", "no bucket to put them in"),
+        ("segment s3://b/p --out s3://b/r --model no.such:load", "can't be imported here"),
+    ],
+)
+def test_what_cannot_travel_is_a_sentence(
+    words: str, sentence: str, weights: Path, tmp_path: Path
+) -> None:
+    places = {"folder": tmp_path, "weights": weights}
+    with pytest.raises(UserError) as caught:
+        stage_code(tmp_path, pack(words.format(**places).split(), shared_files=False))
+    assert sentence.format(**places) in str(caught.value)
+
+
+def test_shared_files_stay_where_they_are(weights: Path, tmp_path: Path) -> None:
+    words = ["segment", str(tmp_path), "--out", str(tmp_path / "run"), "--weights", str(weights)]
+    assert pack(words, shared_files=True).words == tuple(words)
+
+
+def test_where_the_data_is_travels_and_who_may_read_it_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setenv("AWS_PROFILE", "prod")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    parcel = pack(["status", "s3://b/run"], shared_files=False)
+    assert parcel.environment["AWS_ENDPOINT_URL"] == "http://127.0.0.1:9"
+    assert parcel.environment["AWS_REGION"] == "eu-central-1"
+    assert parcel.environment["AWS_PROFILE"] == "prod"
+    text = json.dumps([parcel.words, parcel.config, parcel.environment])
+    assert "very secret" not in text
+    assert "AKIAEXAMPLE" not in text
