@@ -6,6 +6,7 @@ Pixels at or above it are bright, the others dark. For `picture(n)` the truth is
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,15 @@ def truth(number: int) -> Predicted:
     """The map and its segments, as `write_coco` takes them."""
     segment_map = kinds(picture(number).mean(axis=2), TRUE_LEVEL)
     return segment_map, [{"id": kind, "category_id": kind} for kind in (1, 2)]
+
+
+class Slow(Threshold):
+    """Takes half a second an image, so that a job can be watched."""
+
+    def _one(self, image: NDArray[np.uint8]) -> Panoptic:
+        time.sleep(0.5)
+        return super()._one(image)
+
+
+def load_slow(weights: str, **settings: Any) -> Slow:
+    return Slow(int(Path(weights).read_text()))

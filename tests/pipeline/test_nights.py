@@ -1,0 +1,170 @@
+"""The folder of nights: one pointer for all readers, back and forth, and what may leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detr.postprocess import Panoptic, Segment
+from pipeline.errors import LeaseError, UserError
+from pipeline.lease import lease
+from pipeline.nights import Nights, Pinned
+from pipeline.prune import plan_prune, prune
+from pipeline.rollback import rollback
+from pipeline.run import Run, open_run
+from pipeline.storage import Storage
+from tests.made_run import MadeImage, add_generation, make_run
+
+PICTURE = Panoptic(np.ones((2, 2), np.uint8), (Segment(1, 1, True, 1.0),))
+
+
+def images(*numbers: int) -> list[MadeImage]:
+    return [MadeImage(f"{n}.png", f"/x/{n}.png", PICTURE) for n in numbers]
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> Nights:
+    """run-a with snapshots 1, 2, 3 published in turn, then run-b with 1 and 2, on top of each."""
+    nights = Nights(Storage(tmp_path))
+    for name in ("run-a", "run-b"):
+        run = make_run(tmp_path / name, images(*range(8)))
+        nights.publish(name, run, 1)
+        for number in (2, 3) if name == "run-a" else (2,):
+            add_generation(run, images(10 * number), number=number, shards=1)
+            run.storage.write(f"evaluation/{number:04d}/gt/pq.json", b"{}")
+            nights.publish(name, run, number)
+    return nights
+
+
+def live(nights: Nights) -> tuple[str, int]:
+    edition = nights.live()
+    assert edition is not None
+    return edition.run.storage.url.rpartition("/")[2], edition.number
+
+
+def a_run(nights: Nights, name: str) -> Run:
+    run = nights.run(name)
+    assert run is not None
+    return run
+
+
+def test_whoever_opens_the_folder_reads_the_live_run(nights: Nights) -> None:
+    run = open_run(nights.storage.url)
+    assert run.storage.url == nights.url("run-b")
+    assert run.snapshot().rows == 9
+
+
+def test_a_run_folder_is_no_folder_of_nights(tmp_path: Path) -> None:
+    make_run(tmp_path, images(1))
+    with pytest.raises(UserError, match="nights need a folder of their own"):
+        Nights(Storage(tmp_path))
+
+
+def test_rollback_goes_back_through_every_publication(nights: Nights) -> None:
+    seen = [live(nights)]
+    for _ in range(4):
+        rollback(nights.storage.url)
+        seen.append(live(nights))
+    assert seen == [("run-b", 2), ("run-b", 1), ("run-a", 3), ("run-a", 2), ("run-a", 1)]
+    with pytest.raises(UserError, match="nothing was published"):
+        rollback(nights.storage.url)
+    assert live(nights) == ("run-a", 1)
+
+
+def test_rollback_to_a_snapshot_or_a_run(nights: Nights) -> None:
+    moved = rollback(nights.storage.url, "run-a")
+    assert (moved.before, moved.after) == ("run-b/snapshots/0002", "run-a/snapshots/0003")
+    rollback(nights.storage.url, "1")
+    assert live(nights) == ("run-a", 1)
+    assert (a_run(nights, "run-a").pointer() or {})["withdrawn"] == [3, 2]
+    rollback(nights.storage.url, "3")  # and forward again
+    assert live(nights) == ("run-a", 3)
+    assert (
+        "withdrawn" not in (a_run(nights, "run-a").pointer() or {})
+        or 3 not in (a_run(nights, "run-a").pointer() or {})["withdrawn"]
+    )
+
+
+@pytest.mark.parametrize("to", ["9", "nonsense", "run-c"])
+def test_rollback_to_what_is_not_there_moves_nobody(nights: Nights, to: str) -> None:
+    with pytest.raises(UserError, match="there are:"):
+        rollback(nights.storage.url, to)
+    assert live(nights) == ("run-b", 2)
+
+
+def test_a_single_run_rolls_back_too(tmp_path: Path) -> None:
+    run = make_run(tmp_path, images(1, 2))
+    with pytest.raises(UserError, match=r"no snapshot of .* was published before 1"):
+        rollback(str(tmp_path))
+    add_generation(run, images(3), number=2, shards=1)
+    assert rollback(str(tmp_path)).after == "snapshots/0001"
+    assert run.latest() == 1
+
+
+def test_pruning_keeps_what_kept_publications_name(nights: Nights) -> None:
+    before = {entry.path for entry in nights.storage.list()}
+    planned = plan_prune(nights.storage.url, keep=3)
+    assert {entry.path for entry in nights.storage.list()} == before
+    assert planned.kept == ("run-a/snapshots/0003", "run-b/snapshots/0001", "run-b/snapshots/0002")
+    done = prune(nights.storage.url, keep=3)
+    assert done.objects == planned.objects
+    gone = before - {entry.path for entry in nights.storage.list()}
+    assert gone == {entry.path for entry in planned.objects}
+    assert gone == {
+        *("run-a/snapshots/0001.parquet", "run-a/snapshots/0002.parquet"),
+        "run-a/evaluation/0002/gt/pq.json",
+    }  # its shards are all named by snapshot 3
+    rollback(nights.storage.url)
+    rollback(nights.storage.url)
+    assert live(nights) == ("run-a", 3)
+    with pytest.raises(UserError, match="nothing was published"):
+        rollback(nights.storage.url)
+    assert len(open_run(nights.storage.url).table().to_pylist()) == 10
+
+
+def test_a_run_of_former_weights_goes_whole_and_last_its_plan(nights: Nights) -> None:
+    planned = plan_prune(nights.storage.url, keep=2)
+    paths = [entry.path for entry in planned.objects]
+    assert {path.split("/")[0] for path in paths} == {"run-a"}
+    assert set(paths) == {e.path for e in nights.storage.list() if e.path.startswith("run-a/")}
+    tops = [path.split("/")[1] for path in paths]
+    assert tops.index("snapshots") > max(i for i, top in enumerate(tops) if top == "segments")
+    assert paths[-1] == "run-a/run.json"
+    plans = [path for path in paths if path.endswith("generation.json")]
+    assert plans == [f"run-a/manifest/000{n}/generation.json" for n in (3, 2, 1)]
+    prune(nights.storage.url, keep=2)
+    assert live(nights) == ("run-b", 2)
+
+
+def test_the_pinned_baseline_is_kept(nights: Nights) -> None:
+    nights.pin(Pinned("run-a", 2, "gt"))
+    planned = plan_prune(nights.storage.url, keep=1)
+    assert "run-a/snapshots/0002" in planned.kept
+    prune(nights.storage.url, keep=1)
+    assert a_run(nights, "run-a").snapshot(2).rows == 9
+    assert nights.storage.exists("run-a/evaluation/0002/gt/pq.json")
+    pinned = nights.pinned()
+    assert pinned is not None
+    assert nights.edition(pinned).evaluations() == ["gt"]
+
+
+def test_what_is_being_made_is_kept(nights: Nights) -> None:
+    run = a_run(nights, "run-b")
+    add_generation(run, images(77), number=3, shards=1)  # computed, not yet published
+    run.move({"snapshot": 2, "previous": [1]})
+    run.storage.delete("snapshots/0003.parquet")
+    shard = "segments/0003/shard-000000-of-000001.parquet"
+    prune(nights.storage.url, keep=1)
+    assert run.storage.exists(shard)
+    assert run.storage.exists("manifest/0003/generation.json")
+
+
+def test_nothing_is_removed_while_a_night_is_at_work(nights: Nights) -> None:
+    before = {entry.path for entry in nights.storage.list()}
+    with lease(nights.storage), pytest.raises(LeaseError):
+        prune(nights.storage.url, keep=1)
+    assert {e.path for e in nights.storage.list() if "lease" not in e.path} == {
+        path for path in before if "lease" not in path
+    }

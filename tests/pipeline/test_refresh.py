@@ -1,0 +1,155 @@
+"""What a refresh takes along and where it stops, without Ray: plans on a folder of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import UserError
+from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
+from pipeline.manifest import Staging, read_dropped
+from pipeline.plan import Generation
+from pipeline.publish import finish
+from pipeline.run import Run, RunInfo, create_run
+from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
+from pipeline.shards import Provenance, encode_shard, shard_schema
+from pipeline.source import Source
+from pipeline.storage import Storage
+from tests.pipeline.made_run import shard_row
+
+LAX = Brakes(max_removed_rate=1.0)
+RETRYING = Brakes(1.0, retry_codes=tuple(TRANSIENT_CODES), retries=3)
+
+
+class Night:
+    """A folder of files and a run over it whose rows are made up."""
+
+    def __init__(self, folder: Path) -> None:
+        self.photos = folder / "photos"
+        self.photos.mkdir()
+        self.source = Source(url=str(self.photos))
+        info = RunInfo(
+            SCHEMA_VERSION, {}, None, "made", "0" * 64, "f", {}, [], "cpu", "test", "2026", {}
+        )
+        self.run: Run = create_run(Storage(folder / "run"), info)
+
+    def put(self, name: str, content: str = "x") -> None:
+        (self.photos / name).write_text(content)
+
+    def first(self, outcomes: Mapping[str, str]) -> None:
+        """List all and finish generation 1; outcomes: file name -> error code."""
+        with Staging() as staging:
+            images, size = stage_listing(staging, self.source, None, lambda count: None)
+            self.finish(plan_first(self.run, staging, images, size, 4), outcomes)
+
+    def refresh(self, brakes: Brakes = LAX) -> Generation | None:
+        return plan_refresh(
+            self.run,
+            self.source,
+            None,
+            images_per_shard=4,
+            brakes=brakes,
+            progress=lambda count: None,
+        )
+
+    def finish(self, generation: Generation, outcomes: Mapping[str, str]) -> None:
+        """Write the planned shards and rewrites, then the snapshot."""
+        storage, provenance = self.run.storage, Provenance("f", "0" * 64, "cpu")
+        for unit in generation.units():
+            listed = self.run.read_unit(unit).to_pylist()
+            rows = [self._row(own, outcomes) for own in listed]
+            table = pa.Table.from_pylist(rows, schema=shard_schema())
+            storage.write(unit.path, encode_shard(table, provenance))
+        for rewrite in generation.rewrites:
+            rows = self.run.read_shard(rewrite.source)
+            gone = read_dropped(storage, generation.number)["file_name"].to_pylist()
+            kept = rows.filter([name not in gone for name in rows["file_name"].to_pylist()])
+            storage.write(rewrite.path, encode_shard(kept, provenance))
+        sizes = {entry.path: entry.size for entry in storage.list("segments")}
+        finish(self.run, generation, sizes, 1.0)
+
+    def _row(self, listed: dict[str, Any], outcomes: Mapping[str, str]) -> dict[str, Any]:
+        name = listed["file_name"]
+        failed = shard_row(name, outcomes.get(name, "empty"))
+        if name not in outcomes:
+            failed |= {"status": "ok", "error_code": None, "height": 1, "width": 1}
+        return {**failed, "attempts": listed["attempts"] + 1}
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Night:
+    night = Night(tmp_path)
+    for number in range(10):
+        night.put(f"{number}.jpg")
+    return night
+
+
+def planned(night: Night, generation: Generation | None) -> set[str]:
+    if generation is None:
+        return set()
+    tables = [night.run.read_unit(unit) for unit in generation.units()]
+    return {name for table in tables for name in table["file_name"].to_pylist()}
+
+
+def test_transient_failures_come_along_and_permanent_ones_stay(night: Night) -> None:
+    night.first({"1.jpg": "timeout", "2.jpg": "truncated", "3.jpg": "unavailable"})
+    night.put("new.jpg")
+    generation = night.refresh(RETRYING)
+    assert planned(night, generation) == {"1.jpg", "3.jpg", "new.jpg"}
+    assert generation is not None
+    assert generation.counts == {"retry": 2, "new": 1}
+
+
+def test_a_plain_refresh_retries_nothing(night: Night) -> None:
+    night.first({"1.jpg": "timeout"})
+    assert night.refresh(LAX) is None
+
+
+def test_a_failure_that_changed_or_left_is_not_retried_besides(night: Night) -> None:
+    night.first({"1.jpg": "timeout", "2.jpg": "timeout", "3.jpg": "timeout"})
+    night.put("1.jpg", "a new file")
+    (night.photos / "2.jpg").unlink()
+    generation = night.refresh(RETRYING)
+    assert generation is not None
+    assert generation.counts == {"changed": 1, "removed": 1, "retry": 1, "new": 0}
+    assert planned(night, generation) == {"1.jpg", "3.jpg"}
+
+
+def test_a_failure_is_tried_again_on_so_many_nights_and_no_more(night: Night) -> None:
+    night.first({"1.jpg": "timeout"})
+    nights = 0
+    while (generation := night.refresh(RETRYING)) is not None:
+        assert planned(night, generation) == {"1.jpg"}
+        night.finish(generation, {"1.jpg": "timeout"})
+        nights += 1
+    assert nights == RETRYING.retries
+    night.put("1.jpg", "a new file")  # starts anew
+    generation = night.refresh(RETRYING)
+    assert generation is not None
+    night.finish(generation, {"1.jpg": "timeout"})
+    assert planned(night, night.refresh(RETRYING)) == {"1.jpg"}
+
+
+@pytest.mark.parametrize(("allowed", "stops"), [(0.39, True), (0.4, False), (None, False)])
+def test_too_much_to_compute_stops_with_its_reasons(
+    night: Night, allowed: float | None, stops: bool
+) -> None:
+    night.first({"1.jpg": "timeout"})
+    for name in ("a.jpg", "b.jpg"):
+        night.put(name)
+    night.put("5.jpg", "a new file")
+    brakes = Brakes(1.0, allowed, tuple(TRANSIENT_CODES), 3)
+    if not stops:
+        assert len(planned(night, night.refresh(brakes))) == 4
+        return
+    with pytest.raises(UserError) as caught:
+        night.refresh(brakes)
+    assert "4 images to compute (2 new, " in str(caught.value)
+    assert "1 changed" in str(caught.value)
+    assert "1 retry" in str(caught.value)
+    assert "--allow-full" in str(caught.value)
+    assert max(night.run.generations()) == 1  # nothing is planned
