@@ -6,24 +6,21 @@
     per_image    one row per image of the newest evaluation, or of the one that is named
 
 DuckDB reads only the columns that a query touches, so a count over a million images never reads a
-mask. Shards come as Parquet on a local disk and through fsspec elsewhere; DuckDB's own httpfs was
-rejected: it is downloaded on first use and finds credentials by other rules than the rest.
+mask. Copying a run into a database file was rejected: it would be stale after the next night.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import duckdb
-import fsspec
 import pyarrow as pa
 
+from pipeline.duckdb_files import url_of
 from pipeline.errors import UserError
 from pipeline.run import Run, Snapshot
-from pipeline.storage import Storage
 
 MEMORY_LIMIT: Final = "2GB"
 _LISTS: Final = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")
@@ -141,19 +138,9 @@ def _paths(snapshot: Snapshot) -> list[str]:
 
 def _scan(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str]) -> str:
     """`from read_parquet(...)` of objects of the run folder, on whatever store it is."""
-    urls = [_url(connection, run.storage, path) for path in paths]
+    urls = [url_of(connection, run.storage, path) for path in paths]
     listed = ", ".join("'" + _literal(url) + "'" for url in urls)
     return f"from read_parquet([{listed}])"
-
-
-def _url(connection: duckdb.DuckDBPyConnection, storage: Storage, path: str) -> str:
-    if storage.is_local:
-        return storage.key(path)
-    filesystem: fsspec.AbstractFileSystem = storage.fsspec
-    if not connection.filesystem_is_registered("panoptic"):
-        connection.register_filesystem(_Named(filesystem))
-    bucket = storage.url.partition("://")[2].partition("/")[0] + "/" if storage.is_s3 else ""
-    return f"panoptic://{bucket}{storage.key(path).lstrip('/')}"
 
 
 def _literal(path: str) -> str:
@@ -166,26 +153,3 @@ def _sentence(error: duckdb.Error) -> str:
     if "per_image" in first and isinstance(error, duckdb.CatalogException):
         return "the run isn't evaluated, so there is no per_image: run `panoptic evaluate` first"
     return f"the query can't be answered: {first}"
-
-
-class _Named(fsspec.AbstractFileSystem):
-    """The run's file system under a scheme of its own, so that DuckDB leaves it to fsspec."""
-
-    protocol = "panoptic"  # type: ignore[assignment]
-    cachable = False
-
-    def __init__(self, inner: fsspec.AbstractFileSystem, **options: Any) -> None:
-        super().__init__(**options)
-        self._inner = inner
-
-    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:  # type: ignore[override]
-        return self._inner.open(self._strip_protocol(path), mode)
-
-    def info(self, path: str, **options: Any) -> dict[str, Any]:
-        return self._inner.info(self._strip_protocol(path))
-
-    def modified(self, path: str) -> datetime:
-        return datetime.fromtimestamp(0, UTC)  # shards never change, and asking costs a request
-
-    def glob(self, path: str, **options: Any) -> list[str]:  # type: ignore[override]
-        return [path]  # the paths are exact: nothing to look for

@@ -45,7 +45,7 @@ PURE = {
     "body",
 }
 CLIENTS = {"fsspec", "s3fs", "obstore", "botocore", "boto3", "aiohttp", "pipeline.storage"}
-STORAGE = {"storage", "s3"}
+STORAGE = {"storage", "s3", "duckdb_files"}
 
 
 def imports(path: Path) -> set[str]:
