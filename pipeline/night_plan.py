@@ -8,6 +8,7 @@ from pipeline.errors import UserError
 from pipeline.manifest import Staging
 from pipeline.nightly_config import NightlyConfig
 from pipeline.panoptic_json import CocoFile
+from pipeline.storage import open_file
 from pipeline.truth_names import resolve, stage_truth
 
 
@@ -20,6 +21,13 @@ def night_device(live: Edition | None, config: NightlyConfig) -> Device:
     if config.dtype not in ("auto", dtype):
         return decide_device(config)
     return Device("cpu" if info.device == "cpu" else "cuda", info.device, dtype)
+
+
+def check_truth(truth: str) -> None:
+    """Raises UserError now, rather than after a night's computing, if there is no such file."""
+    storage, name = open_file(truth)
+    if not storage.exists(name):
+        raise UserError(f"truth {truth} does not exist: check the path in the settings")
 
 
 def only_with_truth(staging: Staging, truth: str) -> tuple[int, int]:

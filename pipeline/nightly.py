@@ -28,7 +28,7 @@ from pipeline.job import check_same, describe_run, work
 from pipeline.lease import lease
 from pipeline.manifest import Staging
 from pipeline.night_gate import Judged, evaluate, evaluation_name, judge_quality, judge_shares
-from pipeline.night_plan import brake_full, night_device, only_with_truth, refuse_short
+from pipeline.night_plan import brake_full, check_truth, night_device, only_with_truth, refuse_short
 from pipeline.night_summary import NightSummary, summarize
 from pipeline.nightly_config import NightlyConfig
 from pipeline.nights import PREFIX, Nights, Pinned
@@ -80,6 +80,8 @@ class _Night:
         self.settings = config.of_run(nights.url(self.name))
         self.same_weights = self.live is None or nights.live_name() == self.name
         self._refuse_withdrawn()
+        if config.truth is not None:
+            check_truth(config.truth)
 
     def do(self, pin: bool) -> NightSummary:
         run = self.nights.run(self.name)
