@@ -170,19 +170,24 @@ class SampledLogits:
         self._chunk_bytes = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
 
     def owners(self) -> Tensor:
-        """(W, H): the query with the largest logit at each pixel; the lowest one of equals."""
-        width, height = self._size
-        queries = self._columns.shape[-1]
-        owner = torch.empty(
-            self._size,
-            dtype=torch.uint8 if queries < 256 else torch.int32,
-            device=self._columns.device,
-        )
-        step = max(1, self._chunk_bytes // (4 * height * queries))
-        for start in range(0, width, step):
-            logits = _blend(self._columns[start : start + step], 1, self._y)  # (step, H, K)
-            owner[start : start + step] = logits.argmax(-1)
-        return owner
+        """(W, H): the query with the largest logit at each pixel; the lowest one of equals.
+
+        For this one pass over every pixel the rows of the map are innermost, so that comparing and
+        interpolating go over whole vectors: twice as fast on a CPU as an argmax over few queries.
+        """
+        height = self._size[1]
+        rows = self._columns.permute(1, 2, 0).contiguous()  # (h, K, W)
+        _, queries, width = rows.shape
+        dtype = torch.uint8 if queries < 256 else torch.int32
+        owner = torch.zeros((height, width), dtype=dtype, device=rows.device)
+        step = max(1, self._chunk_bytes // (4 * width * queries))
+        for start in range(0, height, step):
+            logits = _blend(rows, 0, self._y.part(start, start + step))  # (step, K, W)
+            best, winner = logits[:, 0], owner[start : start + step]
+            for query in range(1, queries):
+                winner.masked_fill_(logits[:, query] > best, query)
+                best = torch.maximum(best, logits[:, query])
+        return owner.T.contiguous()
 
     def owners_among(self, alive: Tensor) -> tuple[Tensor, Tensor]:
         """As `owners`, of the queries of `alive` (K,) bool alone, and their areas, (K,) int64.
@@ -234,6 +239,9 @@ class _Taps(NamedTuple):
     far: Tensor  # the one after
     near_weight: Tensor  # (n,) float32, and
     far_weight: Tensor  # its complement to 1
+
+    def part(self, start: int, end: int) -> _Taps:
+        return _Taps(*(tap[start:end] for tap in self))
 
 
 @lru_cache(maxsize=256)
