@@ -11,8 +11,10 @@ from importlib.metadata import version
 from itertools import islice
 from typing import Annotated
 
+import ray
 import torch
 import typer
+from ray.exceptions import GetTimeoutError
 from rich.console import Console
 
 from detr.config import ModelError
@@ -22,7 +24,7 @@ from jobs.options import JsonOutput, parse_options
 from pipeline.config import RunConfig, make_config
 from pipeline.engine_model import ModelSpec
 from pipeline.entry import as_user_error
-from pipeline.errors import UserError
+from pipeline.errors import TryAgainError, UserError
 from pipeline.node_cache import cache_folder
 from pipeline.run import find_run
 from pipeline.source import Source
@@ -48,6 +50,10 @@ def doctor(
     out_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="As for segment.")
     ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Check a worker of this Ray cluster; its dashboard (http://) or auto."),
+    ] = None,
     json_output: JsonOutput = False,
 ) -> None:
     """Check this machine, the bucket and the weights.
@@ -57,7 +63,15 @@ def doctor(
     check fails.
 
         panoptic doctor s3://bucket/images s3://bucket/out --weights r50
+
+        panoptic doctor s3://bucket/images s3://bucket/out --address http://head:8265
     """
+    if address is not None and address.startswith(("http://", "https://")):
+        words = ["doctor", source, out, "--address", "auto"]
+        words += ["--weights", weights] if weights else []
+        words += [f"--source-option={pair}" for pair in source_option or ()]
+        words += [f"--out-option={pair}" for pair in out_option or ()]
+        raise typer.Exit(_submit(address, [*words, *(["--json"] if json_output else [])]))
     options = parse_options(source_option, "--source-option")
     config = make_config(
         {
@@ -70,7 +84,11 @@ def doctor(
     )
     checks: list[Check] = []
     console = Console(highlight=False)
-    for check in _checks(config, with_weights=weights is not None):
+    with_weights = weights is not None
+    found = _checks(config, with_weights=with_weights)
+    if address is not None:
+        found = _on_worker(config, address, with_weights=with_weights)
+    for check in found:
         checks.append(check)
         if not json_output:
             mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
@@ -80,6 +98,33 @@ def doctor(
         print_json({"ok": all(check.ok for check in checks), "checks": [*map(asdict, checks)]})
     if not all(check.ok for check in checks):
         raise typer.Exit(2)
+
+
+def _submit(address: str, words: list[str]) -> int:
+    """The same checks as a job of the cluster, where `auto` is the cluster itself."""
+    from jobs.submit import submit
+
+    return submit(words, address)
+
+
+def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterator[Check]:
+    """The checks where the work will be: on a GPU node if the cluster has or may start one."""
+    from pipeline.cluster import connect, resources
+
+    connect(address)
+    now, most = resources()
+    gpu = max(now.get("GPU", 0), (most or {}).get("GPU", 0)) >= 1
+    checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0)(_all_checks)
+    try:
+        yield from ray.get(checks.remote(config, with_weights), timeout=config.wait_for_gpus)
+    except GetTimeoutError:
+        raise TryAgainError(
+            f"no worker could be had within {config.wait_for_gpus} s: see `ray status`"
+        ) from None
+
+
+def _all_checks(config: RunConfig, with_weights: bool) -> list[Check]:
+    return list(_checks(config, with_weights=with_weights))
 
 
 def _checks(config: RunConfig, *, with_weights: bool) -> Iterator[Check]:
