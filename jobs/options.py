@@ -19,6 +19,9 @@ JsonOutput = Annotated[
     bool, typer.Option("--json", help="One JSON object on stdout; progress goes to stderr.")
 ]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show Ray's own logs too.")]
+JsonLogs = Annotated[
+    bool, typer.Option("--json-logs", help="Notes and progress on stderr as a JSON object a line.")
+]
 ConfigFile = Annotated[
     str | None,
     typer.Option("--config", metavar="FILE", help="TOML file of these settings; flags win."),

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.console import ConsoleReporter
-from jobs.options import JsonOutput, OutFolder, OutOptions, Verbose, parse_options
+from jobs.json_logs import reporting
+from jobs.options import JsonLogs, JsonOutput, OutFolder, OutOptions, Verbose, parse_options
 from jobs.segment import print_summary
 from jobs.status import check_codes
 from pipeline import job
@@ -32,6 +32,7 @@ def retry(
     address: Annotated[str | None, typer.Option(help="Ray cluster, as for segment.")] = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
+    json_logs: JsonLogs = False,
     verbose: Verbose = False,
 ) -> None:
     """Compute the failed images of OUT again.
@@ -59,9 +60,6 @@ def retry(
     given = {name: value for name, value in flags.items() if value not in (None, {})}
     config = make_config({**run.info.config, **given})
     codes = sorted(ERROR_CODES) if every else list(code or ())
-    reporter = ConsoleReporter(verbose=verbose)
-    try:
+    with reporting(verbose=verbose, json_logs=json_logs) as reporter:
         summary = job.retry(config, codes, reporter)
-    finally:
-        reporter.close()
     print_summary(summary, json_output)

@@ -6,15 +6,21 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from jobs.console import ConsoleReporter, duration, print_json
-from jobs.options import JsonOutput, Verbose, takes_settings
+from jobs.console import duration, print_json
+from jobs.json_logs import reporting
+from jobs.options import JsonLogs, JsonOutput, Verbose, takes_settings
 from pipeline.config import RunConfig
 from pipeline.job import Summary
 from pipeline.job import segment as run_segment
 
 
 @takes_settings
-def segment(settings: RunConfig, json_output: JsonOutput = False, verbose: Verbose = False) -> None:
+def segment(
+    settings: RunConfig,
+    json_output: JsonOutput = False,
+    json_logs: JsonLogs = False,
+    verbose: Verbose = False,
+) -> None:
     """Segment every image of SOURCE into a run folder.
 
     Continues whatever is there: stop it, kill it, run the same command again, and only the shards
@@ -29,11 +35,8 @@ def segment(settings: RunConfig, json_output: JsonOutput = False, verbose: Verbo
     Exit codes: 0 done, 2 bad setting or input, 4 too many images failed, 5 another job writes the
     folder, 75 stopped or the cluster is down: run it again.
     """
-    reporter = ConsoleReporter(verbose=verbose)
-    try:
+    with reporting(verbose=verbose, json_logs=json_logs) as reporter:
         summary = run_segment(settings, reporter)
-    finally:
-        reporter.close()
     print_summary(summary, json_output)
 
 

@@ -12,11 +12,11 @@ from rich.table import Table
 from jobs.console import duration, print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.job import shard_sizes
+from pipeline.lease import read_holder
 from pipeline.plan import Generation, missing
-from pipeline.publish import read_stats
+from pipeline.publish import footers, read_stats
 from pipeline.run import Run, open_run
 from pipeline.schema import ERROR_CODES, TRANSIENT_CODES
-from pipeline.shards import read_footer
 
 
 def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutput = False) -> None:
@@ -43,6 +43,8 @@ def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutpu
         )
     published = facts["snapshot"]
     console.print(f"published: snapshot {published}" if published else "nothing published yet")
+    if facts["writer"]:
+        console.print("lease held by process {pid} on {host}".format(**facts["writer"]))
 
 
 def describe(run: Run) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def describe(run: Run) -> dict[str, Any]:
     seconds = sum(entry["seconds"] for entry in stats)
     computed = sum(entry["done"] for entry in stats)
     newest = generations[max(generations)] if generations else None
+    holder = read_holder(run.storage)
     return {
         "out": run.storage.url,
         "source": run.info.source["source"],
@@ -63,6 +66,7 @@ def describe(run: Run) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "images_per_second": round(computed / seconds, 3) if seconds else 0.0,
         "snapshot": run.latest(),
+        "writer": holder and {name: holder[name] for name in ("host", "pid", "submission")},
     }
 
 
@@ -78,8 +82,8 @@ def _counts(run: Run, generation: Generation) -> dict[str, int]:
     sizes = shard_sizes(run)
     left = {unit.path for unit in missing(generation, sizes)}
     there = [unit.path for unit in generation.units() if unit.path not in left]
-    footers = [read_footer(run.storage, path, sizes[path]) for path in there]
-    ok, error = sum(f.ok for f in footers), sum(f.error for f in footers)
+    found = footers(run, there, sizes)
+    ok, error = sum(f.ok for f in found), sum(f.error for f in found)
     values = (generation.images, ok, error, len(there) + len(left), len(there))
     return dict(zip(_COUNTS, values, strict=True))
 
@@ -134,8 +138,7 @@ def failed_shards(run: Run) -> list[str]:
     if numbers:
         return [entry.path for entry in run.snapshot(numbers[-1]).shards if entry.error]
     sizes = shard_sizes(run)
-    footers = (read_footer(run.storage, path, size) for path, size in sizes.items())
-    return [footer.path for footer in footers if footer.error]
+    return [footer.path for footer in footers(run, sizes, sizes) if footer.error]
 
 
 def check_codes(codes: list[str] | None) -> None:

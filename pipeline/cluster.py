@@ -13,10 +13,14 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from typing import Any, Final
 
 import ray
 
 from pipeline.errors import TryAgainError
+
+STARTS: Final = 3
+SLOW_START: Final = "timed out during startup"
 
 
 def connect(address: str | None, *, verbose: bool = False) -> None:
@@ -48,9 +52,7 @@ def _connect(address: str | None, verbose: bool) -> None:
         # Ray would switch token authentication on and write a token file for a cluster of one.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         with nullcontext() if verbose else _without_native_stderr():
-            ray.init(
-                address="local", include_dashboard=False, log_to_driver=verbose, logging_level=level
-            )
+            start_here(log_to_driver=verbose, logging_level=level)
         logging.getLogger("ray.data").setLevel(level)
         return
     try:
@@ -63,6 +65,26 @@ def _connect(address: str | None, verbose: bool) -> None:
             "run on this machine)"
         ) from error
     logging.getLogger("ray.data").setLevel(level)
+
+
+def start_here(**settings: Any) -> None:
+    """Start Ray on this machine. Raises TryAgainError if it doesn't come up.
+
+    Ray gives its own processes 30 s, which a busy machine may exceed: then it is tried again.
+    """
+    for left in reversed(range(STARTS)):
+        try:
+            ray.init(address="local", include_dashboard=False, **settings)
+            return
+        except Exception as error:
+            if SLOW_START not in str(error):
+                raise
+            ray.shutdown()
+            if not left:
+                raise TryAgainError(
+                    "Ray did not start on this machine, most likely because it is too busy: run "
+                    "the same command again"
+                ) from error
 
 
 @contextmanager

@@ -45,7 +45,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
     source: str = Field(
-        description="Folder, list (.txt .csv .parquet) or COCO JSON; any fsspec URL."
+        description="Folder, list (.txt .csv .parquet), COCO JSON or S3 Inventory; any fsspec URL."
     )
     out: str = Field(description="Run folder to make or to continue; any fsspec URL.")
     weights: str = Field(

@@ -7,7 +7,7 @@ import re
 from datetime import datetime
 from typing import NamedTuple
 
-from pipeline.errors import UserError
+from pipeline.errors import TryAgainError, UserError
 
 
 class Entry(NamedTuple):
@@ -32,6 +32,13 @@ def bare_etag(etag: str | None) -> str | None:
 
 
 _STATUS = re.compile(r"status code: (\d{3})|status=(\d{3})|\b(4\d\d|5\d\d), message=")
+# What obstore's own first line leaves out.
+_HINTS = {
+    "IncompleteMessage": "the connection broke before an answer",
+    "IncompleteBody": "the connection broke in the body",
+    "TimedOut": "nothing came any more",
+    "ConnectionRefused": "nobody listens there",
+}
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 
 
@@ -49,7 +56,8 @@ def classify(error: BaseException) -> tuple[str, str]:
     status = next(
         (group for match in _STATUS.finditer(text) for group in match.groups() if group), ""
     )
-    line = line[:500]
+    hint = next((words for mark, words in _HINTS.items() if mark in text), None)
+    line = line[:500] + (f" ({hint})" if hint else "")
     if "InvalidObjectState" in text:
         return "archived", line
     if isinstance(error, FileNotFoundError) or status in ("404", "410"):
@@ -58,7 +66,11 @@ def classify(error: BaseException) -> tuple[str, str]:
         isinstance(error, PermissionError) or status in ("401", "403")
     ):
         return "forbidden", line
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)) or "timed out" in text.lower():
+    if (
+        isinstance(error, (TimeoutError, asyncio.TimeoutError))
+        or "timed out" in text.lower()
+        or ("TimedOut" in text)
+    ):
         return "timeout", line
     return "unavailable", line
 
@@ -80,6 +92,15 @@ def of_storage(error: BaseException) -> bool:
     """True if a storage client raised this."""
     root = type(error).__module__.partition(".")[0]
     return isinstance(error, OSError) or root in ("obstore", "botocore", "aiohttp")
+
+
+def as_lost(error: BaseException, what: str) -> UserError:
+    """The same in the middle of a job: what another call may mend asks for one."""
+    code, _ = classify(error)
+    sentence = as_user_error(error, what)
+    if code in ("timeout", "unavailable"):
+        return TryAgainError(f"{sentence}; shards already written stay: run the same command again")
+    return sentence
 
 
 def as_user_error(error: BaseException, what: str) -> StorageError:

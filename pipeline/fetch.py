@@ -22,7 +22,7 @@ from ray.actor import ActorHandle
 
 from pipeline.body import Md5Marks, fault
 from pipeline.budget import failures_of
-from pipeline.entry import Fetched, classify
+from pipeline.entry import Fetched, as_lost, classify
 from pipeline.plan import WorkUnit
 from pipeline.run import Run
 from pipeline.storage import get_uri
@@ -71,7 +71,10 @@ def fetch_units(
     for row in units.to_pylist():
         unit = WorkUnit(**row)
         begin(tally, "fetching", unit.key)
-        manifest = run.read_unit(unit)
+        try:
+            manifest = run.read_unit(unit)
+        except Exception as error:
+            raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
         assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
         bodies = asyncio.run(UnitFetch(manifest, source_options, tally, unit.key).bodies())
         tables.append(_with_bodies(manifest, unit, bodies))

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.manifest import Staging, write_dropped, write_parts
+from pipeline.manifest import Staging, clear_plan, write_dropped, write_parts
+from pipeline.marks import stage_marks, unknown_bytes
 from pipeline.plan import (
     Generation,
     rewrites_for,
@@ -26,6 +27,8 @@ from pipeline.schema import DROPPED_SCHEMA
 from pipeline.source import Source
 
 Progress = Callable[[int], None]
+_NOW = "case when marks.file_name is null then manifest.{0} else marks.{0} end"
+MARKS = ("size", "etag", "last_modified")
 # A name is changed if the store's marks of it are: the ETag where both have one, else size or time.
 CHANGED = """
     case when old.etag is not null and new.etag is not null then old.etag != new.etag
@@ -37,7 +40,8 @@ CHANGED = """
 def stage_listing(
     staging: Staging, source: Source, limit: int | None, progress: Progress
 ) -> tuple[int, int]:
-    """List the source into the view `listing`; returns its images and known bytes.
+    """List the source into the view `listing`; returns its images and their bytes, as far as the
+    listing or a sample of the images tells.
 
     `limit` keeps the smallest hashes: a uniform sample that a later, larger one contains.
     Raises UserError if nothing is found or a name stands twice.
@@ -50,16 +54,18 @@ def stage_listing(
             "suffixes with --include '*.xyz'"
         )
     staging.refuse_duplicates("everything")
-    chosen = f"order by hash, file_name limit {limit}" if limit else ""
-    staging.connection.execute(f"create table listing as select * from everything {chosen}")
+    chosen = f"table listing as from everything order by hash, file_name limit {limit}"
+    staging.connection.execute(f"create {chosen if limit else 'view listing as from everything'}")
     images = staging.count("select count(*) from listing")
-    return images, staging.count("select cast(coalesce(sum(size), 0) as bigint) from listing")
+    known = staging.count("select cast(coalesce(sum(size), 0) as bigint) from listing")
+    return images, known + unknown_bytes(staging, "listing", source.options)
 
 
 def plan_first(
     run: Run, staging: Staging, images: int, total_bytes: int, images_per_shard: int
 ) -> Generation:
     """Generation 1: everything that was listed."""
+    clear_plan(run.storage, 1)
     rows = write_parts(
         run.storage,
         1,
@@ -79,10 +85,17 @@ def plan_retry(run: Run, codes: Sequence[str], images_per_shard: int) -> Generat
         if not staging.stage("failed", _failed(run, base, codes)):
             return None
         staging.stage_manifest("manifest", run)
+        # An image that was replaced is taken as it is now: under its old marks it can't be had.
+        replaced = staging.connection.execute(
+            "select file_name, uri from manifest join failed using (file_name) "
+            "where error_code = 'changed'"
+        ).fetchall()
+        stage_marks(staging, "marks", replaced, run.info.config.get("source_options", {}))
         staging.connection.execute(
             "create table computed as select manifest.* exclude (generation) "
-            "replace (cast(failed.attempts as integer) as attempts) "
-            "from manifest join failed using (file_name)"
+            "replace (cast(failed.attempts as integer) as attempts, "
+            + ", ".join(f"{_NOW.format(mark)} as {mark}" for mark in MARKS)
+            + ") from manifest join failed using (file_name) left join marks using (file_name)"
         )
         staging.connection.execute(
             "create table leaving as select hash, file_name, generation, 'retry' as reason "
@@ -197,6 +210,7 @@ def _plan_next(
     if not images and not dropped:
         return None
     number = base.number + 1
+    clear_plan(run.storage, number)
     total_bytes = staging.count("select cast(coalesce(sum(size), 0) as bigint) from computed")
     rows: tuple[int, ...] = ()
     if images:
@@ -207,17 +221,23 @@ def _plan_next(
             staging.tables("select * from computed order by hash, file_name"),
         )
     shards = {number: generation.shards for number, generation in run.generations().items()}
-    departures = pa.concat_tables(
-        [_departing(table, shards) for table in staging.tables("from leaving order by hash")]
-        or [DROPPED_SCHEMA.empty_table()]
-    )
+    losses: Counter[tuple[int, int]] = Counter()
+    reasons: Counter[str] = Counter()
+
+    def departures() -> Iterator[pa.Table]:
+        for table in staging.tables("from leaving order by generation, hash"):
+            departing = _departing(table, shards)
+            places = zip(
+                departing["origin"].to_pylist(), departing["shard"].to_pylist(), strict=True
+            )
+            losses.update(places)
+            reasons.update(departing["reason"].to_pylist())
+            yield departing
+
     if dropped:
-        write_dropped(run.storage, number, departures)
-    losses = Counter(
-        zip(departures["origin"].to_pylist(), departures["shard"].to_pylist(), strict=True)
-    )
+        write_dropped(run.storage, number, departures())
     rewrites, gone = rewrites_for(number, [(s.path, s.rows) for s in base.shards], losses)
-    counts = dict(Counter(departures["reason"].to_pylist()))
+    counts = dict(reasons)
     counts["new"] = images - sum(counts.get(kind, 0) for kind in ("retry", "changed"))
     generation = Generation(
         number, reason, rows, total_bytes, base.number, dropped, rewrites, gone, counts

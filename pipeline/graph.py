@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import ray
@@ -24,13 +24,14 @@ from ray.data import ActorPoolStrategy, DataContext
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import fetch_units
-from pipeline.manifest import read_dropped
-from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement
+from pipeline.manifest import read_leaving
+from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, stage_memory
 from pipeline.plan import Generation, Rewrite, WorkUnit
 from pipeline.run import Run
 from pipeline.segmenter import Decoding, Segmenter
 from pipeline.shards import Provenance, ShardSink, encode_shard
 
+UNKNOWN_IMAGE_BYTES = 200_000.0  # of an image whose size no listing told
 NO_PROGRESS_SECONDS = 6 * 3600.0  # spot nodes may be hours away; a hang must still end
 
 
@@ -48,6 +49,14 @@ def configure_ray_data(verbose: bool) -> None:
     os.environ.setdefault("RAY_TASK_MAX_RETRIES", "-1")
 
 
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """What runs in the two stages before the sink; a benchmark of the engine puts its own there."""
+
+    fetch: Callable[..., pa.Table] = fetch_units
+    segmenter: type = Segmenter
+
+
 def compute_shards(
     run: Run,
     generation: Generation,
@@ -58,21 +67,27 @@ def compute_shards(
     placement: Placement,
     provenance: Provenance,
     tally: ActorHandle,
+    stages: Stages = Stages(),  # frozen
 ) -> None:
     """Compute and write the shards of `units`. Returns when all are in the store."""
+    known = generation.bytes / max(generation.images, 1) or UNKNOWN_IMAGE_BYTES
+    largest = max(unit.images for unit in units)
+    total = ray.cluster_resources().get("memory", 0.0)
+    memory = stage_memory(known * largest, placement, total)
     dataset = ray.data.from_items(
         [dataclasses.asdict(unit) for unit in units], override_num_blocks=len(units)
     )
     fetched = dataset.map_batches(
-        fetch_units,  # type: ignore[arg-type]  # the stub knows no fn_kwargs
+        stages.fetch,  # type: ignore[arg-type]  # the stub knows no fn_kwargs
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         num_cpus=FETCH_CPUS,
+        memory=memory and memory.fetch,
         fn_kwargs={"run": run, "source_options": config.source_options, "tally": tally},
     )
     segmented = fetched.map_batches(
-        Segmenter,
+        stages.segmenter,
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
@@ -87,6 +102,7 @@ def compute_shards(
         ),
         num_cpus=placement.actor_cpus,
         num_gpus=placement.actor_gpus,
+        memory=memory and memory.actor,
         fn_constructor_args=(spec,),
         fn_constructor_kwargs={
             "decoding": Decoding(config.exif, config.max_pixels, config.decode),
@@ -97,7 +113,10 @@ def compute_shards(
         },
     )
     sink = ShardSink(run.storage, generation, provenance, tally)
-    segmented.write_datasink(sink, ray_remote_args={"num_cpus": WRITE_CPUS})
+    needs: dict[str, float] = {"num_cpus": WRITE_CPUS}
+    if memory:
+        needs["memory"] = memory.write
+    segmented.write_datasink(sink, ray_remote_args=needs)
 
 
 def rewrite_shards(run: Run, rewrites: Sequence[Rewrite]) -> None:
@@ -117,7 +136,7 @@ def _rewrite(rewrites: pa.Table, *, run: Run) -> pa.Table:
     for row in rewrites.to_pylist():
         rewrite = Rewrite(**row)
         rows = run.read_shard(rewrite.source)
-        leaving = set(read_dropped(run.storage, rewrite.generation)["file_name"].to_pylist())
+        leaving = read_leaving(run.storage, rewrite.generation, rewrite.origin, rewrite.shard)
         keep = [name not in leaving for name in rows["file_name"].to_pylist()]
         kept = rows.filter(pa.array(keep))
         assert kept.num_rows == rewrite.rows, (rewrite, kept.num_rows)

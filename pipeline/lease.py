@@ -21,11 +21,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
 from typing import Any, Final
 
 from pipeline.entry import as_user_error
 from pipeline.errors import LeaseError, TryAgainError
+from pipeline.processes import alive, machine, process_start
 from pipeline.storage import Storage
 
 LEASE_FILE: Final = "lease.json"
@@ -160,7 +160,7 @@ class _Lease:
             return False
         if holder.get("machine", self.owner["machine"]) != self.owner["machine"]:
             return False
-        if not _alive(holder["pid"]):
+        if not alive(holder["pid"]):
             return True
         # The number lives, but another process may bear it by now, as in a restarted container.
         return holder.get("process") not in (None, process_start(holder["pid"]))
@@ -185,33 +185,3 @@ def _age(storage: Storage) -> float | None:
     if not isinstance(renewed, datetime) or not isinstance(now, datetime):
         return 0.0
     return (now - renewed).total_seconds()
-
-
-def machine() -> str:
-    """This boot of this kernel and this space of process numbers: two containers may share a host
-    name, and a process number means nothing outside its own space."""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
-    return ""
-
-
-def process_start(pid: int) -> str | None:
-    """When a process began, in ticks since boot; None where /proc doesn't tell."""
-    with suppress(OSError, IndexError):
-        # The name in brackets may hold spaces; the start is the 20th field behind it.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    return None
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    # A process that was killed and not yet waited for by its parent still has its number.
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    return True

@@ -7,6 +7,7 @@ of 20,000 row groups would be 16 MB that every fetch task reads again.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
@@ -19,20 +20,30 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.plan import SHARDS_PER_PART, Generation, dropped_path, part_path, shard_start
+from pipeline.plan import (
+    SHARDS_PER_PART,
+    Generation,
+    dropped_path,
+    manifest_folder,
+    part_path,
+    shard_start,
+)
+from pipeline.processes import is_gone, me
 from pipeline.run import Run
 from pipeline.schema import DROPPED_SCHEMA
 from pipeline.storage import Storage
 
-MEMORY_LIMIT = "2GB"
+MEMORY_LIMIT = "1GB"  # of DuckDB; Python and Arrow come on top
 READ_ROWS = 50_000
+SCRATCH = "panoptic-"
 
 
 class Staging:
     """A scratch DuckDB database on local disk; tables are Parquet globs, sorted out of core."""
 
     def __enter__(self) -> Staging:
-        self._folder = tempfile.TemporaryDirectory(prefix="panoptic-")
+        _sweep()
+        self._folder = tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{me()}-")
         self.path = Path(self._folder.name)
         self.connection = duckdb.connect(str(self.path / "scratch.duckdb"))
         self.connection.execute(f"set memory_limit = '{MEMORY_LIMIT}'")
@@ -70,10 +81,17 @@ class Staging:
             self.connection.execute(f"create view {name} as from read_parquet('{path}')")
         return rows
 
-    def stage_manifest(self, name: str, run: Run) -> int:
-        """The run's images as they are now: of each name the row of its last generation."""
-        generations = run.generations()
-        rows = self.stage("history", _history(run, generations))
+    def stage_manifest(self, name: str, run: Run, upto: int | None = None) -> int:
+        """The run's images as they are now, or were after generation `upto`.
+
+        Of each name the row of its last generation. Returns how many images there are.
+        """
+        generations = {
+            number: generation
+            for number, generation in run.generations().items()
+            if upto is None or number <= upto
+        }
+        self.stage("history", _history(run, generations))
         dropped = self.stage("departed", _departures(run, generations))
         gone = "where false"
         if dropped:
@@ -87,7 +105,7 @@ class Staging:
             "group by file_name) "
             "select history.* from history join last using (file_name, generation)"
         )
-        return rows
+        return self.count(f"select count(*) from {name}")
 
     def count(self, query: str) -> int:
         [(count,)] = self.connection.execute(query).fetchall()
@@ -108,6 +126,13 @@ class Staging:
     def tables(self, query: str) -> Iterator[pa.Table]:
         for batch in self.connection.sql(query).to_arrow_reader(READ_ROWS):
             yield pa.Table.from_batches([batch])
+
+
+def _sweep() -> None:
+    """Delete the scratch folders of processes that were killed: a large listing is gigabytes."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*-*"):
+        if is_gone(folder.name.removeprefix(SCRATCH).rpartition("-")[0]):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _history(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
@@ -131,10 +156,27 @@ def read_dropped(storage: Storage, generation: int) -> pa.Table:
     return pq.read_table(pa.BufferReader(storage.read(dropped_path(generation))))
 
 
-def write_dropped(storage: Storage, generation: int, table: pa.Table) -> None:
+def read_leaving(storage: Storage, generation: int, origin: int, shard: int) -> set[str]:
+    """Names of the rows that leave one shard; of a long list only the row groups that hold them."""
+    place = [("origin", "=", origin), ("shard", "=", shard)]
+    with storage.open(dropped_path(generation)) as file:
+        return set(pq.read_table(file, columns=["file_name"], filters=place)[0].to_pylist())
+
+
+def write_dropped(storage: Storage, generation: int, tables: Iterator[pa.Table]) -> None:
+    """tables: sorted by origin and shard, so that `read_leaving` can skip."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table.cast(DROPPED_SCHEMA), sink, compression="zstd")
+    with pq.ParquetWriter(sink, DROPPED_SCHEMA, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table.cast(DROPPED_SCHEMA))
     storage.write(dropped_path(generation), sink.getvalue().to_pybytes())
+
+
+def clear_plan(storage: Storage, generation: int) -> None:
+    """Delete what a planning that was killed has written: its parts may be more than the next's."""
+    for entry in list(storage.list(manifest_folder(generation))):
+        assert not entry.path.endswith("/generation.json"), entry.path
+        storage.delete(entry.path)
 
 
 def write_parts(

@@ -16,6 +16,8 @@ from pipeline.errors import UserError
 FETCH_CPUS: Final = 0.25
 WRITE_CPUS: Final = 0.25
 CPU_THREADS_PER_ACTOR: Final = 4
+WORKER_BYTES: Final = 250_000_000  # Python, Arrow and the storage client
+ACTOR_BYTES: Final = {"cpu": 2_500_000_000, "cuda": 4_000_000_000}  # torch, model, decoded batches
 DECODE_THREADS_PER_GPU: Final = 16
 
 
@@ -29,6 +31,30 @@ class Placement:
     actor_cpus: float
     actor_gpus: float
     threads: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a task or an actor of each stage declares, so that Ray starts no more than fit."""
+
+    fetch: int
+    actor: int
+    write: int
+
+
+def stage_memory(unit_bytes: float, placement: Placement, total: float) -> Memory | None:
+    """What each stage needs for units of so many encoded bytes; None where memory is too tight.
+
+    total: what the cluster has for tasks and actors. A declaration that doesn't fit would wait for
+    ever without a word, so where the smallest pool would take more than half of what there is
+    nothing is declared, and Ray's memory monitor is the guard.
+    """
+    fetch = int(WORKER_BYTES + 3 * unit_bytes)  # bodies, their Arrow table, and the block's copy
+    actor = int(ACTOR_BYTES[placement.device] + 2 * unit_bytes)
+    write = int(WORKER_BYTES + unit_bytes)  # rows are a tenth of the bytes, in a few copies
+    if 2 * (placement.min_actors * actor + fetch + write) > total:
+        return None
+    return Memory(fetch, actor, write)
 
 
 def place(

@@ -41,8 +41,13 @@ def shard_start(index: int, shards: int) -> int:
 
 
 def shard_count(images: int, total_bytes: int, images_per_shard: int = IMAGES_PER_SHARD) -> int:
-    """How many shards a generation of this many images and encoded bytes is packed into."""
+    """How many shards a generation of this many images and encoded bytes is packed into.
+
+    Another `images_per_shard` than the default is somebody's choice, and kept at any number.
+    """
     wanted = max(math.ceil(images / images_per_shard), math.ceil(total_bytes / BYTES_PER_SHARD), 1)
+    if images_per_shard != IMAGES_PER_SHARD:
+        return wanted
     return min(wanted, max(MAX_SHARDS, math.ceil(total_bytes / MAX_BYTES_PER_SHARD)))
 
 

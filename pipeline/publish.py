@@ -70,7 +70,7 @@ def _snapshot(run: Run, generation: Generation, sizes: Mapping[str, int]) -> Sna
         known = {entry.path: entry for entry in run.snapshot(generation.number).shards}
     # A shard of which nothing is known yet, or that was made again since, is asked itself.
     fresh = [p for p in paths if p not in known or known[p].bytes != sizes.get(p)]
-    entries = {**known, **{entry.path: entry for entry in _footers(run, fresh, sizes)}}
+    entries = {**known, **{entry.path: entry for entry in footers(run, fresh, sizes)}}
     rows = sum(entries[path].rows for path in paths)
     if rows != expected:
         raise UserError(
@@ -83,7 +83,9 @@ def _snapshot(run: Run, generation: Generation, sizes: Mapping[str, int]) -> Sna
     return run.snapshot(generation.number)
 
 
-def _footers(run: Run, paths: Iterable[str], sizes: Mapping[str, int]) -> list[ShardEntry]:
+def footers(run: Run, paths: Iterable[str], sizes: Mapping[str, int]) -> list[ShardEntry]:
+    """What shards say of themselves, many at a time. Raises UserError naming a broken one."""
+
     def read(path: str) -> ShardEntry:
         try:
             return read_footer(run.storage, path, sizes[path])

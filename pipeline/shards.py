@@ -21,6 +21,7 @@ from ray.actor import ActorHandle
 from ray.data import Datasink
 
 from pipeline.budget import failures_of
+from pipeline.entry import as_lost
 from pipeline.plan import Generation, unit_key
 from pipeline.run import ShardEntry
 from pipeline.schema import SCHEMA_VERSION, SHARD_SCHEMA
@@ -90,7 +91,10 @@ class ShardSink(Datasink[int]):
         errors = rows.filter(pc.field("error_code").is_valid())
         told = zip(*(errors[name].to_pylist() for name in ERROR_COLUMNS), strict=True)
         data = encode_shard(rows, self.provenance)
-        self.storage.write(path, data)
+        try:
+            self.storage.write(path, data)
+        except Exception as error:
+            raise as_lost(error, f"can't write {self.storage.join(path)}") from error
         segments = sum(len(chunk.flatten()) for chunk in rows["segment_id"].chunks)
         report = self.tally.written.remote(
             key,

@@ -22,6 +22,7 @@ import pyarrow as pa
 from pipeline.config import IMAGE_SUFFIXES, RunConfig
 from pipeline.entry import Entry, as_user_error
 from pipeline.errors import UserError
+from pipeline.inventory import Inventory, is_inventory
 from pipeline.node_cache import local_copy
 from pipeline.plan import name_hash
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
@@ -95,15 +96,16 @@ class Source:
                 )
             if not path.is_dir():
                 raise FileNotFoundError(self.url)
-        inside = self.output_url.removeprefix(self.url + "/") if self.output_url else ""
-        own = inside + "/" if inside and inside != self.output_url else None
-        entries = (
-            entry
-            for entry in storage.list()
-            if self.wanted(entry.path) and not (own and entry.path.startswith(own))
-        )
+        entries = (entry for entry in storage.list() if self._counts(entry.path, self.url))
         for chunk in _chunks(entries):
             yield _manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
+
+    def _counts(self, path: str, root: str) -> bool:
+        """Whether a path under `root` is wanted and isn't the run folder's own."""
+        own = self.output_url.startswith(root + "/") and f"{root}/{path}".startswith(
+            self.output_url + "/"
+        )
+        return not own and self.wanted(path)
 
     def wanted(self, path: str) -> bool:
         """The default takes image suffixes in any case; `include` replaces it, `exclude` wins."""
@@ -115,6 +117,9 @@ class Source:
 
     def _coco(self) -> Iterator[pa.Table]:
         data = json.loads(local_copy(self.url, self.options).read_text())
+        if is_inventory(data):
+            yield from self._inventory(data)
+            return
         if not isinstance(data, dict) or not isinstance(data.get("images"), list):
             raise UserError(f"{self.url} is not a COCO JSON: it has no list `images`")
         root = self._image_root()
@@ -124,6 +129,24 @@ class Source:
                 raise UserError(f"{self.url}: an entry of `images` has no `file_name`")
             entries = [Entry(name, -1, None, None) for name in names]
             yield _manifest_table(entries, [f"{root}/{name}" for name in names])
+
+    def _inventory(self, data: dict[str, Any]) -> Iterator[pa.Table]:
+        """Names are relative to `--image-root`, which then also says which keys count."""
+        inventory = Inventory.of(data, self.url)
+        root = normalize(self.image_root) if self.image_root else f"s3://{inventory.bucket}"
+        bucket, _, folder = root.removeprefix("s3://").partition("/")
+        if bucket != inventory.bucket or not root.startswith("s3://"):
+            raise UserError(
+                f"--image-root {root} is not in s3://{inventory.bucket}, which {self.url} lists"
+            )
+        start = len(folder) + 1 if folder else 0
+        named = (
+            entry._replace(path=entry.path[start:])
+            for entry in inventory.entries(self.options)
+            if not folder or entry.path.startswith(folder + "/")
+        )
+        for chunk in _chunks(entry for entry in named if self._counts(entry.path, root)):
+            yield _manifest_table(chunk, [f"{root}/{entry.path}" for entry in chunk])
 
     def _list(self) -> Iterator[pa.Table]:
         path = str(local_copy(self.url, self.options))

@@ -273,6 +273,12 @@ def _entry(info: dict[str, Any]) -> Entry:
     return Entry(info["name"], int(info.get("size") or 0), etag, modified)
 
 
+def info_uri(uri: str, options: Mapping[str, str]) -> Entry:
+    """The marks of an absolute URI of any scheme. Raises FileNotFoundError."""
+    folder, name = open_file(uri, options)
+    return folder.info(name)
+
+
 async def get_uri(uri: str, options: Mapping[str, str]) -> Fetched:
     """One GET, tried once, of an absolute URI of any scheme. Raises what the client raises."""
     scheme, separator, rest = uri.partition("://")

@@ -15,6 +15,7 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 import ray  # reads the environment when it is imported
 
 from jobs.scenes import SCENE_CATEGORIES, write_scenes
+from pipeline.cluster import start_here
 from tests.random_weights import write_tiny
 from tests.servers import S3Server, moto_server, rclone_server
 
@@ -24,7 +25,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray on two CPUs, shared by every test that needs it."""
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    start_here(num_cpus=2, log_to_driver=False)
     yield
     ray.shutdown()
 

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from tests.run_rows import live_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 JOB_SECONDS = 240.0
+PROGRAM = ("jobs.cli",)
 
 
 @dataclass(frozen=True)
@@ -64,20 +66,25 @@ class Field:
         }
 
     def command(self, *more: str) -> list[str]:
+        """Words after the program's name; a URL first in `more` is another source."""
+        source = str(self.source)
+        if more and "://" in more[0]:
+            source, *rest = more
+            more = tuple(rest)
         flags = [
             word
             for name, value in self.settings.items()
-            if name != "source"
-            for word in (f"--{name.replace('_', '-')}", str(value))
+            if name != "source" and (flag := f"--{name.replace('_', '-')}") not in more
+            for word in (flag, str(value))
         ]
-        return [sys.executable, "-m", "jobs.cli", "segment", str(self.source), *flags, *more]
+        return ["segment", source, *flags, *more]
 
-    def start(self, *more: str) -> subprocess.Popen[str]:
+    def start(self, *more: str, program: Sequence[str] = PROGRAM) -> subprocess.Popen[str]:
         """The job as a user starts it, in a session of its own."""
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
         environment.pop("RAY_ADDRESS", None)
         return subprocess.Popen(
-            self.command("--json", *more),
+            [sys.executable, "-m", *program, *self.command(*more), "--json"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

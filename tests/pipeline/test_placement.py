@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, place
+from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, place, stage_memory
 
 
 def placed(
@@ -67,3 +67,19 @@ def test_actors_on_one_machine_share_its_cores() -> None:
 def test_more_actors_than_gpus_are_refused() -> None:
     with pytest.raises(UserError, match="--num-actors 5 asks for more GPUs"):
         placed({"CPU": 200, "GPU": 4}, actors=(5, 5))
+
+
+def test_memory_is_declared_for_each_stage_and_grows_with_the_unit() -> None:
+    placement = placed({"CPU": 32, "GPU": 4})
+    small = stage_memory(50e6, placement, total=400e9)
+    large = stage_memory(400e6, placement, total=400e9)
+    assert small is not None
+    assert large is not None
+    assert 300e6 < small.fetch < large.fetch < 2e9
+    assert small.actor < large.actor
+
+
+def test_memory_that_might_never_be_free_is_not_declared() -> None:
+    placement = placed({"CPU": 2})
+    assert stage_memory(50e6, placement, total=3e9) is None
+    assert stage_memory(50e6, placement, total=0) is None

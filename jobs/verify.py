@@ -1,0 +1,105 @@
+"""`panoptic verify`: every image of the manifest exactly once in the live shards."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from jobs.console import print_json
+from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from pipeline.config import make_config
+from pipeline.errors import EXIT_QUALITY_GATE
+from pipeline.run import Run, open_run
+from pipeline.verify import verify as verify_run
+
+
+def verify(
+    out: OutFolder,
+    sample: Annotated[
+        int, typer.Option(min=0, help="Segment so many images again here, and compare.")
+    ] = 0,
+    max_difference: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Of the sample's pixels, the part that may differ."),
+    ] = 0.002,
+    seed: Annotated[int, typer.Option(help="Draws the sample.")] = 0,
+    snapshot: Annotated[
+        int | None, typer.Option(help="Another snapshot than the published one.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Where the same weights are now, if they moved.")
+    ] = None,
+    source_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Storage option of the source; repeatable."),
+    ] = None,
+    out_option: OutOptions = None,
+    json_output: JsonOutput = False,
+) -> None:
+    """Check that every image of OUT's manifest has exactly one row.
+
+    Counts anew from the shards themselves: names, URIs, ETags, order, footers, sizes. With --sample
+    some images are fetched and segmented again on this machine's CPU in fp32.
+
+        panoptic verify s3://bucket/out
+
+        panoptic verify runs/photos --sample 50
+
+    Exit codes: 0 all is as promised, 3 it is not.
+    """
+    run = open_run(out, parse_options(out_option, "--out-option"))
+    result = verify_run(run, snapshot)
+    facts: dict[str, Any] = {**asdict(result), "holds": result.holds}
+    if sample:
+        moved = {"weights": weights, "source_options": parse_options(source_option, "")}
+        facts["sample"] = _recompute(run, moved, sample, result.snapshot, seed)
+        facts["holds"] &= (
+            not facts["sample"]["other"] and facts["sample"]["mean_difference"] <= max_difference
+        )
+    if json_output:
+        print_json(facts)
+    else:
+        _print(facts)
+    if not facts["holds"]:
+        raise typer.Exit(EXIT_QUALITY_GATE)
+
+
+def _recompute(
+    run: Run, moved: dict[str, Any], images: int, number: int, seed: int
+) -> dict[str, Any]:
+    from pipeline.recompute import recompute  # loads torch, which counting doesn't need
+
+    given = {name: value for name, value in moved.items() if value}
+    config = make_config({**run.info.config, **given})
+    again = recompute(run, config, images, number=number, seed=seed)
+    return {**asdict(again), "compared": again.compared, "mean_difference": again.mean_difference}
+
+
+def _print(facts: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"snapshot {facts['snapshot']}: {facts['images']:,} images in the manifest, "
+        f"{facts['rows']:,} rows in {facts['shards']:,} shards ({facts['ok']:,} ok, "
+        f"{facts['error']:,} errors)"
+    )
+    for example in facts["examples"]:
+        console.print(f"  {example}", markup=False, soft_wrap=True)
+    for kind, count in facts["findings"].items():
+        console.print(f"{kind}: {count:,}", markup=False)
+    sample = facts.get("sample")
+    if sample:
+        console.print(
+            f"{sample['compared']} images computed again: {sample['same']} the same to the last "
+            f"pixel, {sample['close']} with other pixels (mean {sample['mean_difference']:.4%} of "
+            f"all), {len(sample['other'])} with another outcome; {sample['skipped']} skipped, "
+            "whose files can't be had or have changed"
+        )
+        for name, part in sorted(sample["differences"].items(), key=lambda item: -item[1])[:5]:
+            console.print(f"  {part:.4%} of {name}", markup=False, soft_wrap=True)
+        for words in sample["other"]:
+            console.print(f"  {words}", markup=False, soft_wrap=True)
+    verdict = "every image has exactly one row" if facts["holds"] else "NOT as promised"
+    console.print(verdict)

@@ -1,0 +1,151 @@
+"""S3 Inventory as a listing: the bucket's own daily list of its keys, as CSV or Parquet files.
+
+Listing a hundred million keys is a hundred thousand requests and hours; the inventory is a few
+hundred files that are there already. It is up to a day or two old: what has changed since then
+becomes an error row (`changed`, `not_found`), and the next inventory shows it to a refresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+from urllib.parse import unquote_plus
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from pipeline.entry import Entry, bare_etag
+from pipeline.errors import UserError
+from pipeline.storage import Storage
+
+ROWS: Final = 10_000
+CSV_BLOCK: Final = 4 << 20
+# Column of the CSV -> of the Parquet files.
+COLUMNS: Final = {
+    "Key": "key",
+    "Size": "size",
+    "ETag": "e_tag",
+    "LastModifiedDate": "last_modified_date",
+    "IsLatest": "is_latest",
+    "IsDeleteMarker": "is_delete_marker",
+}
+
+
+def is_inventory(data: Any) -> bool:
+    """Whether a JSON object is the `manifest.json` of an inventory."""
+    return isinstance(data, dict) and "sourceBucket" in data and "fileFormat" in data
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a `manifest.json` says."""
+
+    bucket: str  # whose keys are listed
+    files: tuple[tuple[str, str | None], ...]  # key in `destination`, MD5
+    destination: str  # the bucket that holds the files
+    format: str
+    columns: tuple[str, ...]  # of the CSV files, in order
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], url: str) -> Inventory:
+        """Raises UserError for an inventory that lacks what a manifest needs."""
+        kind = str(data["fileFormat"])
+        if kind not in ("CSV", "Parquet"):
+            raise UserError(
+                f"{url} is an inventory in {kind}: configure one in CSV or Parquet (Apache ORC is "
+                "not read)"
+            )
+        columns = tuple(name.strip() for name in str(data.get("fileSchema", "")).split(","))
+        if kind == "CSV" and not {"Key", "Size", "ETag", "LastModifiedDate"} <= set(columns):
+            raise UserError(
+                f"{url}: the inventory has the columns {', '.join(columns)}; it also needs the "
+                "optional fields Size, ETag and LastModifiedDate: add them to its configuration"
+            )
+        return cls(
+            bucket=str(data["sourceBucket"]).rpartition(":")[2],
+            files=tuple((file["key"], file.get("MD5checksum")) for file in data["files"]),
+            destination=str(data["destinationBucket"]).rpartition(":")[2],
+            format=kind,
+            columns=columns,
+        )
+
+    def entries(self, options: Mapping[str, str]) -> Iterator[Entry]:
+        """Every current object; keys within the bucket. Raises UserError for a damaged file."""
+        storage = Storage(f"s3://{self.destination}", options)
+        for key, md5 in self.files:
+            data = storage.read(key)
+            if md5 and hashlib.md5(data, usedforsecurity=False).hexdigest() != md5:
+                raise UserError(
+                    f"{storage.join(key)} is not the file that the inventory's manifest names: its "
+                    "MD5 differs"
+                )
+            yield from self._csv(data) if self.format == "CSV" else self._parquet(data, key)
+
+    def _csv(self, data: bytes) -> Iterator[Entry]:
+        wanted = [name for name in COLUMNS if name in self.columns]
+        with pa.CompressedInputStream(pa.BufferReader(data), "gzip") as stream:
+            reader = pacsv.open_csv(
+                stream,
+                read_options=pacsv.ReadOptions(
+                    column_names=list(self.columns), block_size=CSV_BLOCK
+                ),
+                parse_options=pacsv.ParseOptions(newlines_in_values=True),
+                convert_options=pacsv.ConvertOptions(
+                    include_columns=wanted,
+                    column_types=dict.fromkeys(wanted, pa.string()),
+                    strings_can_be_null=False,
+                ),
+            )
+            for batch in reader:
+                for row in batch.to_pylist():
+                    key = row["Key"]  # percent-encoded in CSV, and only there
+                    row["Key"] = unquote_plus(key) if "%" in key or "+" in key else key
+                    if entry := _entry({COLUMNS[name]: value for name, value in row.items()}):
+                        yield entry
+
+    def _parquet(self, data: bytes, key: str) -> Iterator[Entry]:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        there = file.schema_arrow.names
+        lacking = {"key", "size", "e_tag", "last_modified_date"} - set(there)
+        if lacking:
+            raise UserError(
+                f"the inventory file {key} lacks {', '.join(sorted(lacking))}: add the optional "
+                "fields Size, ETag and LastModifiedDate to the inventory's configuration"
+            )
+        columns = [name for name in COLUMNS.values() if name in there]
+        for batch in file.iter_batches(ROWS, columns=columns):
+            for row in batch.to_pylist():
+                if entry := _entry(row):
+                    yield entry
+
+
+def _entry(row: Mapping[str, Any]) -> Entry | None:
+    """None for an older version, a delete marker, or the empty object that stands for a folder."""
+    if str(row.get("is_latest", "true")).lower() == "false":
+        return None
+    if str(row.get("is_delete_marker", "false")).lower() == "true":
+        return None
+    key = row["key"].decode() if isinstance(row["key"], bytes) else row["key"]
+    if key.endswith("/"):
+        return None
+    size, etag = row["size"], row["e_tag"]
+    return Entry(
+        key,
+        int(size) if size not in (None, "") else -1,
+        bare_etag(etag.decode() if isinstance(etag, bytes) else etag),
+        _time(row["last_modified_date"]),
+    )
+
+
+def _time(value: Any) -> datetime | None:
+    if value in (None, ""):
+        return None
+    if isinstance(value, str):
+        return datetime.fromisoformat(value)
+    if isinstance(value, int):
+        return datetime.fromtimestamp(value / 1000, UTC)
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value

@@ -1,0 +1,127 @@
+"""Some images of a run, fetched and segmented again here, and compared with their rows.
+
+What a count can't show: rows that are there and wrong. Whoever repeats a run on the same kind of
+device in fp32 gets the same masks; another device, or a lower precision, moves pixels at edges, so
+the share of pixels that differ is what is judged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import rle
+from pipeline.config import RunConfig
+from pipeline.engine_model import ModelSpec
+from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS, Body, UnitFetch
+from pipeline.lookup import find_rows
+from pipeline.manifest import Staging
+from pipeline.run import Run, Snapshot
+from pipeline.schema import PERMANENT_CODES
+from pipeline.segmenter import Decoding, Segmenter
+
+Row = Mapping[str, Any]
+
+
+@dataclass
+class Recomputed:
+    """Images that were computed again, by what came of it."""
+
+    same: int = 0  # to the last character of their masks
+    close: int = 0  # some pixels differ
+    skipped: int = 0  # the source can't be had, or has changed since
+    differences: dict[str, float] = field(default_factory=dict)  # file_name -> part of its pixels
+    other: list[str] = field(default_factory=list)  # another status, error or size
+
+    @property
+    def compared(self) -> int:
+        return self.same + self.close + len(self.other)
+
+    @property
+    def mean_difference(self) -> float:
+        """Part of the pixels that differ, over the images that have a map both times."""
+        images = self.same + self.close
+        return sum(self.differences.values()) / images if images else 0.0
+
+
+def recompute(run: Run, config: RunConfig, images: int, *, number: int, seed: int) -> Recomputed:
+    """Segment a sample of the snapshot's images again, on this machine's CPU.
+
+    config: the run's own, with whatever the caller has elsewhere now (weights, storage options).
+    """
+    snapshot = run.snapshot(number)
+    manifest = _sample(run, snapshot, images, seed)
+    names = manifest["file_name"].to_pylist()
+    stored = {row["file_name"]: row for row in find_rows(run, names, snapshot=snapshot)}
+    result = Recomputed()
+    bodies = asyncio.run(UnitFetch(manifest, config.source_options).bodies())
+    wanted = [
+        body.code is None and _repeatable(stored.get(name))
+        for name, body in zip(names, bodies, strict=True)
+    ]
+    result.skipped = wanted.count(False)
+    unit = _as_unit(manifest, bodies).filter(pa.array(wanted, pa.bool_()))
+    if unit.num_rows:
+        spec = ModelSpec.of(config, device="cpu", dtype="fp32")
+        segmenter = Segmenter(
+            spec,
+            decoding=Decoding(exif=config.exif, max_pixels=config.max_pixels),
+            batch_size=config.batch_size,
+            threads=2,
+            code_version="",
+        )
+        for row in segmenter(unit).to_pylist():
+            _judge(result, stored[row["file_name"]], row)
+    return result
+
+
+def _repeatable(row: Row | None) -> bool:
+    """A row that depends on nothing but the file: a time-out of that day can't be had again."""
+    return row is not None and (row["status"] == "ok" or row["error_code"] in PERMANENT_CODES)
+
+
+def _sample(run: Run, snapshot: Snapshot, images: int, seed: int) -> pa.Table:
+    with Staging() as staging:
+        staging.stage_manifest("manifest", run, upto=snapshot.number)
+        order = f"order by hash(file_name || '{int(seed)}'), file_name limit {int(images)}"
+        return pa.concat_tables(staging.tables(f"select * from manifest {order}"))
+
+
+def _as_unit(manifest: pa.Table, bodies: Sequence[Body]) -> pa.Table:
+    zeros = pa.array(np.zeros(len(bodies), np.int32))
+    table = manifest
+    for name in UNIT_FIELDS:
+        if name not in table.column_names:
+            table = table.append_column(name, zeros)
+    values = ([b.code for b in bodies], [b.message for b in bodies], [b.data for b in bodies])
+    for spec, column in zip(FETCHED_FIELDS, values, strict=True):
+        table = table.append_column(spec, pa.array(column, spec.type))
+    return table
+
+
+def _judge(result: Recomputed, stored: Row, again: Row) -> None:
+    name = stored["file_name"]
+    for what in ("status", "error_code", "height", "width"):
+        if stored[what] != again[what]:
+            result.other.append(f"{name}: {what} is {again[what]}, was {stored[what]}")
+            return
+    if all(stored[what] == again[what] for what in ("category_id", "area", "counts")):
+        result.same += 1
+        return
+    result.close += 1
+    result.differences[name] = float(np.mean(_categories(stored) != _categories(again)))
+
+
+def _categories(row: Row) -> NDArray[np.int32]:
+    """(H, W) int32: the category of each pixel, 0 for void."""
+    ids = row["segment_id"]
+    painted = rle.decode(row["counts"], row["height"], row["width"], ids)
+    kinds = np.zeros(max(ids, default=0) + 1, np.int32)
+    kinds[ids] = row["category_id"]
+    return kinds[painted]

@@ -1,0 +1,163 @@
+"""Does a run keep its first promise? Counted anew from its objects, believing no count in them.
+
+Every live shard is asked for its names and its footer; DuckDB joins the names with the manifest,
+out of core, so a hundred million images need no more memory than a thousand. What planning and
+publishing derive from hashes and counts is not used here: this is the second opinion.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.manifest import Staging
+from pipeline.plan import name_hash
+from pipeline.run import Run, ShardEntry, Snapshot
+from pipeline.schema import ERROR_CODES
+
+READ_THREADS: Final = 16
+SHOWN: Final = 20  # findings of a kind that are named; all are counted
+COLUMNS: Final = ("file_name", "uri", "etag", "status", "error_code")
+
+
+@dataclass
+class Verification:
+    """What was counted, and every way in which it is not as promised."""
+
+    snapshot: int
+    shards: int
+    images: int  # of the manifest
+    rows: int
+    ok: int
+    error: int
+    findings: Counter[str] = field(default_factory=Counter)  # kind -> how many
+    examples: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        return not self.findings
+
+    def found(self, kind: str, what: str) -> None:
+        self.findings[kind] += 1
+        if self.findings[kind] <= SHOWN:
+            self.examples.append(f"{kind}: {what}")
+
+
+def verify(run: Run, number: int | None = None) -> Verification:
+    """Count the rows of a snapshot, by default the published one. Raises UserError without one.
+
+    Every image of the manifest exactly once, with its URI and ETag; no row of anything else; rows
+    sorted by hash; footers, snapshot and the store's listing of one mind about each shard.
+    """
+    snapshot = run.snapshot(number)
+    sizes = {entry.path: entry.size for entry in run.storage.list("segments")}
+    result = Verification(snapshot.number, len(snapshot.shards), 0, 0, 0, 0)
+    with Staging() as staging:
+        result.rows = staging.stage("found", _live(run, snapshot, sizes, result))
+        result.images = staging.stage_manifest("manifest", run, upto=snapshot.number)
+        if not result.rows:
+            if result.images:
+                result.findings["missing"] = result.images
+            return result
+        for kind, query in _QUERIES.items():
+            result.findings[kind] += staging.count(f"select count(*) from ({query})")
+            if result.findings[kind] == 0:
+                del result.findings[kind]
+                continue
+            rows = staging.connection.execute(f"{query} limit {SHOWN}").fetchall()
+            result.examples += [f"{kind}: {': '.join(map(str, row))}" for row in rows]
+    return result
+
+
+# Kind of finding -> names, and where they are.
+_QUERIES: Final = {
+    "twice": """
+        select file_name, string_agg(shard, ', ') from found
+        group by file_name having count(*) > 1""",
+    "missing": "select file_name, uri from manifest anti join found using (file_name)",
+    "not in the manifest": """
+        select file_name, shard from found anti join manifest using (file_name)""",
+    "another image": """
+        select file_name, shard, found.uri from found join manifest using (file_name)
+        where found.uri != manifest.uri or found.etag is distinct from manifest.etag""",
+}
+
+
+def _live(
+    run: Run, snapshot: Snapshot, sizes: Mapping[str, int], result: Verification
+) -> Iterator[pa.Table]:
+    """Names of every live shard that can be read; what is wrong with the others is noted."""
+
+    def read(entry: ShardEntry) -> tuple[ShardEntry, pa.Table | None, Mapping[bytes, bytes], str]:
+        try:
+            with run.storage.open(entry.path) as file:
+                shard = pq.ParquetFile(file)
+                return entry, shard.read(columns=list(COLUMNS)), shard.metadata.metadata or {}, ""
+        except FileNotFoundError:
+            return entry, None, {}, "is missing"
+        except (OSError, ValueError) as error:  # pyarrow's errors are both
+            return entry, None, {}, f"can't be read: {error}"
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        # In groups, so that what is read ahead doesn't grow with the number of shards.
+        ahead = 4 * READ_THREADS
+        for first in range(0, len(snapshot.shards), ahead):
+            group = snapshot.shards[first : first + ahead]
+            for entry, table, metadata, problem in pool.map(read, group):
+                if table is None:
+                    result.found("broken shard", f"{entry.path} {problem}")
+                    continue
+                for words in _inconsistent(run, entry, table, metadata, sizes.get(entry.path)):
+                    result.found("inconsistent shard", f"{entry.path} {words}")
+                errors = table.num_rows - table["error_code"].null_count
+                result.ok += table.num_rows - errors
+                result.error += errors
+                named = table.select(["file_name", "uri", "etag"])
+                yield named.append_column("shard", pa.array([entry.path] * table.num_rows))
+
+
+def _inconsistent(
+    run: Run,
+    entry: ShardEntry,
+    table: pa.Table,
+    metadata: Mapping[bytes, bytes],
+    size: int | None,
+) -> Iterator[str]:
+    """Where a shard's rows, its footer, the snapshot and the store's listing differ."""
+    failed = pc.is_valid(table["error_code"])  # type: ignore[attr-defined]
+    errors = int(pc.sum(failed).as_py() or 0)  # type: ignore[attr-defined]
+    facts: dict[str, tuple[Any, Any]] = {
+        "rows in the snapshot": (entry.rows, table.num_rows),
+        "errors in the snapshot": (entry.error, errors),
+        "ok in the snapshot": (entry.ok, table.num_rows - errors),
+        "bytes in the snapshot": (entry.bytes, size),
+        "ok in its footer": (metadata.get(b"panoptic.ok"), b"%d" % (table.num_rows - errors)),
+        "errors in its footer": (metadata.get(b"panoptic.error"), b"%d" % errors),
+        "fingerprint": (metadata.get(b"panoptic.fingerprint"), run.info.fingerprint.encode()),
+        "weights": (metadata.get(b"panoptic.weights_sha256"), run.info.weights_sha256.encode()),
+    }
+    for what, (said, counted) in facts.items():
+        if said != counted:
+            yield f"{what}: {_text(said)}, but there is {_text(counted)}"
+    hashes = np.array([name_hash(name) for name in table["file_name"].to_pylist()], np.uint64)
+    if np.any(hashes[:-1] > hashes[1:]):
+        yield "rows are not sorted by hash"
+    codes = table["error_code"].to_pylist()
+    states = table["status"].to_pylist()
+    if any((state == "ok") != (code is None) for state, code in zip(states, codes, strict=True)):
+        yield "status and error_code disagree"
+    unknown = set(codes) - ERROR_CODES - {None}
+    if unknown:
+        yield f"error codes {', '.join(sorted(unknown))} are unknown"
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
