@@ -40,27 +40,33 @@ lint: setup ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Four trainings, each from the one before: what the backbone sees, where things are, their masks,
-# and all of it together. About 90 minutes on two free cores; run again, it goes on where it stopped.
+# Six trainings, each from the one before: what the backbone sees, where things are, their masks, all
+# of it together; then that an object is one query's alone, and all of it again. About two hours on
+# two free cores; run again, it goes on where it stopped.
 SCENES = runs/scenes-train/panoptic.json --val runs/scenes-val/panoptic.json --seed 0
-demo-weights: setup ## train the demo weights anew and record their figures (about 90 minutes)
+TRAIN = $(BIN)/panoptic train $(SCENES) --threshold 0.5
+demo-weights: setup ## train the demo weights anew and record their figures (about two hours)
 	test -e runs/scenes-train/panoptic.json || (rm -rf runs/scenes-train && \
 	  $(BIN)/panoptic scenes runs/scenes-train --images 6000 --seed 1)
 	test -e runs/scenes-val/panoptic.json || (rm -rf runs/scenes-val && \
 	  $(BIN)/panoptic scenes runs/scenes-val --images 300 --seed 2)
-	$(BIN)/panoptic train $(SCENES) --out runs/demo-backbone --phase backbone \
-	  --steps 1600 --lr 1.5e-3 --validate-every 1600
-	$(BIN)/panoptic train $(SCENES) --out runs/demo-detector --phase detector \
-	  --weights runs/demo-backbone/weights.safetensors \
+	$(TRAIN) --out runs/demo-1 --phase backbone --steps 1600 --lr 1.5e-3 \
+	  --validate-every 1600
+	$(TRAIN) --out runs/demo-2 --phase detector --weights runs/demo-1/weights.safetensors \
 	  --steps 2500 --batch-size 32 --lr 5e-4 --validate-every 2500
-	$(BIN)/panoptic train $(SCENES) --out runs/demo-masks --phase masks \
-	  --weights runs/demo-detector/weights.safetensors \
-	  --steps 2000 --lr 1e-3 --threshold 0.5 --validate-every 1000
-	$(BIN)/panoptic train $(SCENES) --out runs/demo-joint \
-	  --weights runs/demo-masks/weights.safetensors --steps 4000 --lr 3e-4 --backbone-lr 3e-4 \
-	  --mask-weight 3 --threshold 0.5 --half --validate-every 1000
+	$(TRAIN) --out runs/demo-3 --phase masks --weights runs/demo-2/weights.safetensors \
+	  --steps 2000 --lr 1e-3 --validate-every 1000
+	$(TRAIN) --out runs/demo-4 --phase joint --weights runs/demo-3/weights.safetensors \
+	  --steps 2000 --cooldown 0 --lr 3e-4 --backbone-lr 3e-4 --mask-weight 3 --half \
+	  --validate-every 1000
+	$(TRAIN) --out runs/demo-5 --phase detector --weights runs/demo-4/weights.safetensors \
+	  --steps 2000 --batch-size 32 --lr 5e-4 --no-object-weight 0.5 \
+	  --validate-every 1000
+	$(TRAIN) --out runs/demo-6 --phase joint --weights runs/demo-5/weights.safetensors \
+	  --steps 2800 --lr 4e-4 --backbone-lr 3e-4 --mask-weight 2 --no-object-weight 0.5 --half \
+	  --validate-every 1000
 	mkdir -p jobs/demo_weights
-	cp runs/demo-joint/weights.safetensors jobs/demo_weights/demo.safetensors
+	cp runs/demo-6/weights.safetensors jobs/demo_weights/demo.safetensors
 	$(BIN)/python benchmarks/demo_weights.py --record
 
 bench: setup ## run every benchmark

@@ -92,6 +92,9 @@ def train(
     mask_weight: Annotated[
         float, _option("Mask losses, times the published weight.", Recipe)
     ] = 1.0,
+    no_object_weight: Annotated[
+        float, _option("Of queries without an object; more where few queries serve many.", Recipe)
+    ] = 0.1,
     dense_weight: Annotated[
         float | None, _option("Of the dense helping loss; 2 without frozen norms, else 0.", Recipe)
     ] = None,
@@ -135,6 +138,7 @@ def train(
         cooldown=cooldown,
         clip=clip,
         mask_weight=mask_weight,
+        no_object_weight=no_object_weight,
         dense_weight=(0.0 if config.frozen_norm else 2.0) if dense_weight is None else dense_weight,
     )
     schedule = Schedule(

@@ -57,6 +57,7 @@ class Plan:
     cooldown: float = 0.3  # share of the steps at the end, in which it falls to zero
     clip: float = 0.1  # largest norm of the gradient
     mask_weight: float = 1.0  # times the published weight of focal and dice
+    no_object_weight: float = 0.1  # of a query without target, in the class term
     dense_weight: float = 0.0  # of the helping loss on the encoder's cells (dense_head.py)
     averaging: float = 0.998  # of the weights, per step
 
@@ -118,7 +119,9 @@ class Trainer:
         else:
             model.load_state_dict({**model.state_dict(), **task.initial})
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        weights = Weights(focal=plan.mask_weight, dice=plan.mask_weight)
+        weights = Weights(
+            focal=plan.mask_weight, dice=plan.mask_weight, no_object=plan.no_object_weight
+        )
         self.learner = Learner(
             model, phase=plan.phase, weights=weights, dense_weight=plan.dense_weight
         ).to(device)
