@@ -5,6 +5,7 @@ Not called inspect.py: as a script beside it, any other would import it for the 
 
 from __future__ import annotations
 
+import sys
 import webbrowser
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -55,7 +56,7 @@ def inspect(
     """
     options = parse_options(source_option, "--source-option")
     image = read_image(photo, options)
-    model = ModelSpec("detr:load", weights, dtype, threshold, 1, device, options).load()
+    model = ModelSpec("detr:load", weights, dtype, threshold, 1, device, options=options).load()
     if not isinstance(model, Predictor):
         raise UserError("inspect looks into DETR; other models have no such stages")
     seen = inspect_image(model, image, queries)
@@ -73,8 +74,8 @@ def inspect(
         print_json({"output": output, "kept": seen.kept, "stages": listed})
     else:
         _print(seen, output)
-    if open_it and storage.is_local:
-        webbrowser.open(Path(storage.key(name)).as_uri())
+    if open_it and storage.is_local and not webbrowser.open(Path(storage.key(name)).as_uri()):
+        print("no browser is to be had here: copy the page to where one is", file=sys.stderr)
 
 
 def _print(seen: Inspection, output: str) -> None:

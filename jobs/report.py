@@ -67,7 +67,9 @@ def report(
         line = f"{written.url}  ({written.bytes / 1e6:.1f} MB)"
         Console(highlight=False).print(Text(line), soft_wrap=True)
     if open_it:
-        webbrowser.open(_local(written.url, options if output is None else {}).as_uri())
+        page = _local(written.url, options if output is None else {})
+        if not webbrowser.open(page.as_uri()):
+            console.print(f"no browser is to be had here: copy {page} to where one is")
 
 
 def _local(url: str, options: dict[str, str]) -> Path:

@@ -76,7 +76,7 @@ def view(
             "to show: panoptic view OUT FILE_NAME"
         )
     else:
-        spec = ModelSpec(model, weights, "auto", threshold, 1, device, options)
+        spec = ModelSpec(model, weights, "auto", threshold, 1, device, options=options)
         seen = view_photo(target, spec, options)
     output = output or f"{PurePosixPath(file_name or target).stem}.panoptic.png"
     _write(seen.overlay(opacity=opacity, labels=labels), output)
