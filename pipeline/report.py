@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -112,10 +112,13 @@ def render(
             run=edition.run,
             number=edition.number,
             settings=settings(edition.run),
+            stages=stages(facts.calls),
+            stage_color=_STAGE_COLORS,
             galleries=galleries,
             kinds=KINDS,
             names={category.id: category.name for category in edition.run.info.categories},
             comparison=comparison,
+            changed={own.file_name: own for own in comparison.changed} if comparison else {},
             made=datetime.now(UTC).isoformat(timespec="seconds"),
             made_by=code_version(),
         )
@@ -139,7 +142,7 @@ def _galleries(
     if comparison is not None and other is not None:
         changed = [change.file_name for change in comparison.changed]
         before = Illustrator.of(other, None, options)
-        about = "images whose own PQ differs most between before and now"
+        about = "those whose own PQ differs most between before and now"
         wanted.append(("changed", "Changed most", about, changed, [before]))
     if quality is not None:
         about = "lowest PQ of the image, all its classes together"
@@ -164,6 +167,16 @@ def settings(run: Run) -> list[tuple[str, str]]:
         for name, value in run.info.fingerprint_fields.items()
         if name != "weights_sha256"
     ]
+
+
+def stages(calls: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The stages that any call spent time in, in the order of the work. `total` holds others."""
+    found = {name for call in calls for name in call.get("stage_seconds", {})} - {"total"}
+    return sorted(found, key=lambda name: (_STAGES.find(name) if name in _STAGES else 99, name))
+
+
+_STAGES: Final = "fetch decode model encode write"
+_STAGE_COLORS: Final = ("#cc79a7", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#9aa3ab")
 
 
 @cache

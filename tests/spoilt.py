@@ -1,4 +1,5 @@
-"""Predictions as a mediocre model gives them: truth, shifted, with segments lost and renamed."""
+"""Predictions as a mediocre model gives them: truth, shifted, with segments lost and renamed; and
+their evaluation, without Ray."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ import numpy as np
 from PIL import Image
 
 from detr.categories import COCO_PANOPTIC
+from pipeline.evaluator import score_shard
+from pipeline.partial import Partial
+from pipeline.pq import Sums
+from pipeline.quality import results
 from pipeline.run import Run
+from pipeline.truth import prepare
 from pipeline.truth_table import read_png
 from tests.pipeline.made_run import Predicted, make_run, shard_row
 
@@ -53,3 +59,26 @@ def coco_run(folder: Path, coco: Path, seed: int = 0) -> Run:
         rows[photo.name] = {**shard_row(photo.name, predicted), "uri": str(photo)}
     rows[EVIL] = {**shard_row(EVIL, "not_found"), "error_message": "<b>no such</b> object"}
     return make_run(folder, rows, categories=COCO_PANOPTIC, per_shard=32)
+
+
+def evaluate(run: Run, truth: Path) -> dict[str, Any]:
+    """Score every shard of snapshot 1 against a COCO panoptic JSON here, and write `pq.json`."""
+    name = truth.stem
+    folder = f"evaluation/0001/{name}"
+    ready = prepare(run, f"{folder}/truth", str(truth), convert=lambda parts: (p() for p in parts))
+    total = Partial(Sums.zero(len(ready.categories)))
+    shards = run.snapshot().shards
+    for shard in shards:
+        total.add(score_shard(run, shard.path, ready, folder))
+    result = {
+        "run": run.storage.url,
+        "snapshot": 1,
+        "complete": True,
+        "shards": len(shards),
+        "name": name,
+        "truth": str(truth),
+        **results(total.sums, ready.categories),
+        **total.facts(),
+    }
+    run.storage.write(f"{folder}/pq.json", json.dumps(result).encode())
+    return result

@@ -33,13 +33,13 @@ for (const tools of document.querySelectorAll(".tools")) {
     for (const row of table.tBodies[0].rows) {
       const name = row.cells[0].dataset.value.toLowerCase();
       const fits = words.every((word) => name.includes(word)) &&
-        (!kind.value || row.dataset.kind === kind.value) && (all.checked || row.dataset.occurs === "yes");
+        (!kind.value || row.dataset.kind === kind.value) && (!all || all.checked || row.dataset.occurs === "yes");
       row.hidden = !fits;
       shown += fits ? 1 : 0;
     }
     status.textContent = `${shown} of ${table.tBodies[0].rows.length} classes`;
   };
-  for (const control of [search, kind, all]) control.addEventListener("input", apply);
+  for (const control of [search, kind, all]) control?.addEventListener("input", apply);
   apply();
 }
 // Pictures: a click shows one larger; Escape closes, as of every dialog.

@@ -1,41 +1,40 @@
-"""Reports in a browser: they work from a disk, load nothing, and say what the run holds."""
+"""Reports in a browser: they work from a disk, load nothing, and say what the run holds.
+
+That of a whole job on made scenes, as the demo ends in, is opened by test_readme_commands.py.
+"""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from playwright.sync_api import Page
 
 from detr.categories import COCO_PANOPTIC, Categories
-from pipeline.config import make_config
 from pipeline.edition import open_edition
-from pipeline.evaluator import evaluate_run
-from pipeline.job import segment
 from pipeline.report import MAX_BYTES, write_report
 from tests.browser import opened
 from tests.pipeline import made_run
-from tests.spoilt import EVIL, coco_run
+from tests.spoilt import EVIL, coco_run, evaluate
 
 
 @pytest.fixture(scope="module")
 def coco_report(
-    coco_val100: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> tuple[Path, dict[str, object]]:
+    coco_val100: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     """The report of the 128 COCO photos compared with another run, and the evaluation's result."""
     folder = tmp_path_factory.mktemp("coco")
     truth = coco_val100 / "panoptic_val2017.json"
     for seed, name in enumerate(("before", "now")):
-        coco_run(folder / name, coco_val100, seed)
-        result = evaluate_run(str(folder / name), str(truth))
+        result = evaluate(coco_run(folder / name, coco_val100, seed), truth)
     now, before = (open_edition(str(folder / name)) for name in ("now", "before"))
     written = write_report(now, other=before, cards=2, output=str(folder / "report.html"))
     assert written.bytes <= MAX_BYTES
     return folder / "report.html", result
 
 
-def test_the_report_of_128_coco_photos(coco_report: tuple[Path, dict[str, object]]) -> None:
+def test_the_report_of_128_coco_photos(coco_report: tuple[Path, dict[str, Any]]) -> None:
     path, result = coco_report
     with opened(path) as seen:
         page = seen.page
@@ -45,7 +44,7 @@ def test_the_report_of_128_coco_photos(coco_report: tuple[Path, dict[str, object
         assert page.get_by_text(EVIL, exact=True).is_visible()
         assert page.get_by_text("<b>no such</b> object").is_visible()
         # Figures are those of the evaluation.
-        all_pq = result["All"]["pq"]  # type: ignore[index]
+        all_pq = result["All"]["pq"]
         assert f"{100 * all_pq:.1f}" in page.get_by_role("row", name="All").first.inner_text()
         # A click sorts, another turns it round.
         table = page.locator("#class-table")
@@ -88,26 +87,6 @@ def _shown(page: Page, column: int) -> list[float]:
     cells = page.locator(f"#class-table tbody tr:visible td:nth-child({column + 1})")
     values = cells.evaluate_all("all => all.map(e => e.dataset.value)")
     return [float(value) for value in values if value]
-
-
-def test_the_report_of_made_scenes(
-    scenes: Path, tiny_weights: Path, tmp_path: Path, ray_session: None
-) -> None:
-    """What the demo ends in: a model's own run, with broken files, scored."""
-    out = tmp_path / "run"
-    settings = {"source": str(scenes / "images"), "out": str(out), "weights": str(tiny_weights)}
-    segment(make_config({**settings, "max_error_rate": 0.5}))
-    evaluate_run(str(out), str(scenes / "panoptic.json"))
-    written = write_report(open_edition(str(out)), cards=2)
-    assert written.url == str(out / "report" / "0001.html")
-    with opened(Path(written.url)) as seen:
-        text = seen.page.locator("body").inner_text()
-        for word in ("empty", "truncated", "decode", "PQ of images", "broken-0-empty.jpg"):
-            assert word in text or seen.page.get_by_text(word).count()
-        assert json.loads((out / "run.json").read_text())["weights_sha256"] in text
-        assert seen.page.locator("#best ~ .card").count() >= 1
-        assert (seen.errors, seen.requests) == ([], [Path(written.url).as_uri()])
-        assert seen.overflow(400) == 0
 
 
 def test_labels_of_users_stay_text(tmp_path: Path) -> None:
