@@ -1,0 +1,55 @@
+"""Listings of images that are nowhere, for benchmarks of planning and of the engine."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.plan import name_hash
+from pipeline.run import RunInfo
+from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
+
+CHUNK = 50_000
+
+
+def made_rows(count: int) -> Iterator[pa.Table]:
+    """Manifest rows of `count` images."""
+    for first in range(0, count, CHUNK):
+        names = [f"folder/{number:09d}.jpg" for number in range(first, min(first + CHUNK, count))]
+        columns: dict[str, Any] = {
+            "hash": np.array([name_hash(name) for name in names], np.uint64),
+            "file_name": names,
+            "uri": [f"s3://made/{name}" for name in names],
+            "size": np.full(len(names), 1_000, np.int64),
+            "etag": ["0" * 32] * len(names),
+            "last_modified": pa.nulls(len(names), MANIFEST_SCHEMA.field("last_modified").type),
+            "attempts": np.zeros(len(names), np.int32),
+        }
+        yield pa.table(columns, schema=MANIFEST_SCHEMA)
+
+
+def made_info() -> RunInfo:
+    """A `run.json` without a model."""
+    return RunInfo(
+        schema_version=SCHEMA_VERSION,
+        source={"source": "s3://made"},
+        limit=None,
+        weights="none",
+        weights_sha256="",
+        fingerprint="null",
+        fingerprint_fields={},
+        category_list=[],
+        device="cpu",
+        code_version="null",
+        created="",
+        config={},
+    )
+
+
+def peak_mb() -> float:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000

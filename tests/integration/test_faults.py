@@ -1,0 +1,177 @@
+"""Behind a network that fails: every body that is taken is the listed one, the rest is reported."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline.fetch import Body, UnitFetch
+from pipeline.source import Source
+from tests.fault_proxy import FaultProxy, Faults, fault_proxy
+from tests.killing import JOB_SECONDS, make_field
+from tests.servers import S3Server, rclone_server
+
+IMAGES = 120
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """rclone with numbered objects of about 20 KB under s3://data/images; read only."""
+    folder = tmp_path_factory.mktemp("buckets")
+    with rclone_server(folder) as server:
+        (folder / "data/images").mkdir(parents=True)
+        for number in range(IMAGES):
+            (folder / f"data/images/{number:04d}.jpg").write_bytes(content(number))
+        yield server
+
+
+def content(number: int) -> bytes:
+    return np.random.default_rng(number).bytes(20_000 + number)
+
+
+def is_image(method: str, path: str) -> bool:
+    return method == "GET" and path.endswith((".jpg", ".png"))
+
+
+def listed(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> pa.Table:
+    server.point(monkeypatch)
+    table = pa.concat_tables(Source("s3://data/images").tables())
+    return table.sort_by("file_name")
+
+
+def fetched(proxy: FaultProxy, manifest: pa.Table) -> list[Body]:
+    return asyncio.run(UnitFetch(manifest, {}).bodies())
+
+
+def test_an_image_takes_one_get_and_no_head(
+    bucket: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fault_proxy(bucket, Faults()) as proxy:
+        manifest = listed(proxy.server, monkeypatch)
+        proxy.requests.clear()
+        bodies = fetched(proxy, manifest)
+    assert [body.data for body in bodies] == [content(number) for number in range(IMAGES)]
+    assert proxy.methods() == {"GET": IMAGES}
+    assert set(proxy.requests.values()) == {1}
+
+
+def test_through_every_fault_at_once_every_body_is_the_listed_one(
+    bucket: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.s3.SILENT_SECONDS", 1)
+    faults = Faults(
+        unavailable=0.3,
+        reset=0.1,
+        truncated=0.05,
+        shortened=0.05,
+        flipped=0.03,
+        hang=0.01,
+        latency=0.05,
+    )
+    with fault_proxy(bucket, faults, seed=3, applies=is_image) as proxy:
+        manifest = listed(proxy.server, monkeypatch)
+        bodies = fetched(proxy, manifest)
+    assert [body.data for body in bodies] == [content(number) for number in range(IMAGES)]
+    kinds = {"unavailable", "reset", "truncated", "shortened", "flipped", "hang"}
+    assert set(proxy.injected) == kinds  # each fault did occur
+
+
+@pytest.mark.parametrize(
+    ("faults", "code", "message"),
+    [
+        (Faults(flipped=1), "unavailable", "body was damaged on its way"),
+        (Faults(shortened=1), "unavailable", "bytes of 20"),
+        (Faults(truncated=1), "unavailable", "tried 10 times"),
+        (Faults(unavailable=1), "unavailable", "503"),
+        (Faults(hang=1), "timeout", "tried"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, str) else "",
+)
+def test_what_stays_broken_is_an_error_and_never_a_body(
+    bucket: S3Server, monkeypatch: pytest.MonkeyPatch, faults: Faults, code: str, message: str
+) -> None:
+    monkeypatch.setattr("pipeline.s3.SILENT_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.fetch.LONGEST_DELAY", 0.1)
+    with fault_proxy(bucket, faults, applies=is_image) as proxy:
+        manifest = listed(proxy.server, monkeypatch).slice(0, 8)
+        bodies = fetched(proxy, manifest)
+    assert [body.data for body in bodies] == [None] * 8
+    assert {body.code for body in bodies} == {code}
+    assert all(message in (body.message or "") for body in bodies), bodies[0]
+    assert {count for (_, path), count in proxy.requests.items() if path.endswith("jpg")} == {10}
+
+
+def test_what_is_refused_or_replaced_is_not_asked_for_twice(
+    bucket: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fault_proxy(bucket, Faults(forbidden=1), applies=is_image) as proxy:
+        manifest = listed(proxy.server, monkeypatch).slice(0, 4)
+        assert {body.code for body in fetched(proxy, manifest)} == {"forbidden"}
+    assert {count for (_, path), count in proxy.requests.items() if path.endswith("jpg")} == {1}
+    with fault_proxy(bucket, Faults()) as proxy:
+        manifest = listed(proxy.server, monkeypatch).slice(0, 4)
+        other = manifest.set_column(
+            manifest.schema.get_field_index("etag"), "etag", pa.array(["0" * 32] * 4)
+        )
+        proxy.requests.clear()
+        assert {body.code for body in fetched(proxy, other)} == {"changed"}
+    assert proxy.methods() == {"GET": 4}
+
+
+def test_a_source_that_refuses_everything_ends_the_job_before_the_model_works(
+    tmp_path: Path, bucket: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = make_field(tmp_path, images=1)
+    listing = tmp_path / "list.txt"
+    listing.write_text("".join(f"s3://data/images/a/{n:04d}.jpg\n" for n in range(600)))
+    bucket.point(monkeypatch)
+    with fault_proxy(bucket, Faults(forbidden=1), applies=is_image) as proxy:
+        job = field.start(
+            *(f"file://{listing}", "--images-per-shard", "300"),
+            *("--source-option", f"endpoint_url={proxy.server.url}"),
+        )
+        _, said = job.communicate(timeout=JOB_SECONDS)
+    assert job.returncode == 4, said
+    sentence = said.strip().splitlines()[-1]
+    assert "images failed (forbidden" in sentence
+    assert "under s3://data/images/a" in sentence
+    assert "AccessDenied" in sentence
+    assert "stopped early" in sentence
+    # The driver tries the model on one made image, to say how long the job will take: no more.
+    log = (tmp_path / "computed.log").read_text().splitlines()
+    assert {int(line.split()[1]) for line in log} <= {job.pid}
+
+
+def test_a_job_between_two_bad_networks_writes_every_row_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both the source and the run folder fail; the model's own map says what is right."""
+    field = make_field(tmp_path, images=200, per_shard=50, seconds=0)
+    with rclone_server(tmp_path / "buckets") as server:
+        shutil.copytree(field.source, tmp_path / "buckets/data/images")
+        faults = Faults(
+            unavailable=0.2, reset=0.1, truncated=0.05, shortened=0.05, flipped=0.02, latency=0.02
+        )
+        with (
+            fault_proxy(server, faults, seed=5, applies=is_image) as source,
+            fault_proxy(
+                server, Faults(unavailable=0.3), seed=6, applies=lambda *key: key[0] == "PUT"
+            ) as sink,
+        ):
+            server.point(monkeypatch)
+            summary = field.finish(
+                *("s3://data/images", "--out", "s3://data/run"),
+                *("--source-option", f"endpoint_url={source.server.url}"),
+                *("--out-option", f"endpoint_url={sink.server.url}"),
+            )
+            assert sink.injected["unavailable"] > 0
+            assert all(source.injected[kind] for kind in ("unavailable", "reset", "truncated"))
+        assert (summary["ok"], summary["error"]) == (200, 0)
+        shutil.copytree(tmp_path / "buckets/data/run", field.out)
+    field.check()
