@@ -56,9 +56,11 @@ class Counter(TorchDispatchMode):
             return out
         self.bytes += sum(x.numel() * x.element_size() for x in [*given, made])
         name = func.__name__.partition(".")[0]
-        if "convolution" in name:
+        if "conv" in name:
             weight = given[2] if func.__name__.endswith("binary") else given[1]
             self.flop += 2 * made.numel() * weight[0].numel()
+        elif name == "linear":
+            self.flop += 2 * made.numel() * given[1].shape[-1]
         elif name in ("mm", "bmm"):
             self.flop += 2 * made.numel() * given[0].shape[-1]
         elif name == "addmm":

@@ -133,7 +133,7 @@ def bare(arguments: argparse.Namespace) -> dict[str, Any]:
     folder, settings = json.loads(arguments.bare)
     torch.set_num_threads(arguments.threads)
     files = sorted(Path(folder).iterdir())
-    files = files if arguments.device == "cuda" else files[:8]
+    files = files if arguments.device == "cuda" else files[:6]
     images = [decode(path.read_bytes()) for path in files]
     model = detr.load(
         arguments.weights, device=arguments.device, dtype=arguments.dtype, batch_size=32, **settings

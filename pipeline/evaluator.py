@@ -125,6 +125,11 @@ def evaluate_run(
     from pipeline.cluster import connect  # here: it imports torch, which readers have no use for
 
     run = open_run(out, options)
+    if (size := run.info.config.get("output_size", "original")) != "original":
+        raise UserError(
+            f"{out} has masks of --output-size {size}, and truth has the images' own: segment into "
+            "another --out without that option"
+        )
     if snapshot is not None and follow:
         raise UserError("--follow takes what is being made now: leave out --snapshot")
     live = _chosen(run, snapshot, follow=follow)

@@ -105,6 +105,9 @@ def photo_of(
         exif=config.get("exif", True),
         max_pixels=config.get("max_pixels", MAX_PIXELS),
     )
+    if config.get("output_size", "original") != "original":  # then masks are smaller than photos
+        size = (row["width"], row["height"])
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     if image.shape[:2] != (row["height"], row["width"]):
         raise UserError(
             f"{row['uri']} is {image.shape[1]} x {image.shape[0]} now and was {row['width']} x "
