@@ -7,13 +7,25 @@ runs them; the default suite kills three times, at moments drawn anew for each r
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import signal
+import socket
+import subprocess
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
-from tests.killing import Field, end, make_field
+from pipeline.config import make_config
+from pipeline.job import segment
+from pipeline.lease import EXPIRES_SECONDS
+from tests.dying import DEATHS
+from tests.killing import JOB_SECONDS, Field, end, make_field
 
 PER_SHARD = 4
 # What a death of the driver may lose at most on two CPUs: two units for the one actor, and what
@@ -53,3 +65,113 @@ def test_a_driver_that_is_killed_three_times_leaves_one_row_an_image(tmp_path: P
 def test_a_driver_that_is_killed_ten_times_leaves_one_row_an_image(tmp_path: Path) -> None:
     field = make_field(tmp_path, images=800, per_shard=PER_SHARD, seconds=0.02)
     kill_again_and_again(field, 10, random.Random())
+
+
+def test_deaths_in_a_write_and_between_the_last_steps_cost_only_those_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = make_field(tmp_path, images=60, per_shard=PER_SHARD, seconds=0)
+    deaths = tmp_path / "3"
+    deaths.mkdir()
+    monkeypatch.setenv(DEATHS, str(deaths))
+
+    # Three write workers die in their write; then the driver, before the snapshot.
+    job = field.start(program=("tests.dying", "write_snapshot", "3"))
+    assert wait(job) == -signal.SIGKILL
+    assert len(list(deaths.iterdir())) == 3
+    assert not (field.out / "snapshots").exists()
+    written = field.shards()
+    computed = field.computed()
+    assert len(set(computed)) == 60
+
+    job = field.start(program=("tests.dying", "publish", "0"))
+    assert wait(job) == -signal.SIGKILL
+    assert (field.out / "snapshots/0001.parquet").exists()
+    assert not (field.out / "latest.json").exists()
+
+    summary = field.finish()
+    assert summary["computed"] == 0
+    assert (field.out / "_SUCCESS").exists()
+    assert field.shards() == written
+    assert field.computed() == computed
+    field.check()
+
+
+@pytest.mark.slow
+def test_of_two_jobs_on_a_folder_one_works_and_its_successor_goes_on_at_once(
+    tmp_path: Path,
+) -> None:
+    field = make_field(tmp_path, images=80, per_shard=PER_SHARD, seconds=0.05)
+    first = field.start()
+    assert field.wait_for(first, computed=8)
+    second = field.start()
+    _, said = second.communicate(timeout=120)
+    assert second.returncode == 5
+    assert f"is being written by process {first.pid} on {socket.gethostname()}" in said
+    end(first)
+    begin = time.monotonic()
+    third = field.start()
+    assert field.wait_for(third, computed=len(field.computed()) + 1)
+    assert time.monotonic() - begin < EXPIRES_SECONDS
+    assert wait(third) == 0
+    field.check()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_model_actors_that_are_killed_again_and_again_lose_only_their_units(tmp_path: Path) -> None:
+    field = make_field(tmp_path, images=120, per_shard=PER_SHARD, seconds=0.05)
+    kills = 3
+    killed: list[int] = []
+
+    def kill() -> None:
+        log = tmp_path / "computed.log"
+        while len(killed) < kills:
+            time.sleep(random.uniform(0.2, 1))
+            lines = log.read_text().splitlines() if log.exists() else []
+            pids = {int(line.split()[1]) for line in lines} - set(killed)
+            for pid in pids:  # an actor that has computed something and wasn't killed yet
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    summary = segment(make_config(field.settings))
+    assert len(killed) == kills
+    assert (summary.ok, summary.error) == (120, 0)
+    field.check()
+    field.planned_once()
+    assert field.repeated() <= kills * 2 * PER_SHARD
+
+
+@pytest.mark.slow  # starts nodes one by one; Ray gives each 30 s
+def test_a_node_that_is_lost_and_another_that_comes_change_nothing(tmp_path: Path) -> None:
+    field = make_field(tmp_path, images=120, per_shard=PER_SHARD, seconds=0.05)
+    cluster = head_without_cpus()
+    try:
+        node = cluster.add_node(num_cpus=2, wait=True)
+        job = field.start("--address", str(cluster.address))
+        assert field.wait_for(job, computed=20), job.communicate()
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=2, wait=True)
+        out, said = job.communicate(timeout=JOB_SECONDS)
+        assert job.returncode == 0, said
+    finally:
+        cluster.shutdown()
+    assert json.loads(out)["ok"] == 120
+    field.check()
+    field.planned_once()
+    assert field.repeated() <= UNITS_AT_RISK * PER_SHARD
+
+
+def head_without_cpus() -> Cluster:
+    """A cluster of a head that takes no work; a busy machine may need more than Ray's 30 s."""
+    arguments = {"num_cpus": 0, "include_dashboard": False}
+    for _ in range(2):
+        with suppress(Exception):
+            return Cluster(initialize_head=True, connect=False, head_node_args=arguments)
+    return Cluster(initialize_head=True, connect=False, head_node_args=arguments)
+
+
+def wait(job: subprocess.Popen[str]) -> int:
+    job.communicate(timeout=JOB_SECONDS)
+    return job.returncode
