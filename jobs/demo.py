@@ -20,8 +20,10 @@ from jobs.options import JsonOutput, Verbose
 from jobs.scenes import SCENE_CATEGORIES, write_scenes
 from pipeline.cluster import connect
 from pipeline.config import make_config
+from pipeline.edition import open_edition
 from pipeline.evaluator import evaluate_run
 from pipeline.job import segment
+from pipeline.report import write_report
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_weights") / "demo.safetensors"
 DEMO_RECORD = DEMO_WEIGHTS.with_suffix(".json")  # what benchmarks/demo_weights.py measured
@@ -47,6 +49,7 @@ def demo(
     """
     reporter = ConsoleReporter(verbose=verbose)
     data, out = folder / "scenes", folder / "run"
+    photo = data / "images" / "000000.jpg"
     truth = data / "panoptic.json"
     if not _made(truth, images):
         reporter.note(f"making {images} scenes and {BROKEN} broken files in {data}")
@@ -68,10 +71,12 @@ def demo(
         summary = segment(config, reporter)
         reporter.note("scoring against the truth")
         result = evaluate_run(str(out), str(truth), note=reporter.note)
+        written = write_report(open_edition(str(out)), note=reporter.note)
     finally:
         reporter.close()
     if json_output:
-        print_json({"images": summary.images, "error": summary.error, "pq": result["All"]})
+        facts = {"images": summary.images, "error": summary.error, "pq": result["All"]}
+        print_json({**facts, "report": written.url})
         return
     console = Console(highlight=False)
     table = Table(title="Panoptic quality (%)", box=None)
@@ -94,9 +99,15 @@ def demo(
         )
     else:
         console.print("the weights are RANDOM, so the masks mean nothing: this shows the pipeline")
-    console.print(
-        f"run folder: {out}   overlay: {sys.argv[0]} view {out} 000000.jpg", soft_wrap=True
+    lines = (
+        ("report", written.url),
+        ("run folder", str(out)),
+        ("one image", f"{sys.argv[0]} view {out} 000000.jpg"),
+        ("questions", f"{sys.argv[0]} sql {out}"),
+        ("inside the model", f"{sys.argv[0]} inspect {photo} --weights {weights}"),
     )
+    for name, text in lines:
+        console.print(f"{name + ':':<18}{text}", soft_wrap=True, markup=False)
     console.print(
         "your own photos, with the official weights (165 MB, fetched once):\n"
         f"  {sys.argv[0]} segment PHOTO_FOLDER --out runs/mine --weights r50 --limit 20",

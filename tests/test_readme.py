@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,17 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+READING = (ROOT / "docs/reading.md").read_text()
+DOCUMENTS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def commands() -> list[str]:
     """Every line that calls the program, in any block of the README, the docs and the recipes."""
-    files = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    files = list(DOCUMENTS)
     files += sorted((ROOT / "jobs/configs").glob("*.toml"))
     lines = "\n".join(path.read_text() for path in files).splitlines()
     bare = (line.strip().removeprefix("# ").removeprefix("#").strip() for line in lines)
@@ -60,21 +65,59 @@ def test_the_snippets_run_as_written(run: Run, scenes: Path, tiny_weights: Path)
         "SHARD": shard,
         "WEIGHTS": str(tiny_weights),
         "PHOTO": str(scenes / "images" / "000000.jpg"),
+        "RUN": run.storage.url,
     }
     for snippet in blocks("python"):
         exec(snippet, names)
     assert names["pixels"].shape == (names["row"]["height"], names["row"]["width"])
     assert names["panoptic"].segments
+    assert len(names["frame"]) == run.snapshot().rows
+
+
+def test_the_snippets_on_reading_run_as_written(run: Run) -> None:
+    names: dict[str, Any] = {"RUN": run.storage.url}
+    for snippet in blocks("python", READING):
+        exec(snippet, names)
+    assert names["frame"]["area"].notna().sum() == sum(
+        len(row["area"]) for row in run.table(["area"]).to_pylist()
+    )
+
+
+def test_the_recipe_for_supervision_runs_as_written(run: Run) -> None:
+    pytest.importorskip("supervision", reason="optional: pip install supervision")
+    [snippet] = blocks("python supervision", READING)
+    names: dict[str, Any] = {"run": run}
+    exec(snippet, names)
+    image, detections = names["image"], names["detections"]
+    assert detections.area.tolist() == [segment.area for segment in image.segments]
+    for box, pixels in zip(detections.xyxy, image.masks, strict=True):
+        rows, columns = pixels.nonzero()
+        assert box.tolist() == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
 
 @pytest.mark.parametrize("command", commands())
 def test_every_command_has_a_verb_and_flags_that_exist(command: str) -> None:
     words = shlex.split(command)[1:]
-    assert words[0] in VERBS
-    verb: Any = get_command(make_app(words)).commands[words[0]]  # type: ignore[attr-defined]
-    known = {flag for option in verb.params for flag in (*option.opts, *option.secondary_opts)}
-    flags = {word.split("=")[0] for word in words if word.startswith("--")}
-    assert flags <= known
+    own, _, submitted = (" " + " ".join(words)).partition(" -- ")
+    for part in filter(None, (own.split(), submitted.split())):
+        assert part[0] in VERBS
+        verb: Any = get_command(make_app(part)).commands[part[0]]  # type: ignore[attr-defined]
+        known = {flag for option in verb.params for flag in (*option.opts, *option.secondary_opts)}
+        flags = {word.split("=")[0] for word in part if word.startswith("--")}
+        assert flags <= known
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_the_diagrams_are_what_their_script_draws() -> None:
+    drawing = runpy.run_path(str(ROOT / "docs/draw_diagrams.py"))
+    for name, draw in drawing["DIAGRAMS"].items():
+        assert (ROOT / "docs/images" / name).read_text() == draw(), "python docs/draw_diagrams.py"
 
 
 def test_the_file_tree_names_files_that_exist() -> None:
