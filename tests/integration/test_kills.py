@@ -67,6 +67,7 @@ def test_a_driver_that_is_killed_ten_times_leaves_one_row_an_image(tmp_path: Pat
     kill_again_and_again(field, 10, random.Random())
 
 
+@pytest.mark.slow
 def test_deaths_in_a_write_and_between_the_last_steps_cost_only_those_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
