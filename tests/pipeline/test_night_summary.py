@@ -1,0 +1,90 @@
+"""What a night says of itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pipeline.edition import Edition
+from pipeline.night_gate import Judged
+from pipeline.night_summary import NightSummary, errors_by_code, summarize, work_since
+from tests.made_run import MadeImage, add_generation, make_run
+
+SUMMARY = NightSummary(
+    out="s3://b/nights",
+    run="run-a",
+    snapshot=3,
+    published=True,
+    outcome="published",
+    reasons=(),
+    images=1_000,
+    ok=990,
+    errors={"truncated": 8, "timeout": 2},
+    why={"new": 40, "removed": 3},
+    computed=40,
+    images_per_second=12.5,
+    gpu_hours=0.5,
+    cost=0.23,
+    pq=0.4344,
+    pq_interval=[0.42, 0.45],
+    pq_change=-0.0012,
+    pq_change_interval=(-0.004, 0.001),
+    scored=100,
+    seconds=61.0,
+    started="2026-11-21T02:15:00+00:00",
+)
+
+
+def test_the_text_has_every_figure_once() -> None:
+    assert SUMMARY.text().splitlines() == [
+        "published: run-a, snapshot 3 of s3://b/nights",
+        "1,000 images: 990 ok, 10 errors (truncated 8, timeout 2)",
+        "computed 40 at 12.5 images/s (40 new, 3 removed)",
+        "PQ 43.44 (42.00 .. 45.00) on 100 images, -0.12 (-0.40 .. +0.10) against the baseline",
+        "cost 0.23 (0.5 GPU-hours)",
+        "took 61 s, started 2026-11-21T02:15:00+00:00",
+    ]
+
+
+def test_a_quiet_night_is_short_and_a_stopped_one_says_why() -> None:
+    quiet = replace(
+        SUMMARY, outcome="nothing to do", computed=0, why={}, errors={}, pq=None, cost=None
+    )
+    assert len(quiet.text().splitlines()) == 4
+    stopped = replace(SUMMARY, outcome="stopped", reasons=("PQ dropped by 9 points",))
+    assert stopped.text().splitlines()[1] == "  PQ dropped by 9 points"
+    assert json.loads(json.dumps(stopped.to_json()))["reasons"] == ["PQ dropped by 9 points"]
+
+
+def test_work_is_that_of_the_generations_since_the_live_edition(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [MadeImage(f"{n}.png", f"/x/{n}.png", "timeout") for n in range(6)])
+    add_generation(run, [MadeImage("9.png", "/x/9.png", "empty")], number=2, shards=1)
+    entry = {"done": 6, "seconds": 10.0, "placement": {"max_actors": 4, "actor_gpus": 1.0}}
+    for number, done in ((1, 6), (2, 1)):
+        stats = json.dumps([{**entry, "done": done}]).encode()
+        run.storage.write(f"stats/{number:04d}.json", stats)
+    everything = work_since(run, None)
+    assert (everything.computed, everything.seconds) == (7, 20.0)
+    assert everything.gpu_hours == 20 * 4 / 3600
+    since = work_since(run, Edition(run, 1))
+    assert (since.computed, since.images_per_second) == (1, 0.1)
+    assert errors_by_code(Edition(run, 2)) == {"timeout": 6, "empty": 1}
+
+
+def test_cost_is_gpu_hours_times_the_price(tmp_path: Path) -> None:
+    run = make_run(tmp_path, [MadeImage("1.png", "/x/1.png", "timeout")])
+    stats = [{"done": 1, "seconds": 3600.0, "placement": {"max_actors": 2, "actor_gpus": 1.0}}]
+    run.storage.write("stats/0001.json", json.dumps(stats).encode())
+    found = summarize(
+        Edition(run, 1),
+        Judged(("bad",)),
+        "stopped",
+        out="o",
+        live=None,
+        price=0.5,
+        seconds=1.0,
+        started=datetime(2026, 11, 21, tzinfo=UTC),
+    )
+    assert (found.gpu_hours, found.cost, found.published) == (2.0, 1.0, False)
