@@ -3,7 +3,7 @@
 At inference a third of the backbone's time goes into passes that only add or clip, and on a single
 thread torch sends 1x1 convolutions of one image to a slow path. oneDNN does the whole in one pass;
 torch reaches it through the operator that its own compiler emits, which this file alone touches.
-Elsewhere (gradients, GPUs, fp16 on a CPU) the plain three steps run; the results agree up to
+Elsewhere (gradients, GPUs, fp16 on a CPU, --compile) the plain steps run; the results agree up to
 rounding. Where a convolution was replaced by its Winograd form, that runs.
 """
 
@@ -42,13 +42,14 @@ def convolve(
     return F.relu(out) if relu else out
 
 
+# Asked once: torch's compiler can't trace the questions.
+_HAS_MKLDNN = torch.backends.mkldnn.is_available()
+_HAS_BF16 = _HAS_MKLDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _fused(x: Tensor) -> bool:
-    if (
-        torch.is_grad_enabled()
-        or x.device.type != "cpu"
-        or not torch.backends.mkldnn.is_available()
-    ):
+    if torch.is_grad_enabled() or x.device.type != "cpu" or not _HAS_MKLDNN:
         return False
-    if x.dtype == torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return x.dtype == torch.float32
+    if torch.compiler.is_compiling():
+        return False  # the compiler joins the plain steps in its own way
+    return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _HAS_BF16)

@@ -206,12 +206,13 @@ class DetrPanoptic(nn.Module):
         """Let torch compile backbone and transformer for any size; they then round differently.
 
         Not the mask head: how it enlarges depends on the parity of six sides, and each combination
-        would be compiled anew.
+        would be compiled anew. As one graph for all sizes: a graph for each convolution would pass
+        torch's limit of recompilations, and then results would depend on the order of sizes.
         """
         backbone = self.detr.backbone[0]
         assert isinstance(backbone, Backbone)
-        backbone.body.compile(dynamic=True, backend=backend)
-        self.detr.transformer.compile(dynamic=True, backend=backend)
+        backbone.body.compile(fullgraph=True, dynamic=True, backend=backend)
+        self.detr.transformer.compile(fullgraph=True, dynamic=True, backend=backend)
 
     def use_winograd(self) -> None:
         """Choose the faster form of the wide 3x3 convolutions, for a folded float32 model on a CPU.

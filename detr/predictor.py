@@ -75,8 +75,8 @@ class Predictor:
         self.model = model.fold().to(device, self.dtype)
         if device.type == "cpu":
             keep_freed_memory()
-            if self.dtype == torch.float32:
-                self.model.use_winograd()
+            if self.dtype == torch.float32 and not settings.compile:
+                self.model.use_winograd()  # which torch's compiler can't trace
         if settings.compile:
             self.model.compile_detector()
         self._class_ids = card.categories.class_ids(card.config.num_classes)
