@@ -115,7 +115,7 @@ def encode_shard(rows: pa.Table, provenance: Provenance) -> bytes:
     # RLE strings are over 90 % of a shard and written once: a strong level there costs about 1 ms
     # an image and saves 5 % of the bytes; apart from their lengths, they compress better still.
     # Statistics of lists serve no reader, and those of the strings hold two whole strings.
-    flat = [field.name for field in rows.schema if not pa.types.is_nested(field.type)]
+    flat: Any = [field.name for field in rows.schema if not pa.types.is_nested(field.type)]
     pq.write_table(
         rows.replace_schema_metadata(metadata),
         sink,

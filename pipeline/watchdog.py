@@ -46,9 +46,7 @@ class Watchdog:
     def speak(self, flow: Flow, cluster: Cluster) -> str:
         """What waits for what."""
         self._next = 2 * flow.quiet
-        lost = (
-            f"; {cluster.dead_nodes} nodes have died" if cluster.dead_nodes else ""
-        )
+        lost = f"; {cluster.dead_nodes} nodes have died" if cluster.dead_nodes else ""
         return f"no stage has reported for {_time(flow.quiet)}: {self._reason(flow, cluster)}{lost}"
 
     def trouble(self, flow: Flow) -> str | None:

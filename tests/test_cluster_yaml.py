@@ -32,7 +32,7 @@ LOCKED_RAY = re.search(r"^ray==(\S+)", (ROOT / "requirements.lock").read_text(),
 
 def run_instances() -> Shape:
     """What EC2 takes to start a node, as boto3 knows it."""
-    model = get_session().get_service_model("ec2").operation_model("RunInstances")
+    model: Any = get_session().get_service_model("ec2").operation_model("RunInstances")
     assert model.input_shape is not None
     return model.input_shape
 
@@ -103,7 +103,8 @@ def demand(
             node, demands, name, node_availability_summary=everything
         )
 
-    found, _ = get_nodes_for(types, {}, CONFIG["head_node_type"], 100, [bundle] * count, scorer)
+    bundles: Any = [bundle] * count
+    found, _ = get_nodes_for(types, {}, CONFIG["head_node_type"], 100, bundles, scorer)
     return dict(found)
 
 

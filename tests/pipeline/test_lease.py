@@ -121,9 +121,14 @@ def test_an_owner_that_lost_its_lease_stops_and_leaves_the_successor_alone(
 ) -> None:
     monkeypatch.setattr("pipeline.lease.RENEW_SECONDS", 0.1)
     successor = held_by(1, host="elsewhere")
-    with pytest.raises(LeaseError, match="another job has taken the lease over"), lease(storage):
-        storage.write(LEASE_FILE, successor)
-        time.sleep(20)
+
+    def work() -> None:
+        with lease(storage):
+            storage.write(LEASE_FILE, successor)
+            time.sleep(20)
+
+    with pytest.raises(LeaseError, match="another job has taken the lease over"):
+        work()
     assert storage.read(LEASE_FILE) == successor
 
 
@@ -142,13 +147,18 @@ def test_a_lease_is_renewed_through_failures_of_the_store_and_then_given_up(
         return swap(self, *arguments)
 
     monkeypatch.setattr(Storage, "swap", unreliable)
-    with pytest.raises(TryAgainError, match="could not be written"), lease(storage):
-        broken.set()
-        time.sleep(0.3)
-        broken.clear()
-        time.sleep(1.2)  # longer than the lease: it has been renewed since
-        broken.set()
-        time.sleep(20)
+
+    def work() -> None:
+        with lease(storage):
+            broken.set()
+            time.sleep(0.3)
+            broken.clear()
+            time.sleep(1.2)  # longer than the lease: it has been renewed since
+            broken.set()
+            time.sleep(20)
+
+    with pytest.raises(TryAgainError, match="could not be written"):
+        work()
 
 
 def test_a_process_number_that_another_process_bears_by_now_is_a_dead_owner(

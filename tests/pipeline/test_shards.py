@@ -82,7 +82,9 @@ def test_duckdb_and_pyarrow_read_the_strings_back(tmp_path: Path, segments: int)
     path = tmp_path / "shard.parquet"
     path.write_bytes(encode_shard(rows, PROVENANCE))
     assert pq.read_table(path).equals(rows)
-    read = duckdb.sql(f"select counts from '{path}' order by file_name").fetchall()
+    with duckdb.connect() as connection:
+        query = f"select counts from '{path}' order by file_name"
+        read = connection.execute(query).fetchall()
     assert read == [(counts,), ([],)]
 
 
