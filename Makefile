@@ -63,7 +63,7 @@ demo-weights: setup ## train the demo weights anew and record their figures (abo
 	  --steps 2000 --batch-size 32 --lr 5e-4 --no-object-weight 0.5 \
 	  --validate-every 1000
 	$(TRAIN) --out runs/demo-6 --phase joint --weights runs/demo-5/weights.safetensors \
-	  --steps 2800 --lr 4e-4 --backbone-lr 3e-4 --mask-weight 2 --no-object-weight 0.5 --half \
+	  --steps 1700 --lr 4e-4 --backbone-lr 3e-4 --mask-weight 2 --no-object-weight 0.5 --half \
 	  --validate-every 1000
 	mkdir -p jobs/demo_weights
 	cp runs/demo-6/weights.safetensors jobs/demo_weights/demo.safetensors
