@@ -91,15 +91,13 @@ def demo(
         f"by a model of {DEMO_WEIGHTS.stat().st_size / 1e6:.1f} MB, trained on made scenes; "
         f"PQ {100 * record['All']['pq']:.1f} on {record['scenes']} others"
     )
+    model = f"--weights {DEMO_WEIGHTS} --threshold {DEMO_THRESHOLD}"
     lines = (
         ("report", written.url),
         ("run folder", str(out)),
         ("one image", f"{sys.argv[0]} view {out} 000000.jpg"),
         ("questions", f"{sys.argv[0]} sql {out}"),
-        (
-            "inside the model",
-            f"{sys.argv[0]} inspect {photo} --weights {DEMO_WEIGHTS} --threshold {DEMO_THRESHOLD}",
-        ),
+        ("inside the model", f"{sys.argv[0]} inspect {photo} {model}"),
     )
     for name, text in lines:
         console.print(f"{name + ':':<18}{text}", soft_wrap=True, markup=False)
