@@ -77,6 +77,8 @@ class Illustrator:
         """Cards of the first `count` of these images that are ok, in their order, while the budget
         lasts; with the prediction of `others` beside (same images of other snapshots)."""
         cards: list[Card] = []
+        if count == 0:
+            return cards
         for start in range(0, len(names), count):
             few = list(names[start : start + count])
             located = {row["file_name"]: (path, row) for path, row in self._rows(few)}

@@ -1,0 +1,79 @@
+"""`panoptic report` as a person calls it."""
+
+from __future__ import annotations
+
+import json
+import webbrowser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+import typer
+
+from jobs.report import report
+from pipeline.errors import UserError
+from pipeline.storage import Storage
+from tests.pipeline import made_run
+
+app = typer.Typer()
+app.command()(report)
+
+
+def call(*arguments: str) -> None:
+    app(list(arguments), standalone_mode=False)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    scenes = made_run.made_scenes(4)
+    rows = {name: made_run.shard_row(name, made) for name, made in scenes.items()}
+    return made_run.make_run(tmp_path / "out", rows).storage.url
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Path:
+    """The file that the browser of this test leaves, with the URL that it was asked to show."""
+    program, said = tmp_path / "browser", tmp_path / "shown"
+    program.write_text(f'#!/bin/sh\necho "$1" > {said}\n')
+    program.chmod(0o755)
+    browser = webbrowser.GenericBrowser([str(program), "%s"])
+    webbrowser.register("of-a-test", None, browser, preferred=True)
+    return said
+
+
+def test_the_report_is_an_object_of_the_run_and_shown(
+    out: str, shown: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(out, "--open", "--gallery", "1")
+    assert f"{out}/report/0001.html" in capsys.readouterr().out
+    assert shown.read_text().strip() == Path(f"{out}/report/0001.html").as_uri()
+
+
+def test_from_a_bucket_a_copy_is_shown(out: str, shown: Path) -> None:
+    there = Storage("memory://bucket/out")
+    here = Storage(out)
+    for entry in here.list():
+        there.write(entry.path, here.read(entry.path))
+    call("memory://bucket/out", "--open", "--gallery", "0")
+    copy = Path(unquote(urlsplit(shown.read_text().strip()).path))
+    assert copy.read_bytes() == there.read("report/0001.html")
+
+
+def test_json_names_the_file(out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "elsewhere" / "a b.html"
+    call(out, "--output", str(target), "--json", "--gallery", "0")
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == {"report": str(target), "bytes": target.stat().st_size}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--evaluation", "mine"], "has no evaluation 'mine' \\(there are: none\\)"),
+        (["--compare", "{out}"], "run `panoptic evaluate` on both"),
+        (["--compare", "{out}/nowhere"], "is not a run folder"),
+    ],
+)
+def test_mistakes_are_sentences(out: str, arguments: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        call(out, *(argument.replace("{out}", out) for argument in arguments))
