@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
 from pipeline.generation import plan_first
 from pipeline.manifest import Staging
-from pipeline.plan import name_hash
+from pipeline.plan import WorkUnit, name_hash
 from pipeline.publish import finish
 from pipeline.run import Run, RunInfo, create_run
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
@@ -45,8 +46,17 @@ TRUTH = "evaluation/0001/made/truth"
 SECONDS, GIGABYTES, GROWTH = 60.0, 1.5, 1.10
 
 
-def make(folder: Path, images: int, predictions: pa.Table, truth: pa.Table) -> Run:
-    """A finished run of this many images, with its truth converted."""
+def make(
+    folder: Path,
+    images: int,
+    predictions: pa.Table,
+    truth: pa.Table,
+    each: Callable[[Run, WorkUnit, pa.Array, pa.Table], None] = lambda *about: None,
+) -> Run:
+    """A finished run of this many images, with its truth converted.
+
+    each: called for every shard with the pairs that its rows were drawn from, and its manifest.
+    """
     info = RunInfo(
         schema_version=SCHEMA_VERSION,
         source={"source": "made"},
@@ -85,16 +95,17 @@ def make(folder: Path, images: int, predictions: pa.Table, truth: pa.Table) -> R
         manifest = run.read_unit(unit)
         rows = manifest.num_rows
         chosen = pa.array(rng.permutation(max(DISTINCT, rows))[:rows] % DISTINCT)
-        shard = _renamed(predictions.take(chosen), manifest)
+        shard = renamed(predictions.take(chosen), manifest)
         run.storage.write(unit.path, encode_shard(shard, Provenance("made", "0" * 64, "cpu")))
-        truth_rows = _renamed(truth.take(chosen), manifest)
+        truth_rows = renamed(truth.take(chosen), manifest)
         parts.append(write_part(truth_rows, run.storage, TRUTH, f"part-{len(parts):05d}.parquet"))
+        each(run, unit, chosen, manifest)
     save(run.storage, TRUTH, key="", categories=COCO_PANOPTIC, parts=parts, images=images)
     finish(run, generation, run.present(1), max_error_rate=0.0)
     return run
 
 
-def _renamed(rows: pa.Table, manifest: pa.Table) -> pa.Table:
+def renamed(rows: pa.Table, manifest: pa.Table) -> pa.Table:
     """The rows under the manifest's names."""
     for name in ("file_name", "uri", "hash"):
         if name in rows.column_names:

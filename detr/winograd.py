@@ -72,11 +72,11 @@ class WinogradConv2d(nn.Conv2d):
         tiles = padded.as_strided(
             (6, 6, batch, rows, columns, channels),
             (row, column, image, _TILE * row, _TILE * column, 1),
-        ).reshape(36, -1)  # (36, B * rows * columns * C)
-        tiles = torch.mm(self.inputs, tiles).view(36, -1, channels)
+        ).reshape(36, batch * rows * columns * channels)  # (36, B * rows * columns * C)
+        tiles = torch.mm(self.inputs, tiles).view(36, batch * rows * columns, channels)
         products = torch.bmm(tiles, self.weight)  # (36, B * rows * columns, K)
-        answers = torch.mm(self.outputs, products.view(36, -1))
-        answers = answers.view(_TILE, _TILE, batch, rows, columns, -1)
+        answers = torch.mm(self.outputs, products.flatten(1))
+        answers = answers.view(_TILE, _TILE, batch, rows, columns, self.out_channels)
         out = x.new_empty(batch, rows, _TILE, columns, _TILE, self.out_channels)
         torch.add(answers, 0 if self.bias is None else self.bias, out=out.permute(2, 4, 0, 1, 3, 5))
         whole = out.view(batch, rows * _TILE, columns * _TILE, self.out_channels)

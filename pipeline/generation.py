@@ -54,8 +54,10 @@ def stage_listing(
             "suffixes with --include '*.xyz'"
         )
     staging.refuse_duplicates("everything")
-    chosen = f"table listing as from everything order by hash, file_name limit {limit}"
-    staging.connection.execute(f"create {chosen if limit else 'view listing as from everything'}")
+    if limit:
+        chosen = f"from everything order by hash, file_name limit {limit}"
+        staging.connection.execute(f"create table chosen as {chosen}")
+    staging.connection.execute(f"create view listing as from {'chosen' if limit else 'everything'}")
     images = staging.count("select count(*) from listing")
     known = staging.count("select cast(coalesce(sum(size), 0) as bigint) from listing")
     return images, known + unknown_bytes(staging, "listing", source.options)

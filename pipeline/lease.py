@@ -14,6 +14,7 @@ from __future__ import annotations
 import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -32,6 +33,9 @@ LEASE_FILE: Final = "lease.json"
 CLOCK_FILE: Final = "lease.clock"
 RENEW_SECONDS: Final = 20.0
 EXPIRES_SECONDS: Final = 120.0
+# Simulated to interrupt the main thread, never sent. SIGINT will not do: it is ignored in the
+# background of a script, and an ignored signal that is simulated does nothing.
+LOST_SIGNAL: Final = signal.SIGUSR2
 
 
 @contextmanager
@@ -49,9 +53,10 @@ def lease(storage: Storage) -> Iterator[None]:
     except Exception as error:
         raise as_user_error(error, f"can't write to {storage.url}") from error
     renewer = threading.Thread(target=held.renew, name="lease", daemon=True)
-    renewer.start()
     try:
-        yield
+        with _interruptible():
+            renewer.start()
+            yield
     except BaseException as error:
         if held.lost is None:
             raise
@@ -60,6 +65,23 @@ def lease(storage: Storage) -> Iterator[None]:
         held.stop.set()
         renewer.join()
         held.release()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Make LOST_SIGNAL a KeyboardInterrupt; only the main thread may say so, and is interrupted."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(LOST_SIGNAL, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(LOST_SIGNAL, former or signal.SIG_DFL)
 
 
 class _Lease:
@@ -119,7 +141,7 @@ class _Lease:
                     f"{self.storage.url}: another job has taken the lease over, because this one "
                     f"did not renew it for {EXPIRES_SECONDS:.0f} s; this one stops"
                 )
-            _thread.interrupt_main()
+            _thread.interrupt_main(LOST_SIGNAL)
             return
 
     def release(self) -> None:

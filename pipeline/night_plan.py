@@ -31,14 +31,18 @@ def check_truth(truth: str) -> None:
 
 
 def only_with_truth(staging: Staging, truth: str) -> tuple[int, int]:
-    """Keep of the table `listing` the images that have ground truth.
+    """Keep of the view `listing` the images that have ground truth.
 
     Returns how many, and their bytes. Raises UserError if there is none.
     """
     staging.connection.execute("create view manifest as from listing")
     stage_truth(staging, CocoFile(truth))
     resolve(staging, truth)
-    staging.connection.execute("delete from listing where hash not in (select hash from resolved)")
+    staging.connection.execute(
+        "create table judges as from listing semi join resolved using (hash)"
+    )
+    staging.connection.execute("drop view manifest")
+    staging.connection.execute("create or replace view listing as from judges")
     images = staging.count("select count(*) from listing")
     if not images:
         raise UserError(

@@ -68,10 +68,10 @@ def truth(number: int) -> Predicted:
 
 
 class Slow(Threshold):
-    """Takes half a second an image, so that a job can be watched."""
+    """Takes two seconds an image, so that a job can be watched."""
 
     def _one(self, image: NDArray[np.uint8]) -> Panoptic:
-        time.sleep(0.5)
+        time.sleep(2.0)
         return super()._one(image)
 
 

@@ -65,3 +65,9 @@ def test_the_published_model_uses_it_and_answers_alike():
     answers = found.logits, model.mask_logits(found, image_index, query_index)
     for one, other in zip(answers, expected, strict=True):
         assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+@torch.no_grad()
+def test_no_query_kept_is_an_empty_batch():
+    conv = WinogradConv2d(nn.Conv2d(128, 96, 3, padding=1))
+    assert convolve(torch.empty(0, 128, 5, 7), conv).shape == (0, 96, 5, 7)

@@ -206,7 +206,7 @@ def test_other_weights(bucket: Bucket, night: Night, capsys: pytest.CaptureFixtu
 
     # Equally good weights pass, but compute everything only when that is meant.
     bucket.weights.write_text("129")
-    code, stopped = night()
+    code, stopped = night("--max-recompute", "0.4")
     assert code == 2
     assert "they passed on the images with ground truth, but 10 images" in stopped["sentence"]
     code, fifth = night("--allow-full")

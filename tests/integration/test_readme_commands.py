@@ -1,0 +1,81 @@
+"""The README from top to bottom in an empty folder: its commands, in its order, with its names.
+
+`s3://bucket` is a folder here (tests/integration/test_s3.py has the servers), the weights are tiny.
+Left to other tests: `make`, what needs a cluster (`submit`), and training.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import webbrowser
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import run
+from jobs.scenes import write_scenes
+from tests.browser import opened
+from tests.test_readme import README, blocks
+
+NOT_HERE = ("submit", "train")
+
+
+def commands() -> Iterator[list[str]]:
+    """The words of every command in a shell block, in order."""
+    for block in blocks("sh"):
+        if "panoptic train" not in block:  # what follows a training needs its weights
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["panoptic"] and words[1] not in NOT_HERE:
+                    yield words[1:]
+
+
+@pytest.fixture
+def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder but for what the README says that one has: photos, and their truth."""
+    made = tmp_path / "made"
+    write_scenes(made, 40, seed=3, broken=1)
+    home = tmp_path / "home"
+    shutil.copytree(made / "images", home / "bucket" / "images")
+    shutil.copytree(made / "images", home / "PHOTO_FOLDER", ignore=shutil.ignore_patterns("b*"))
+    for name in ("panoptic_val2017", "gt", "pred"):
+        shutil.copy(made / "panoptic.json", home / f"{name}.json")
+        shutil.copytree(made / "panoptic", home / name)
+    monkeypatch.chdir(home)
+    nobody = webbrowser.GenericBrowser(["true", "%s"])  # there is nobody to show anything to
+    webbrowser.register("nobody", None, nobody, preferred=True)
+    return home
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_step_works_in_the_order_written(
+    newcomer: Path, tiny_weights: Path, ray_session: None
+) -> None:
+    names = {
+        "r50": str(tiny_weights),
+        "FILE_NAME": "000000.jpg",
+        "PHOTO": "PHOTO_FOLDER/000000.jpg",
+    }
+    done = []
+    for words in commands():
+        if words[0] == "compare":  # the README's "before": the run as it was evaluated
+            shutil.copytree("runs/mine", "runs/before")
+        words = [names.get(word, word.replace("s3://bucket", "bucket")) for word in words]
+        assert run(words) == 0, words
+        done.append(words[0])
+    assert done[:2] == ["segment", "report"]
+    with opened(Path("report.html").absolute()) as seen:  # of a whole job, scored
+        for heading in ("Quality", "Classes", "Worst", "Best", "Errors", "Speed", "Provenance"):
+            assert seen.page.get_by_role("heading", name=heading, exact=True).is_visible()
+        table = seen.page.get_by_role("region", name="Calls")
+        assert table.get_by_text("cpu fp32").is_visible()
+        assert (seen.errors, len(seen.requests), seen.overflow(400)) == ([], 1, 0)
+    for written in re.findall(r"--output (\S+\.html)", README):
+        assert Path(written).exists()
+    assert Path("runs/mine/report/0001.html").exists()
+    assert Path("000000.panoptic.png").exists()
+    assert Path("predictions.json").exists()
