@@ -19,6 +19,13 @@ import ray
 import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_delay,
+    wait_fixed,
+)
 
 from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, TryAgainError, UserError
 
@@ -140,19 +147,22 @@ class Cluster:
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
         """Make a call until the head answers, at most `wait_seconds` long."""
-        deadline = time.monotonic() + self.wait_seconds
-        told = False
-        while True:
-            try:
-                with _sentences(self.address):
-                    return call()
-            except TryAgainError as error:
-                if time.monotonic() > deadline:
-                    raise
-                if not told:
-                    self.note(f"waiting up to {self.wait_seconds:.0f} s: {error}")
-                told = True
-                time.sleep(POLL_SECONDS)
+
+        def once() -> Any:
+            with _sentences(self.address):
+                return call()
+
+        return Retrying(
+            retry=retry_if_exception_type(TryAgainError),
+            stop=stop_after_delay(self.wait_seconds),
+            wait=wait_fixed(POLL_SECONDS),
+            before_sleep=self._say_why,
+            reraise=True,
+        )(once)
+
+    def _say_why(self, state: RetryCallState) -> None:
+        if state.attempt_number == 1 and state.outcome is not None:
+            self.note(f"waiting up to {self.wait_seconds:.0f} s: {state.outcome.exception()}")
 
 
 @contextmanager

@@ -10,15 +10,22 @@ file, the other gives None without saying why. Blocks carry encoded bytes, a ten
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pyarrow as pa
 from ray.actor import ActorHandle
+from tenacity import (
+    AsyncRetrying,
+    RetryCallState,
+    retry_if_result,
+    stop_after_attempt,
+    stop_before_delay,
+    wait_random_exponential,
+)
 
 from pipeline.body import Md5Marks, fault
 from pipeline.budget import failures_of
@@ -30,14 +37,15 @@ from pipeline.tally import begin, check_budget
 
 CONCURRENT_GETS: Final = 64
 TRIES: Final = 10
-FIRST_DELAY: Final = 0.1  # seconds, doubled with each try; the delay is drawn between 0 and that
-LONGEST_DELAY: Final = 5.0
+# Seconds drawn between 0 and a bound that doubles with each try, from 0.1 to 5.
+BACKOFF: Final = wait_random_exponential(multiplier=0.1, max=5.0)
 IMAGE_SECONDS: Final = 180.0  # over all tries of one image...
 SLOWEST_BYTES: Final = 100_000  # ...and a second more for each so many bytes
 REPORT_IMAGES: Final = 200  # the budget is asked after so many, not only at a unit's end
 
 # What another try may mend; everything else is an answer.
 WORTH_A_TRY: Final = frozenset({"unavailable", "timeout"})
+_WHILE_WORTH_IT: Final = retry_if_result(lambda body: body.code in WORTH_A_TRY)
 
 UNIT_FIELDS: Final = ("generation", "shard")
 FETCHED_FIELDS: Final = [
@@ -130,35 +138,40 @@ class UnitFetch:
 
     async def _image(self, uri: str, size: int | None, etag: str | None) -> Body:
         """One image, tried again while that may help and time is left."""
-        deadline = time.monotonic() + IMAGE_SECONDS + (size or 0) / SLOWEST_BYTES
-        code = message = None
-        attempt = 0
+        seconds = IMAGE_SECONDS + (size or 0) / SLOWEST_BYTES
         marks = Md5Marks(uri)
-        for attempt in range(TRIES):
-            if attempt:
-                delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (attempt - 1)) * random.random()
-                if time.monotonic() + delay > deadline:
-                    break
-                assert code is not None
-                self.retries[code] += 1
-                await asyncio.sleep(delay)
+
+        async def once() -> Body:
             try:
-                async with asyncio.timeout_at(
-                    asyncio.get_running_loop().time() + deadline - time.monotonic()
-                ):
+                async with asyncio.timeout_at(deadline):
                     fetched = await get_uri(uri, self.options)
             # Whatever the client raises for one object is that image's error row: there are as
             # many exception types as there are storage back ends.
             except Exception as error:  # noqa: BLE001
-                code, message = classify(error)
-            else:
-                body = check_body(fetched, size, etag, marks)
-                if body.data is not None:
-                    return body
-                code, message = body.code, body.message
-            if code not in WORTH_A_TRY:
-                return Body(None, code, message)
-        return Body(None, code, f"{message} (tried {attempt + 1} times)")
+                return Body(None, *classify(error))
+            return check_body(fetched, size, etag, marks)
+
+        deadline = asyncio.get_running_loop().time() + seconds
+        return await AsyncRetrying(
+            stop=stop_after_attempt(TRIES) | stop_before_delay(seconds),
+            wait=BACKOFF,
+            retry=_WHILE_WORTH_IT,
+            before_sleep=self._count_retry,
+            retry_error_callback=_tried_in_vain,
+        )(once)
+
+    def _count_retry(self, state: RetryCallState) -> None:
+        self.retries[str(_body_of(state).code)] += 1
+
+
+def _body_of(state: RetryCallState) -> Body:
+    assert state.outcome is not None, "an attempt has ended"
+    return state.outcome.result()
+
+
+def _tried_in_vain(state: RetryCallState) -> Body:
+    body = _body_of(state)
+    return replace(body, message=f"{body.message} (tried {state.attempt_number} times)")
 
 
 def check_body(

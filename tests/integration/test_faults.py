@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from tenacity import wait_fixed
 
 from pipeline.fetch import Body, UnitFetch
 from pipeline.source import Source
@@ -97,7 +98,7 @@ def test_what_stays_broken_is_an_error_and_never_a_body(
     bucket: S3Server, monkeypatch: pytest.MonkeyPatch, faults: Faults, code: str, message: str
 ) -> None:
     monkeypatch.setattr("pipeline.s3.SILENT_SECONDS", 0.2)
-    monkeypatch.setattr("pipeline.fetch.LONGEST_DELAY", 0.1)
+    monkeypatch.setattr("pipeline.fetch.BACKOFF", wait_fixed(0.01))
     with fault_proxy(bucket, faults, applies=is_image) as proxy:
         manifest = listed(proxy.server, monkeypatch).slice(0, 8)
         bodies = fetched(proxy, manifest)
