@@ -7,7 +7,6 @@ publishing derive from hashes and counts is not used here: this is the second op
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -38,7 +37,7 @@ class Verification:
     rows: int
     ok: int
     error: int
-    findings: Counter[str] = field(default_factory=Counter)  # kind -> how many
+    findings: dict[str, int] = field(default_factory=dict)  # kind -> how many
     examples: list[str] = field(default_factory=list)
 
     @property
@@ -46,7 +45,7 @@ class Verification:
         return not self.findings
 
     def found(self, kind: str, what: str) -> None:
-        self.findings[kind] += 1
+        self.findings[kind] = self.findings.get(kind, 0) + 1
         if self.findings[kind] <= SHOWN:
             self.examples.append(f"{kind}: {what}")
 
@@ -68,10 +67,10 @@ def verify(run: Run, number: int | None = None) -> Verification:
                 result.findings["missing"] = result.images
             return result
         for kind, query in _QUERIES.items():
-            result.findings[kind] += staging.count(f"select count(*) from ({query})")
-            if result.findings[kind] == 0:
-                del result.findings[kind]
+            count = staging.count(f"select count(*) from ({query})")
+            if count == 0:
                 continue
+            result.findings[kind] = count
             rows = staging.connection.execute(f"{query} limit {SHOWN}").fetchall()
             result.examples += [f"{kind}: {': '.join(map(str, row))}" for row in rows]
     return result

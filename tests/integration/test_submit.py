@@ -41,8 +41,7 @@ def head(server: S3Server) -> Iterator[Head]:
 @pytest.fixture(scope="module")
 def inputs(server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Local weights and truth; eight photos in the bucket."""
-    assert server.folder is not None
-    (server.folder / "data").mkdir()
+    server.client().create_bucket(Bucket="data")
     folder = tmp_path_factory.mktemp("inputs")
     for number in range(8):
         server.client().put_object(Bucket="data", Key=f"photos/{number}.png", Body=png(number))
