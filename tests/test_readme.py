@@ -84,7 +84,6 @@ def test_the_snippets_on_reading_run_as_written(run: Run) -> None:
 
 
 def test_the_recipe_for_supervision_runs_as_written(run: Run) -> None:
-    pytest.importorskip("supervision", reason="optional: pip install supervision")
     [snippet] = blocks("python supervision", READING)
     names: dict[str, Any] = {"run": run}
     exec(snippet, names)
