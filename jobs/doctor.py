@@ -109,11 +109,11 @@ def _submit(address: str, words: list[str]) -> int:
 
 def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterator[Check]:
     """The checks where the work will be: on a GPU node if the cluster has or may start one."""
-    from pipeline.cluster import connect, resources
+    from pipeline.capacity import capacity
+    from pipeline.cluster import connect
 
     connect(address)
-    now, most = resources()
-    gpu = max(now.get("GPU", 0), (most or {}).get("GPU", 0)) >= 1
+    gpu = capacity(address).ceiling("GPU") >= 1
     checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0)(_all_checks)
     try:
         yield from ray.get(checks.remote(config, with_weights), timeout=config.wait_for_gpus)

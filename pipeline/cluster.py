@@ -1,4 +1,4 @@
-"""Ray as this job finds it: connect, or start it on this machine; and what it has.
+"""Ray as this job finds it: connect, or start it on this machine.
 
 Without an address, and outside a Ray job, Ray runs on this machine alone and stops with the
 process.
@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
@@ -104,10 +104,3 @@ def _without_native_stderr() -> Iterator[None]:
 def is_local(address: str | None) -> bool:
     """True if Ray is to run on this machine alone."""
     return address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)
-
-
-def resources() -> tuple[Mapping[str, float], Mapping[str, float] | None]:
-    """What the cluster has, and what its autoscaler may grow it to (None: it doesn't say)."""
-    from ray._private.state import state
-
-    return ray.cluster_resources(), state.get_max_resources_from_cluster_config()

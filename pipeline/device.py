@@ -6,17 +6,18 @@ A cluster that can start GPUs is never silently run on its CPUs.
 from __future__ import annotations
 
 import platform
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
 import torch
-from ray.autoscaler.sdk import request_resources
 
 from detr.card import resolve_dtype
-from pipeline.cluster import connect, is_local, resources
+from pipeline.capacity import Capacity, capacity, wait_for_gpu
+from pipeline.cluster import connect, is_local
 from pipeline.config import RunConfig
-from pipeline.errors import TryAgainError, UserError
+from pipeline.errors import UserError
+from pipeline.placement import NO_GPU
 
 GPU_PROBE_SECONDS = 600
 
@@ -30,24 +31,12 @@ class Device:
     dtype: str
 
 
-def wait_for_gpu(seconds: int) -> None:
-    """Ask the autoscaler for a GPU and wait until its node is there. Raises TryAgainError."""
-    deadline = time.monotonic() + seconds
-    request_resources(bundles=[{"GPU": 1}])
-    try:
-        while ray.cluster_resources().get("GPU", 0) < 1:
-            if time.monotonic() > deadline:
-                raise TryAgainError(
-                    f"no GPU node has joined the cluster within {seconds} s: raise "
-                    "--wait-for-gpus, or use --device cpu"
-                )
-            time.sleep(2)
-    finally:
-        request_resources(bundles=[])  # from here on the work itself is the demand
+def decide_device(config: RunConfig, note: Callable[[str], None]) -> Device:
+    """CPU or GPU, its name and the precision. Connects to Ray only where the answer needs it.
 
-
-def decide_device(config: RunConfig) -> Device:
-    """CPU or GPU, its name and the precision. Connects to Ray only where the answer needs it."""
+    Where an autoscaler may start GPUs the first is waited for. Raises TryAgainError if none comes,
+    UserError for a GPU that can't be had.
+    """
     if config.device == "cpu":
         return _cpu(config)
     if is_local(config.address):
@@ -61,18 +50,25 @@ def decide_device(config: RunConfig) -> Device:
             )
         return _cpu(config)
     connect(config.address)
-    now, most = resources()
-    gpus = max(now.get("GPU", 0), (most or {}).get("GPU", 0))
-    if config.device == "auto" and gpus < 1:
+    found = capacity(config.address)
+    if config.device == "auto" and found.ceiling("GPU") < 1:
         return _cpu(config)
-    if gpus < 1:
-        raise UserError(
-            "--device cuda: the cluster has no GPU and its autoscaler may start none; use "
-            "--device cpu, or give Ray the GPUs (`ray start --num-gpus`)"
-        )
-    if now.get("GPU", 0) < 1:
-        wait_for_gpu(config.wait_for_gpus)
+    if found.ceiling("GPU") < 1:
+        raise UserError(NO_GPU)
+    with_a_gpu(found, config, note)
     return _probe(config.dtype)
+
+
+def with_a_gpu(found: Capacity, config: RunConfig, note: Callable[[str], None]) -> Capacity:
+    """The cluster once it has a GPU. Raises TryAgainError if none comes."""
+    if found.now.get("GPU", 0) >= 1:
+        return found
+    note(
+        f"no GPU yet: asked the autoscaler for one, waiting up to {config.wait_for_gpus} s "
+        "(--wait-for-gpus; --device cpu works without)"
+    )
+    wait_for_gpu(config.wait_for_gpus)
+    return capacity(config.address)
 
 
 def _cpu(config: RunConfig) -> Device:

@@ -86,7 +86,9 @@ def compute_shards(
         memory=memory and memory.fetch,
         fn_kwargs={"run": run, "source_options": config.source_options, "tally": tally},
     )
-    segmented = fetched.map_batches(
+    # The developers' form: the public one refuses GPUs without a batch size, and a batch size would
+    # split units or bundle them. A block is a unit is a shard; the actor makes the model's batches.
+    segmented = fetched.map_batches_internal(
         stages.segmenter,
         batch_size=None,
         batch_format="pyarrow",

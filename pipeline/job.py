@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pipeline.cluster import connect, resources
+from pipeline.capacity import capacity
+from pipeline.cluster import connect
 from pipeline.config import SOURCE_FIELDS, RunConfig
-from pipeline.device import Device, decide_device
+from pipeline.device import Device, decide_device, with_a_gpu
 from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.errors import UserError
 from pipeline.estimate import WORTH_MEASURING, cpu_hours
@@ -23,7 +24,7 @@ from pipeline.execute import Reporter, execute
 from pipeline.generation import Brakes, plan_first, plan_refresh, plan_retry, stage_listing
 from pipeline.lease import lease
 from pipeline.manifest import Staging
-from pipeline.placement import Placement, place
+from pipeline.placement import place
 from pipeline.plan import Generation, Rewrite, WorkUnit, missing, parse_shards
 from pipeline.publish import finish, record_stats
 from pipeline.run import Run, RunInfo, create_run, find_run
@@ -79,7 +80,7 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
     started = time.monotonic()
     storage = Storage(config.out, config.out_options)
     run = find_run(storage)
-    device = recorded_device(run, config) or decide_device(config)
+    device = recorded_device(run, config) or decide_device(config, reporter.note)
     spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
     description = spec.describe()
     if run is not None and run.generations():
@@ -115,7 +116,7 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
     storage = Storage(config.out, config.out_options)
     run = find_run(storage)
     assert run is not None  # the settings were read from it
-    device = recorded_device(run, config) or decide_device(config)
+    device = recorded_device(run, config) or decide_device(config, reporter.note)
     spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
     check_same(run, config, spec.describe())
     with lease(storage):
@@ -248,7 +249,11 @@ def work(
         for folder in WRITTEN_FOLDERS:  # this process alone writes there now
             run.storage.sweep(folder)
         connect(config.address)
-        placement = _place(config, device, sum(len(units) for units in todo.units.values()))
+        found = capacity(config.address)
+        if device.kind == "cuda" and found.ceiling("GPU") >= 1:
+            found = with_a_gpu(found, config, reporter.note)  # its node says how many cores it has
+        units = sum(len(units) for units in todo.units.values())
+        placement = place(found, device=device.kind, actors=config.actors(), units=units)
         if placement.device == "cpu" and todo.images >= WORTH_MEASURING:
             hours = cpu_hours(spec, placement, todo.images)
             reporter.note(f"on these CPUs {todo.images:,} images take about {hours:.2g} h or more")
@@ -289,8 +294,3 @@ def work(
 def shard_sizes(run: Run) -> dict[str, int]:
     """Bytes of every shard object of the run."""
     return {entry.path: entry.size for entry in run.storage.list("segments")}
-
-
-def _place(config: RunConfig, device: Device, units: int) -> Placement:
-    now, most = resources()
-    return place(now, most=most, device=device.kind, actors=config.actors(), units=units)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from pipeline.device import Device, decide_device
 from pipeline.edition import Edition
 from pipeline.errors import UserError
@@ -12,14 +14,16 @@ from pipeline.storage import open_file
 from pipeline.truth_names import resolve, stage_truth
 
 
-def night_device(live: Edition | None, config: NightlyConfig) -> Device:
+def night_device(
+    live: Edition | None, config: NightlyConfig, note: Callable[[str], None]
+) -> Device:
     """As the live run was made, so that a quiet night starts no GPU only to ask for its name."""
     if live is None or config.device != "auto":
-        return decide_device(config)
+        return decide_device(config, note)
     info = live.run.info
     dtype = str(info.config.get("dtype", config.dtype))
     if config.dtype not in ("auto", dtype):
-        return decide_device(config)
+        return decide_device(config, note)
     return Device("cpu" if info.device == "cpu" else "cuda", info.device, dtype)
 
 

@@ -73,7 +73,7 @@ class _Night:
         self.began = time.monotonic()
         self.started = datetime.now(UTC)
         self.live = nights.live()
-        self.device = night_device(self.live, config)
+        self.device = night_device(self.live, config, reporter.note)
         self.spec = ModelSpec.of(config, device=self.device.kind, dtype=self.device.dtype)
         self.description = self.spec.describe()
         self.name = PREFIX + run_fingerprint(self.description, config)[0]

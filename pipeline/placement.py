@@ -7,10 +7,10 @@ fit beside the smallest pool. Pure: it is told what the cluster has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from pipeline.capacity import Capacity
 from pipeline.errors import UserError
 
 FETCH_CPUS: Final = 0.25
@@ -19,6 +19,10 @@ CPU_THREADS_PER_ACTOR: Final = 4
 WORKER_BYTES: Final = 250_000_000  # Python, Arrow and the storage client
 ACTOR_BYTES: Final = {"cpu": 2_500_000_000, "cuda": 4_000_000_000}  # torch, model, decoded batches
 DECODE_THREADS_PER_GPU: Final = 16
+NO_GPU: Final = (
+    "--device cuda: the cluster has no GPU and its autoscaler may start none; use --device cpu, or "
+    "give Ray the GPUs (`ray start --num-gpus`)"
+)
 
 
 @dataclass(frozen=True)
@@ -57,33 +61,25 @@ def stage_memory(unit_bytes: float, placement: Placement, total: float) -> Memor
     return Memory(fetch, actor, write)
 
 
-def place(
-    resources: Mapping[str, float],
-    *,
-    most: Mapping[str, float] | None,
-    device: str,
-    actors: tuple[int, int] | None,
-    units: int,
-) -> Placement:
+def place(found: Capacity, *, device: str, actors: tuple[int, int] | None, units: int) -> Placement:
     """Choose the device and the pool from what the cluster has and may still start.
 
-    resources: now (`CPU`, `GPU`); most: what the autoscaler may grow to, None if it can't grow or
-    doesn't say. Raises UserError where the stages don't fit together.
+    Where an autoscaler doesn't say how far it goes, the pool may have an actor for each unit: Ray
+    asks for their GPUs as there is work, and the cluster's own limit holds. Raises UserError where
+    the stages don't fit together.
     """
-    cpus = max(resources.get("CPU", 0.0), (most or {}).get("CPU", 0.0))
-    gpus = max(resources.get("GPU", 0.0), (most or {}).get("GPU", 0.0))
+    cpus, gpus = found.known("CPU"), found.known("GPU")
+    possible = found.ceiling("GPU")
     chosen: Literal["cpu", "cuda"] = (
-        "cuda" if device == "cuda" or (device == "auto" and gpus >= 1) else "cpu"
+        "cuda" if device == "cuda" or (device == "auto" and possible >= 1) else "cpu"
     )
     if chosen == "cuda":
-        if gpus < 1:
-            raise UserError(
-                "--device cuda: the cluster has no GPU and its autoscaler may start none; use "
-                "--device cpu, or give Ray the GPUs (`ray start --num-gpus`)"
-            )
-        slots = int(gpus)
-        threads = max(1, min(DECODE_THREADS_PER_GPU, int(cpus / gpus) - 1))
-        actor_cpus = float(threads) if cpus / gpus >= 2 else 0.5
+        if possible < 1:
+            raise UserError(NO_GPU)
+        slots = int(min(possible, max(units, 1)))
+        each = cpus / max(gpus, 1)  # a GPU's share of the cores
+        threads = max(1, min(DECODE_THREADS_PER_GPU, int(each) - 1))
+        actor_cpus = float(threads) if each >= 2 else 0.5
     else:
         slots = max(1, int(cpus // CPU_THREADS_PER_ACTOR))
         # Actors share the cores: more threads than cores would only fight for them.
@@ -95,15 +91,15 @@ def place(
     high = max(low, min(high, max(units, 1)))
     low = min(low, high)
     needed = low * actor_cpus + FETCH_CPUS + WRITE_CPUS
-    if needed > cpus:
+    if needed > found.ceiling("CPU"):
         raise UserError(
             f"{low} model actor(s) of {actor_cpus:g} CPUs with a fetch and a write beside them "
             f"need {needed:g} CPUs, the cluster has {cpus:g}: use a smaller --num-actors or more "
             "CPUs"
         )
-    if chosen == "cuda" and low > gpus:
+    if chosen == "cuda" and low > possible:
         raise UserError(
-            f"--num-actors {low} asks for more GPUs than the cluster can have ({gpus:g})"
+            f"--num-actors {low} asks for more GPUs than the cluster can have ({possible:g})"
         )
     return Placement(
         device=chosen,

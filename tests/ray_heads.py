@@ -6,6 +6,7 @@ only this cluster has.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -79,24 +79,28 @@ def ray_head(
         process = subprocess.Popen(command, env=own, stdout=log, stderr=log, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{dashboard}"
-        _wait(url, process, folder)
+        _wait(url, environment.get("RAY_AUTH_TOKEN", ""), process, folder)
         yield Head(url, f"127.0.0.1:{port}", folder, own)
     finally:
         _end(process, folder)
 
 
-def _wait(url: str, process: subprocess.Popen[bytes], folder: Path) -> None:
+def _wait(url: str, token: str, process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Until its own node has joined it: before that the dashboard answers and drivers fail."""
     deadline = time.monotonic() + READY_SECONDS
+    request = urllib.request.Request(
+        f"{url}/nodes?view=summary", headers={"Authorization": f"Bearer {token}"}
+    )
     while True:
         try:
-            with urllib.request.urlopen(f"{url}/api/version", timeout=5):
+            with urllib.request.urlopen(request, timeout=5) as answer:
+                nodes = json.load(answer)["data"]["summary"]
+            if any(node["raylet"].get("state") == "ALIVE" for node in nodes):
                 return
-        except urllib.error.HTTPError:
-            return  # it wants a token: it is there
         except OSError:
             assert process.poll() is None, (folder / "head.log").read_text()
-            assert time.monotonic() < deadline, (folder / "head.log").read_text()
-            time.sleep(0.5)
+        assert time.monotonic() < deadline, (folder / "head.log").read_text()
+        time.sleep(0.5)
 
 
 def _end(process: subprocess.Popen[bytes], folder: Path) -> None:

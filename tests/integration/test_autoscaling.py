@@ -23,19 +23,20 @@ COMMANDS = (
 DRIVER = """
 import json, sys
 import ray, pipeline.device
-from pipeline.cluster import connect, resources
+from pipeline.capacity import capacity
+from pipeline.cluster import connect
 from pipeline.config import make_config
 pipeline.device._probe = lambda dtype: pipeline.device.Device("cuda", "pretended GPU", "fp32")
 from pipeline.job import segment
 address, source, out, weights = sys.argv[1:]
 connect(address)
-before, most = resources()
+before = capacity(address)
 summary = segment(make_config({
     "source": source, "out": out, "weights": weights, "model": "tests.night_model:load",
     "images_per_shard": 4, "address": address, "wait_for_gpus": 120,
 }))
 gpus = [node["Resources"].get("GPU", 0) for node in ray.nodes()]
-print(json.dumps({"before": before.get("GPU", 0), "most": most and most.get("GPU", 0),
+print(json.dumps({"before": before.known("GPU"), "grows": before.grows,
                   "gpus": sum(gpus), "computed": summary.computed, "device": summary.device}))
 """
 
@@ -68,6 +69,8 @@ def test_gpus_are_started_for_the_work_and_used(tmp_path: Path) -> None:
         "head_node_type": "ray.head.default",
         "upscaling_speed": 10.0,
         "idle_timeout_minutes": 5,
+        "cluster_synced_files": [],
+        "file_mounts_sync_continuously": False,
         **{key: {} for key in ("auth", "docker", "file_mounts")},
         **{key: [] for key in COMMANDS},
     }
@@ -92,5 +95,5 @@ def test_gpus_are_started_for_the_work_and_used(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts == {"before": 0, "most": 2, "gpus": 2, "computed": 24, "device": "cuda fp32"}
+    assert facts == {"before": 0, "grows": True, "gpus": 2, "computed": 24, "device": "cuda fp32"}
     assert live_rows(tmp_path / "run").num_rows == 24

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from pipeline.capacity import Capacity
 from pipeline.errors import UserError
 from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, place, stage_memory
 
@@ -14,11 +15,13 @@ def placed(
     resources: Mapping[str, float],
     *,
     most: Mapping[str, float] | None = None,
+    grows: bool = False,
     device: str = "auto",
     actors: tuple[int, int] | None = None,
     units: int = 1000,
 ) -> Placement:
-    return place(resources, most=most, device=device, actors=actors, units=units)
+    found = Capacity(resources, most, grows=grows or most is not None)
+    return place(found, device=device, actors=actors, units=units)
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 8, 16, 64])
@@ -40,6 +43,18 @@ def test_a_gpu_is_taken_where_there_is_one() -> None:
 def test_a_cluster_that_may_grow_gpus_is_never_run_on_its_cpus() -> None:
     placement = placed({"CPU": 2}, most={"CPU": 34, "GPU": 4})
     assert (placement.device, placement.max_actors) == ("cuda", 4)
+
+
+def test_an_autoscaler_that_does_not_say_how_far_it_goes_is_asked_for_an_actor_a_unit() -> None:
+    placement = placed({"CPU": 17, "GPU": 1}, grows=True, device="cuda", units=40)
+    assert (placement.max_actors, placement.threads) == (40, 16)
+    assert placed({"CPU": 1}, grows=True, units=40).device == "cuda"
+    assert placed({"CPU": 17, "GPU": 1}, grows=True, actors=(1, 8)).max_actors == 8
+
+
+def test_a_cluster_without_an_autoscaler_is_not_asked_for_more() -> None:
+    assert placed({"CPU": 17, "GPU": 1}, device="cuda").max_actors == 1
+    assert placed({"CPU": 8}).device == "cpu"
 
 
 def test_no_more_actors_than_shards_are_started() -> None:

@@ -1,0 +1,92 @@
+"""What a cluster has, and what it may yet have: it may stand at zero GPUs until somebody asks.
+
+Ray's scheduler knows the nodes that are there. Its autoscaler knows which it may start, but only
+some clusters publish that (`get_max_resources_from_cluster_config`; open-source Ray 2.60 doesn't).
+Where nothing is published it still shows whether there is an autoscaler at all: nodes that one
+starts carry the name of their type, nodes of a cluster without one are called `node_<id>`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+from ray._private.state import state
+from ray.autoscaler.sdk import request_resources
+from ray.autoscaler.v2.sdk import get_cluster_status
+from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.experimental.internal_kv import _internal_kv_get
+
+from pipeline.cluster import is_local
+from pipeline.errors import TryAgainError
+
+STATUS_SECONDS: Final = 15.0  # the autoscaler reports 5 to 10 s after a cluster's start
+POLL_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Amounts by Ray's names: `CPU`, `GPU`, `memory` (bytes)."""
+
+    now: Mapping[str, float]
+    most: Mapping[str, float] | None = None  # what the autoscaler may grow it to, where it says so
+    grows: bool = False  # an autoscaler starts nodes
+
+    def ceiling(self, kind: str) -> float:
+        """The most there may ever be; infinite where an autoscaler doesn't say."""
+        if self.grows and self.most is None:
+            return math.inf
+        return self.known(kind)
+
+    def known(self, kind: str) -> float:
+        """What is there or was said to be possible."""
+        return max(self.now.get(kind, 0.0), (self.most or {}).get(kind, 0.0))
+
+
+def capacity(address: str | None) -> Capacity:
+    """Of the cluster at `address`, to which this process is connected."""
+    now = ray.cluster_resources()
+    if is_local(address):
+        return Capacity(now)
+    most = state.get_max_resources_from_cluster_config()
+    return Capacity(now, most, grows=most is not None or _has_autoscaler())
+
+
+def _has_autoscaler() -> bool:
+    deadline = time.monotonic() + STATUS_SECONDS
+    while (types := _node_types()) is None and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return types is not None and not any(name.startswith("node_") for name in types)
+
+
+def _node_types() -> set[str] | None:
+    """As `ray status` shows them; None before the autoscaler's first report."""
+    if is_autoscaler_v2():
+        status = get_cluster_status(ray.get_runtime_context().gcs_address)
+        nodes = (*status.active_nodes, *status.idle_nodes)
+        return {node.ray_node_type_name or "node_" for node in nodes} or None
+    report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
+    summary = report.get("autoscaler_report")
+    return None if summary is None else set(summary["active_nodes"])
+
+
+def wait_for_gpu(seconds: int) -> None:
+    """Ask the autoscaler for a GPU and wait until its node is there. Raises TryAgainError."""
+    deadline = time.monotonic() + seconds
+    request_resources(bundles=[{"GPU": 1}])
+    try:
+        while ray.cluster_resources().get("GPU", 0) < 1:
+            if time.monotonic() > deadline:
+                raise TryAgainError(
+                    f"no GPU node has joined the cluster within {seconds} s: raise "
+                    "--wait-for-gpus, or use --device cpu"
+                )
+            time.sleep(POLL_SECONDS)
+    finally:
+        request_resources(bundles=[])  # from here on the work itself is the demand
