@@ -32,7 +32,7 @@ address, source, out, weights = sys.argv[1:]
 connect(address)
 before = capacity(address)
 summary = segment(make_config({
-    "source": source, "out": out, "weights": weights, "model": "tests.night_model:load",
+    "source": source, "out": out, "weights": weights, "model": "tests.night_model:load_slow",
     "images_per_shard": 4, "address": address, "wait_for_gpus": 120,
 }))
 gpus = [node["Resources"].get("GPU", 0) for node in ray.nodes()]
@@ -44,7 +44,7 @@ print(json.dumps({"before": before.known("GPU"), "grows": before.grows,
 def test_gpus_are_started_for_the_work_and_used(tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()
-    for number in range(24):
+    for number in range(60):
         (photos / f"{number:03d}.png").write_bytes(png(number))
     weights = tmp_path / "weights.txt"
     weights.write_text("128")
@@ -54,13 +54,18 @@ def test_gpus_are_started_for_the_work_and_used(tmp_path: Path) -> None:
         "max_workers": 2,
         "provider": {
             "type": "external",
-            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "module": "tests.pretended_nodes.PretendedNodes",
             "gcs_address": f"127.0.0.1:{port}",
         },
         "available_node_types": {
             "ray.head.default": {"resources": {"CPU": 1}, "node_config": {}, "max_workers": 0},
             "gpu": {
-                "resources": {"CPU": 2, "GPU": 1, "object_store_memory": 80_000_000},
+                "resources": {
+                    "CPU": 2,
+                    "GPU": 1,
+                    "memory": 6 * 1024**3,
+                    "object_store_memory": 80_000_000,
+                },
                 "node_config": {},
                 "min_workers": 0,
                 "max_workers": 2,
@@ -95,5 +100,5 @@ def test_gpus_are_started_for_the_work_and_used(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr[-3000:]
     facts = json.loads(done.stdout.splitlines()[-1])
-    assert facts == {"before": 0, "grows": True, "gpus": 2, "computed": 24, "device": "cuda fp32"}
-    assert live_rows(tmp_path / "run").num_rows == 24
+    assert facts == {"before": 0, "grows": True, "gpus": 2, "computed": 60, "device": "cuda fp32"}
+    assert live_rows(tmp_path / "run").num_rows == 60
