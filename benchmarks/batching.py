@@ -154,7 +154,7 @@ def main() -> None:
     for name, found in results.items():
         print(
             f"{name:20}{found['All']:8.2f}{found['Things']:8.2f}{found['Stuff']:8.2f}"
-            f"{found['pixels_changed']:16.3%}{found['extra_pixels']:14.1%}"
+            f"{found['category_changed']:16.3%}{found['extra_pixels']:14.1%}"
         )
     report = {"benchmark": "batching", **machine(), "images": len(images), "batch": BATCH}
     print(json.dumps({**report, "weights": Path(arguments.weights).name, "results": results}))

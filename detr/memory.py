@@ -15,6 +15,7 @@ from typing import Final
 _M_TRIM_THRESHOLD: Final = -1  # of malloc.h
 _M_TOP_PAD: Final = -2
 _M_MMAP_MAX: Final = -4
+_M_ARENA_MAX: Final = -8
 
 
 def keep_freed_memory() -> bool:
@@ -23,6 +24,10 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):
         return False  # macOS, musl
-    # No blocks of their own, never shrink the heap, grow it by 64 MB.
-    orders = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 64 << 20))
+    # No blocks of their own, never shrink the heap, grow it by 64 MB; and that one heap for threads
+    # that start from now on, whose own heaps of 64 MB would be given back whenever one is empty.
+    orders = (
+        *((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)),
+        *((_M_TOP_PAD, 64 << 20), (_M_ARENA_MAX, 1)),
+    )
     return all(mallopt(order, value) == 1 for order, value in orders)

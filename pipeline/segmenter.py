@@ -9,7 +9,6 @@ as soon as its last rows are encoded. Whatever is wrong with an image becomes th
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -57,7 +56,9 @@ class Segmenter:
         self.code_version = code_version
         self.tally = tally
         self.pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
-        self.turn = threading.Lock()  # of the model
+        # Units take turns in one thread: each thread that calls the model would get OpenMP threads
+        # and, from malloc, memory of its own.
+        self.turn = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         """One unit's manifest rows with `data` -> the same rows as a shard's (and `shard`)."""
@@ -87,17 +88,7 @@ class Segmenter:
             most=self.stream.most,
             pool=self.pool,
         )
-        encoding: dict[int, Future[dict[str, Any]]] = {}
-        with self.turn:
-            started = time.perf_counter()
-            for batch, answers in self.stream.run(_timed(decoder, seconds)):
-                for index, answer in zip(batch.indices, answers, strict=True):
-                    if isinstance(answer, ImageError):
-                        decoder.errors[index] = answer
-                    else:
-                        encoding[index] = self.pool.submit(segment_row, answer)
-            seconds["total"] = time.perf_counter() - started
-        seconds["model"] = seconds["total"] - seconds["decode"]
+        encoding = self.turn.submit(self._in_turn, decoder, seconds).result()
         started = time.perf_counter()
         for index, future in encoding.items():
             rows[index] = future.result()
@@ -105,6 +96,22 @@ class Segmenter:
         for index, error in decoder.errors.items():
             rows[index] = error_row(error.code, str(error))
         return rows
+
+    def _in_turn(
+        self, decoder: UnitDecoder, seconds: dict[str, float]
+    ) -> dict[int, Future[dict[str, Any]]]:
+        """The model on the unit's batches -> the rows under way, by index."""
+        encoding: dict[int, Future[dict[str, Any]]] = {}
+        started = time.perf_counter()
+        for batch, answers in self.stream.run(_timed(decoder, seconds)):
+            for index, answer in zip(batch.indices, answers, strict=True):
+                if isinstance(answer, ImageError):
+                    decoder.errors[index] = answer
+                else:
+                    encoding[index] = self.pool.submit(segment_row, answer)
+        seconds["total"] = time.perf_counter() - started
+        seconds["model"] = seconds["total"] - seconds["decode"]
+        return encoding
 
 
 def _timed(batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batch]:

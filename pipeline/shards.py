@@ -32,6 +32,7 @@ ROW_GROUP_ROWS: Final = 1_000
 UNIT_COLUMN: Final = "shard"
 ERROR_COLUMNS: Final = ("error_code", "uri", "error_message")
 COUNTS_LEAF: Final = "counts.list.element"  # Parquet's path of the strings
+COUNTS_LEVEL: Final = 16
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,11 @@ class ShardSink(Datasink[int]):
         check_budget(report)
 
 
-def encode_shard(rows: pa.Table, provenance: Provenance) -> bytes:
-    """A shard as Parquet bytes. The same rows give the same bytes."""
+def encode_shard(rows: pa.Table, provenance: Provenance, *, level: int = COUNTS_LEVEL) -> bytes:
+    """A shard as Parquet bytes. The same rows give the same bytes.
+
+    level: zstd's, of the RLE strings.
+    """
     error = rows.num_rows - rows["error_code"].null_count
     metadata = provenance.metadata(rows["error_code"].null_count, error)
     sink = io.BytesIO()
@@ -120,7 +124,7 @@ def encode_shard(rows: pa.Table, provenance: Provenance) -> bytes:
         rows.replace_schema_metadata(metadata),
         sink,
         compression="zstd",
-        compression_level={COUNTS_LEAF: 16},
+        compression_level={COUNTS_LEAF: level},
         column_encoding={COUNTS_LEAF: "DELTA_LENGTH_BYTE_ARRAY"},
         use_dictionary=flat,
         write_statistics=flat,
