@@ -50,7 +50,8 @@ def make_evaluated(folder: Path, images: int) -> None:
         run.storage.write(f"{FOLDER}/per_image/{part_name(unit.path)}", parquet_bytes(rows))
 
     run = make(folder, images, predictions, truth, evaluated)
-    lowest = renamed(scored, run.read_unit(next(run.generation(1).units()))).sort_by("pq")
+    first = run.read_unit(next(run.generation(1).units()))
+    lowest = renamed(scored.slice(0, first.num_rows), first.slice(0, scored.num_rows)).sort_by("pq")
     facts = {**partial.facts(), "worst": lowest.select(["file_name", "pq"])[:50].to_pylist()}
     facts["images"]["scored"] = images
     result = {

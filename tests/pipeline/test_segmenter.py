@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -269,16 +270,17 @@ def test_the_next_unit_is_decoded_while_the_model_works(tmp_path: Path) -> None:
         return plain(function, *arguments)
 
     actor.pool.submit = watch  # type: ignore[method-assign,assignment]
-    with actor.turn, ThreadPoolExecutor(1) as threads:  # the model is busy with another unit
+    other = threading.Event()
+    actor.turn.submit(other.wait)  # the model is busy with another unit
+    with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(actor, unit_of({"a.jpg": jpeg(60, 80, 1)}))
         deadline = time.monotonic() + 20
         while not decoded and time.monotonic() < deadline:
             time.sleep(0.01)
         assert decoded == ["_decode"]
         assert not waiting.done()
-        actor.turn.release()
+        other.set()
         assert waiting.result()["status"].to_pylist() == ["ok"]
-        actor.turn.acquire()
 
 
 def test_draft_decoding_keeps_the_size_of_the_file(tiny_weights: Path) -> None:
