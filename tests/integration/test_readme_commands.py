@@ -71,7 +71,7 @@ def test_every_step_works_in_the_order_written(
         for heading in ("Quality", "Classes", "Worst", "Best", "Errors", "Speed", "Provenance"):
             assert seen.page.get_by_role("heading", name=heading, exact=True).is_visible()
         table = seen.page.get_by_role("region", name="Calls")
-        assert table.get_by_text("cpu fp32").is_visible()
+        assert table.get_by_text("fp32").is_visible()
         assert (seen.errors, len(seen.requests), seen.overflow(400)) == ([], 1, 0)
     for written in re.findall(r"--output (\S+\.html)", README):
         assert Path(written).exists()
