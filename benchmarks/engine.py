@@ -31,7 +31,8 @@ from ray.actor import ActorHandle
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made_rows import made_info, made_rows, peak_mb
-from pipeline.cluster import connect, resources
+from pipeline.capacity import capacity
+from pipeline.cluster import connect
 from pipeline.config import make_config
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS
@@ -104,7 +105,6 @@ def run_case(rows: int, per_shard: int) -> dict[str, float]:
         planned = time.monotonic()
         connect("local")
         configure_ray_data(verbose=False)
-        now, most = resources()
         units = list(generation.units())
         tally = start_tally(rows, 1.0, out)
         first: list[tuple[float, int]] = []
@@ -124,7 +124,7 @@ def run_case(rows: int, per_shard: int) -> dict[str, float]:
             units,
             config=config,
             spec=ModelSpec("null", "none", "fp32", 0.5, 1, "cpu"),
-            placement=place(now, most=most, device="cpu", actors=None, units=len(units)),
+            placement=place(capacity(None), device="cpu", actors=None, units=len(units)),
             provenance=Provenance("null", "", "cpu"),
             tally=tally,
             stages=Stages(null_fetch, NullSegmenter),

@@ -17,9 +17,13 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FakeMultiNodeP
 class PretendedNodes(FakeMultiNodeProvider):
     """`provider: {type: external, module: tests.pretended_nodes.PretendedNodes}`."""
 
-    def _create_node_with_resources_and_labels(self, *arguments: Any) -> None:
+    def _create_node_with_resources_and_labels(
+        self, node_config: Any, tags: Any, count: Any, resources: Any, labels: Any
+    ) -> None:
         with patch("ray._private.parameter.RayParams", _with_memory):
-            super()._create_node_with_resources_and_labels(*arguments)
+            super()._create_node_with_resources_and_labels(
+                node_config, tags, count, resources, labels
+            )
 
 
 def _with_memory(*, resources: dict[str, float], **others: Any) -> RayParams:

@@ -1,7 +1,8 @@
-"""The README from top to bottom in an empty folder: its commands, in its order, with its names.
+"""The commands of the README in an empty folder, in its order, with its names; then the documents'.
 
 `s3://bucket` is a folder here (tests/integration/test_s3.py has the servers), the weights are tiny.
-Left to other tests: `make`, what needs a cluster (`submit`), and training.
+Left to other tests: `make`, what needs a cluster (`submit`, `jobs`), training, and what moves a
+folder of nights (tests/integration/test_nightly.py).
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from tests.browser import opened
 from tests.run_rows import live_rows
 from tests.test_readme import README, blocks
 
-NOT_HERE = ("submit", "train")
+NOT_HERE = ("submit", "jobs", "train", "rollback", "prune")
 
 
-def commands() -> Iterator[list[str]]:
+def commands(text: str = README) -> Iterator[list[str]]:
     """The words of every command in a shell block, in order."""
-    for block in blocks("sh"):
+    for block in blocks("sh", text):
         if "panoptic train" not in block:  # what follows a training needs its weights
             for line in block.splitlines():
                 words = shlex.split(line, comments=True)
@@ -78,3 +79,35 @@ def test_every_step_works_in_the_order_written(
     assert Path("runs/mine/report/0001.html").exists()
     assert Path(names["FILE_NAME"]).with_suffix(".panoptic.png").exists()
     assert Path("predictions.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_command_of_the_documents_works(
+    newcomer: Path, tiny_weights: Path, ray_session: None
+) -> None:
+    shutil.copy("gt.json", "truth.json")
+    shutil.copytree("gt", "pngs")
+    shutil.copytree("gt", "truth")
+    shutil.copy("PHOTO_FOLDER/000000.jpg", "photo.jpg")
+    shutil.copytree("PHOTO_FOLDER", "photos")
+    Path("bucket/nights").mkdir()
+    for name in ("panoptic_val2017.json", "panoptic_val2017"):
+        (shutil.copytree if Path(name).is_dir() else shutil.copy)(name, f"bucket/{name}")
+    truth = ("--truth", "panoptic_val2017.json")
+    for limit in (("--limit", "20"), ("--refresh",)):  # OUT: two snapshots
+        words = ["segment", "photos", "--out", "OUT", "--weights", str(tiny_weights), *limit]
+        assert run(words) == 0
+        assert run(["evaluate", "OUT", *truth]) == 0
+    for copy in ("runs/photos", "runs/old", "runs/new", "runs/a", "runs/b"):
+        shutil.copytree("OUT", copy)
+    for copy in ("out", "old", "new"):
+        shutil.copytree("OUT", f"bucket/{copy}")
+    names = {"r50": str(tiny_weights)}
+    files = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
+    done = set()
+    for words in [words for file in files for words in commands(file.read_text())]:
+        words = [names.get(word, word.replace("s3://bucket", "bucket")) for word in words]
+        assert run(words) == 0, words
+        done.add(words[0])
+    assert done == {"compare", "doctor", "evaluate", "export", "inspect", "report", "sql", "verify"}
