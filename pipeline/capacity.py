@@ -9,10 +9,7 @@ starts carry the name of their type, nodes of a cluster without one are called `
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import ray
@@ -25,28 +22,10 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 from pipeline.cluster import is_local
 from pipeline.errors import TryAgainError
+from pipeline.placement import Capacity
 
 STATUS_SECONDS: Final = 15.0  # the autoscaler reports 5 to 10 s after a cluster's start
 POLL_SECONDS: Final = 2.0
-
-
-@dataclass(frozen=True)
-class Capacity:
-    """Amounts by Ray's names: `CPU`, `GPU`, `memory` (bytes)."""
-
-    now: Mapping[str, float]
-    most: Mapping[str, float] | None = None  # what the autoscaler may grow it to, where it says so
-    grows: bool = False  # an autoscaler starts nodes
-
-    def ceiling(self, kind: str) -> float:
-        """The most there may ever be; infinite where an autoscaler doesn't say."""
-        if self.grows and self.most is None:
-            return math.inf
-        return self.known(kind)
-
-    def known(self, kind: str) -> float:
-        """What is there or was said to be possible."""
-        return max(self.now.get(kind, 0.0), (self.most or {}).get(kind, 0.0))
 
 
 def capacity(address: str | None) -> Capacity:

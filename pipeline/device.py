@@ -13,11 +13,11 @@ import ray
 import torch
 
 from detr.card import resolve_dtype
-from pipeline.capacity import Capacity, capacity, wait_for_gpu
+from pipeline.capacity import capacity, wait_for_gpu
 from pipeline.cluster import connect, is_local
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.placement import NO_GPU
+from pipeline.placement import NO_GPU, Capacity
 
 GPU_PROBE_SECONDS = 600
 

@@ -7,10 +7,11 @@ fit beside the smallest pool. Pure: it is told what the cluster has.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pipeline.capacity import Capacity
 from pipeline.errors import UserError
 
 FETCH_CPUS: Final = 0.25
@@ -23,6 +24,25 @@ NO_GPU: Final = (
     "--device cuda: the cluster has no GPU and its autoscaler may start none; use --device cpu, or "
     "give Ray the GPUs (`ray start --num-gpus`)"
 )
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """Amounts by Ray's names: `CPU`, `GPU`, `memory` (bytes)."""
+
+    now: Mapping[str, float]
+    most: Mapping[str, float] | None = None  # what the autoscaler may grow it to, where it says so
+    grows: bool = False  # an autoscaler starts nodes
+
+    def ceiling(self, kind: str) -> float:
+        """The most there may ever be; infinite where an autoscaler doesn't say."""
+        if self.grows and self.most is None:
+            return math.inf
+        return self.known(kind)
+
+    def known(self, kind: str) -> float:
+        """What is there or was said to be possible."""
+        return max(self.now.get(kind, 0.0), (self.most or {}).get(kind, 0.0))
 
 
 @dataclass(frozen=True)

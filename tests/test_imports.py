@@ -27,6 +27,7 @@ RAY = {
     "tally",
     "metrics",
     "evaluator",
+    "capacity",
     "cluster",
     "execute",
     "device",

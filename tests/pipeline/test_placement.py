@@ -6,9 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from pipeline.capacity import Capacity
 from pipeline.errors import UserError
-from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, place, stage_memory
+from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Capacity, Placement, place, stage_memory
 
 
 def placed(
