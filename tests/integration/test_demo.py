@@ -1,0 +1,51 @@
+"""`panoptic demo` whole: the committed weights segment made scenes, and its report opens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs.cli import run
+from jobs.demo import DEMO_RECORD
+from tests.browser import opened
+from tests.run_rows import live_rows
+
+IMAGES, BROKEN = 60, 4
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
+    """The folder of a demo that ran with its defaults; read only."""
+    folder = tmp_path_factory.mktemp("demo") / "demo"
+    assert run(["demo", "--folder", str(folder)]) == 0
+    return folder
+
+
+def test_the_demo_weights_segment_as_well_as_their_record_says(demo: Path) -> None:
+    record = json.loads(DEMO_RECORD.read_text())
+    [scores] = (demo / "run/evaluation").rglob("pq.json")
+    result = json.loads(scores.read_text())
+    assert result["images"]["scored"] == IMAGES
+    for group in ("All", "Things", "Stuff"):
+        assert result[group]["pq"] == pytest.approx(record[group]["pq"], abs=0.05), group
+
+
+def test_every_file_has_a_row_and_the_broken_ones_say_why(demo: Path) -> None:
+    rows = live_rows(demo / "run")
+    files = {path.name for path in (demo / "scenes/images").iterdir()}
+    assert sorted(rows["file_name"].to_pylist()) == sorted(files)
+    broken = [row for row in rows.to_pylist() if row["status"] == "error"]
+    assert len(broken) == BROKEN
+    assert all(row["error_message"] for row in broken)
+
+
+def test_its_report_opens_from_disk_and_asks_for_nothing(demo: Path) -> None:
+    with opened(demo / "run/report/0001.html") as seen:
+        headings = ("Quality", "Classes", "Worst", "Best", "Errors", "Speed", "Provenance")
+        for heading in headings:
+            assert seen.page.get_by_role("heading", name=heading, exact=True).is_visible()
+        assert (seen.errors, len(seen.requests)) == ([], 1)
+        assert (seen.overflow(400), seen.overflow(1400)) == (0, 0)
+        assert seen.low_contrasts() == []
