@@ -31,7 +31,7 @@ class ConsoleReporter(Reporter):
         self._finished = False
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def listed(self, images: int) -> None:
         self._say(f"listing: {images:,} images", final=False)

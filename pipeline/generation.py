@@ -72,7 +72,7 @@ def plan_first(
         run.storage,
         1,
         shard_count(images, total_bytes, images_per_shard),
-        staging.tables("select * from listing order by hash, file_name"),
+        staging.in_order("listing"),
     )
     generation = Generation(1, "first", rows, total_bytes, counts={"new": images})
     run.write_generation(generation)
@@ -220,7 +220,7 @@ def _plan_next(
             run.storage,
             number,
             shard_count(images, total_bytes, images_per_shard),
-            staging.tables("select * from computed order by hash, file_name"),
+            staging.in_order("computed"),
         )
     shards = {number: generation.shards for number, generation in run.generations().items()}
     losses: Counter[tuple[int, int]] = Counter()

@@ -35,6 +35,8 @@ from pipeline.storage import Storage
 
 MEMORY_LIMIT = "1GB"  # of DuckDB; Python and Arrow come on top
 READ_ROWS = 50_000
+PASS_ROWS = 100_000  # sorted or grouped at a time, for memory that does not grow
+MOST_PASSES = 64  # each reads the hashes of all rows
 SCRATCH = "panoptic-"
 
 
@@ -113,15 +115,31 @@ class Staging:
 
     def refuse_duplicates(self, view: str) -> None:
         """Raises UserError naming a file name that stands twice."""
-        twice = self.connection.execute(
-            f"select any_value(file_name), count(*) from {view} group by hash, file_name "
-            "having count(*) > 1 limit 1"
-        ).fetchall()
-        for name, count in twice:
-            raise UserError(
-                f"{name!r} is listed {count} times: a name can have only one row, take the "
-                "others out or name a column of unique names with --name-column"
-            )
+        for within in self._shares(view):
+            twice = self.connection.execute(
+                f"select any_value(file_name), count(*) from {view} where {within} "
+                "group by hash, file_name having count(*) > 1 limit 1"
+            ).fetchall()
+            for name, count in twice:
+                raise UserError(
+                    f"{name!r} is listed {count} times: a name can have only one row, take the "
+                    "others out or name a column of unique names with --name-column"
+                )
+
+    def in_order(self, view: str) -> Iterator[pa.Table]:
+        """The rows by hash and name, as a manifest holds them."""
+        for within in self._shares(view):
+            yield from self.tables(f"from {view} where {within} order by hash, file_name")
+
+    def _shares(self, view: str) -> Iterator[str]:
+        """Conditions that part the rows evenly, in the order of their hashes.
+
+        Hashes are uniform, so a pass for each share needs the memory of a share.
+        """
+        passes = min(MOST_PASSES, -(-self.count(f"select count(*) from {view}") // PASS_ROWS))
+        for index in range(passes):
+            low, next_low = shard_start(index, passes), shard_start(index + 1, passes)
+            yield f"hash between {low}::ubigint and {next_low - 1}::ubigint"
 
     def tables(self, query: str) -> Iterator[pa.Table]:
         for batch in self.connection.sql(query).to_arrow_reader(READ_ROWS):

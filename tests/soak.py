@@ -91,7 +91,7 @@ def kill_some(field: Field, draw: random.Random, kills: int, *more: str) -> None
 
 
 def change(field: Field, draw: random.Random, number: int) -> None:
-    """Replace four images, remove two, add two; the last added one is broken until the retry."""
+    """Replace four images, remove two, add two."""
     there = sorted(field.source.iterdir())
     for path in draw.sample(there, 6)[:2]:
         path.unlink()

@@ -57,6 +57,18 @@ def test_a_name_that_stands_twice_is_refused() -> None:
             staging.refuse_duplicates("listing")
 
 
+@settings(max_examples=25, deadline=None)
+@given(count=st.integers(1, 200), rows=st.integers(1, 250))
+def test_rows_come_in_order_and_none_is_lost_however_few_fit_a_pass(count: int, rows: int) -> None:
+    names = [f"{number}.jpg" for number in range(count)]
+    with pytest.MonkeyPatch.context() as patch, Staging() as staging:
+        patch.setattr("pipeline.manifest.PASS_ROWS", rows)
+        staging.stage("listing", in_slices(manifest(names), 30))
+        staging.refuse_duplicates("listing")
+        found = pa.concat_tables(staging.in_order("listing"))["file_name"].to_pylist()
+    assert found == sorted(names, key=lambda name: (name_hash(name), name))
+
+
 def test_a_listing_of_nothing_makes_no_view() -> None:
     with Staging() as staging:
         assert staging.stage("listing", iter([])) == 0
