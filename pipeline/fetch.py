@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import pyarrow as pa
+import uvloop
 from ray.actor import ActorHandle
 from tenacity import (
     AsyncRetrying,
@@ -32,7 +33,7 @@ from pipeline.budget import failures_of
 from pipeline.entry import Fetched, as_lost, classify
 from pipeline.plan import WorkUnit
 from pipeline.run import Run
-from pipeline.storage import get_uri
+from pipeline.storage import Gets
 from pipeline.tally import begin, check_budget
 
 CONCURRENT_GETS: Final = 64
@@ -84,7 +85,7 @@ def fetch_units(
         except Exception as error:
             raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
         assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
-        bodies = asyncio.run(UnitFetch(manifest, source_options, tally, unit.key).bodies())
+        bodies = UnitFetch(manifest, source_options, tally, unit.key).run()
         tables.append(_with_bodies(manifest, unit, bodies))
     return pa.concat_tables(tables)
 
@@ -100,6 +101,13 @@ class UnitFetch:
     retries: Counter[str] = field(default_factory=Counter)
     ended: list[tuple[str | None, str, str | None]] = field(default_factory=list)
     bytes: int = 0
+
+    def __post_init__(self) -> None:
+        self.gets = Gets(self.options)
+
+    def run(self) -> list[Body]:
+        """`bodies` in an event loop of its own."""
+        return uvloop.run(self.bodies())
 
     async def bodies(self) -> list[Body]:
         """One for each row, in order. Raises BudgetExceededError."""
@@ -144,7 +152,7 @@ class UnitFetch:
         async def once() -> Body:
             try:
                 async with asyncio.timeout_at(deadline):
-                    fetched = await get_uri(uri, self.options)
+                    fetched = await self.gets.get(uri)
             # Whatever the client raises for one object is that image's error row: there are as
             # many exception types as there are storage back ends.
             except Exception as error:  # noqa: BLE001
@@ -152,13 +160,20 @@ class UnitFetch:
             return check_body(fetched, size, etag, marks)
 
         deadline = asyncio.get_running_loop().time() + seconds
+        tried = [await once()]
+        if tried[0].code not in WORTH_A_TRY:  # nearly always, and tenacity costs as much as MD5
+            return tried[0]
+
+        async def next_try() -> Body:
+            return tried.pop() if tried else await once()
+
         return await AsyncRetrying(
             stop=stop_after_attempt(TRIES) | stop_before_delay(seconds),
             wait=BACKOFF,
             retry=_WHILE_WORTH_IT,
             before_sleep=self._count_retry,
             retry_error_callback=_tried_in_vain,
-        )(once)
+        )(next_try)
 
     def _count_retry(self, state: RetryCallState) -> None:
         self.retries[str(_body_of(state).code)] += 1

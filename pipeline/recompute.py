@@ -7,7 +7,6 @@ the share of pixels that differ is what is judged.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -60,7 +59,7 @@ def recompute(run: Run, config: RunConfig, images: int, *, number: int, seed: in
     names = manifest["file_name"].to_pylist()
     stored = {row["file_name"]: row for row in find_rows(run, names, snapshot=snapshot)}
     result = Recomputed()
-    bodies = asyncio.run(UnitFetch(manifest, config.source_options).bodies())
+    bodies = UnitFetch(manifest, config.source_options).run()
     wanted = [
         body.code is None and _repeatable(stored.get(name))
         for name, body in zip(names, bodies, strict=True)

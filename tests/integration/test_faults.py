@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +46,7 @@ def listed(server: S3Server, monkeypatch: pytest.MonkeyPatch) -> pa.Table:
 
 
 def fetched(proxy: FaultProxy, manifest: pa.Table) -> list[Body]:
-    return asyncio.run(UnitFetch(manifest, {}).bodies())
+    return UnitFetch(manifest, {}).run()
 
 
 def test_an_image_takes_one_get_and_no_head(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.storage import Storage, get_uri, normalize
+from pipeline.storage import Gets, Storage, normalize
 from tests.servers import S3Server
 
 ODD_NAMES = ["a b.jpg", "q?#%+&.jpg", "日本.jpg", "x<y>.jpg", "pct%20.jpg", "deep/er/z.jpg"]
@@ -41,7 +41,7 @@ def test_what_is_written_is_read_listed_sized_and_deleted(storage: Storage) -> N
 
 
 async def _get(uri: str) -> bytes:
-    return (await get_uri(uri, {})).data
+    return (await Gets({}).get(uri)).data
 
 
 def test_a_uri_is_read_by_itself(storage: Storage) -> None:
