@@ -124,7 +124,9 @@ def run_case(rows: int, per_shard: int) -> dict[str, float]:
             units,
             config=config,
             spec=ModelSpec("null", "none", "fp32", 0.5, 1, "cpu"),
-            placement=place(capacity(None), device="cpu", actors=None, units=len(units)),
+            placement=place(
+                capacity(None), device="cpu", actors=(1, 1), units=len(units), images=rows
+            ),
             provenance=Provenance("null", "", "cpu"),
             tally=tally,
             stages=Stages(null_fetch, NullSegmenter),

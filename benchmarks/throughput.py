@@ -30,7 +30,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 TARGET = 0.9
-SHARDS = 5
+SHARDS = 8
 # name: images as a share of --images, arguments of the job
 COLLECTIONS: dict[str, tuple[float, dict[str, Any]]] = {
     "640x480": (1.0, {}),
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPUs for Ray")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--images", type=int, default=80)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--weights", help="default: random, R50")
     parser.add_argument("--only", choices=sorted(COLLECTIONS))
@@ -183,13 +183,17 @@ def run_job(
     run = open_run(str(folder / "run"))
     stats = json.loads(run.storage.read("stats/0001.json"))[-1]
     stages = stats["stage_seconds"]
-    busy = stages["model"] / summary.computed * images / seconds
+    actors = stats["placement"]["max_actors"]
+    share = images / summary.computed / seconds / actors  # of a stage's seconds in an actor's time
+    busy = stages["model"] * share
     waits = {
-        "decoding": stages.get("decode", 0.0) / summary.computed * images / seconds,
-        "reading and Ray": 1 - stages["total"] / summary.computed * images / seconds,
+        "decoding": stages.get("decode", 0.0) * share,
+        "reading and Ray": 1 - stages["total"] * share,
     }
     return {
         "job_images_s": round(images / seconds, 4),
+        "actors": actors,
+        "threads_each": stats["placement"]["threads"],
         "model_busy": round(busy, 4),
         "waits": {name: round(share, 4) for name, share in waits.items()},
         "limited_by": "the model" if busy > 0.8 else max(waits, key=lambda name: waits[name]),

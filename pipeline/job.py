@@ -253,7 +253,9 @@ def work(
         if device.kind == "cuda" and found.ceiling("GPU") >= 1:
             found = with_a_gpu(found, config, reporter.note)  # its node says how many cores it has
         units = sum(len(units) for units in todo.units.values())
-        placement = place(found, device=device.kind, actors=config.actors(), units=units)
+        placement = place(
+            found, device=device.kind, actors=config.actors(), units=units, images=todo.images
+        )
         if placement.device == "cpu" and todo.images >= WORTH_MEASURING:
             hours = cpu_hours(spec, placement, todo.images)
             reporter.note(f"on these CPUs {todo.images:,} images take about {hours:.2g} h or more")

@@ -16,7 +16,8 @@ from pipeline.errors import UserError
 
 FETCH_CPUS: Final = 0.25
 WRITE_CPUS: Final = 0.25
-CPU_THREADS_PER_ACTOR: Final = 4
+CPU_THREADS_PER_ACTOR: Final = 4  # at most; see `_cpu_slots`
+IMAGES_PER_CPU_ACTOR: Final = 20  # fewer are done sooner than another actor has loaded the model
 WORKER_BYTES: Final = 250_000_000  # Python, Arrow and the storage client
 ACTOR_BYTES: Final = {"cpu": 2_500_000_000, "cuda": 4_000_000_000}  # torch, model, decoded batches
 DECODE_THREADS_PER_GPU: Final = 16
@@ -81,7 +82,9 @@ def stage_memory(unit_bytes: float, placement: Placement, total: float) -> Memor
     return Memory(fetch, actor, write)
 
 
-def place(found: Capacity, *, device: str, actors: tuple[int, int] | None, units: int) -> Placement:
+def place(
+    found: Capacity, *, device: str, actors: tuple[int, int] | None, units: int, images: int
+) -> Placement:
     """Choose the device and the pool from what the cluster has and may still start.
 
     Where an autoscaler doesn't say how far it goes, the pool may have an actor for each unit: Ray
@@ -101,7 +104,7 @@ def place(found: Capacity, *, device: str, actors: tuple[int, int] | None, units
         threads = max(1, min(DECODE_THREADS_PER_GPU, int(each) - 1))
         actor_cpus = float(threads) if each >= 2 else 0.5
     else:
-        slots = max(1, int(cpus // CPU_THREADS_PER_ACTOR))
+        slots = _cpu_slots(cpus, found.known("memory"), images)
         # Actors share the cores: more threads than cores would only fight for them.
         pool = max(1, min((actors or (1, slots))[1], units))
         threads = max(1, min(CPU_THREADS_PER_ACTOR, int(cpus) // pool))
@@ -129,3 +132,13 @@ def place(found: Capacity, *, device: str, actors: tuple[int, int] | None, units
         actor_gpus=1.0 if chosen == "cuda" else 0.0,
         threads=threads,
     )
+
+
+def _cpu_slots(cpus: float, memory: float, images: int) -> int:
+    """How many model actors a machine without GPUs gets: of one thread each, if it can hold them.
+
+    A model on two threads waits for the slower of them at every layer, so whatever Ray's own
+    processes take from one core costs both. Two models of one thread each lose it once.
+    """
+    fit = cpus if not memory else memory // ACTOR_BYTES["cpu"]
+    return max(1, int(min(cpus, fit, images // IMAGES_PER_CPU_ACTOR)))

@@ -6,6 +6,7 @@ Pixels at or above it are bright, the others dark. For `picture(n)` the truth is
 from __future__ import annotations
 
 import io
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,12 +69,18 @@ def truth(number: int) -> Predicted:
 
 
 class Slow(Threshold):
-    """Takes two seconds an image, so that a job can be watched."""
+    """Takes two seconds an image, so that a job can be watched, and notes its process."""
+
+    def __init__(self, level: int, log: Path) -> None:
+        super().__init__(level)
+        self.log = log
 
     def _one(self, image: NDArray[np.uint8]) -> Panoptic:
         time.sleep(2.0)
+        with self.log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
         return super()._one(image)
 
 
 def load_slow(weights: str, **settings: Any) -> Slow:
-    return Slow(int(Path(weights).read_text()))
+    return Slow(int(Path(weights).read_text()), Path(weights).with_suffix(".log"))

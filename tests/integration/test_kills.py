@@ -28,9 +28,9 @@ from tests.dying import DEATHS
 from tests.killing import JOB_SECONDS, Field, end, make_field
 
 PER_SHARD = 4
-# What a death of the driver may lose at most on two CPUs: two units for the one actor, and what
-# the fetch tasks and writers beside it hold (0.25 CPU each of the CPU that the actor leaves).
-UNITS_AT_RISK = 2 + 4 + 4
+# What a death of the driver may lose at most on two CPUs: two units for each of the two
+# actors, and what fetch tasks and writers beside them hold (0.25 CPU each of the CPU that is left).
+UNITS_AT_RISK = 2 * 2 + 4 + 4
 
 
 def kill_again_and_again(field: Field, kills: int, draw: random.Random) -> None:

@@ -18,9 +18,10 @@ def placed(
     device: str = "auto",
     actors: tuple[int, int] | None = None,
     units: int = 1000,
+    images: int = 1_000_000,
 ) -> Placement:
     found = Capacity(resources, most, grows=grows or most is not None)
-    return place(found, device=device, actors=actors, units=units)
+    return place(found, device=device, actors=actors, units=units, images=images)
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 4, 8, 16, 64])
@@ -71,11 +72,21 @@ def test_a_pool_that_leaves_no_room_for_the_fetch_is_refused() -> None:
 
 
 def test_actors_on_one_machine_share_its_cores() -> None:
-    assert placed({"CPU": 2}).threads == 2
+    assert placed({"CPU": 2}, actors=(1, 1)).threads == 2
     two = placed({"CPU": 2}, actors=(2, 2))
     assert (two.max_actors, two.threads) == (2, 1)
     assert placed({"CPU": 16}, actors=(1, 8)).threads == 2
     assert placed({"CPU": 16}, actors=(1, 8), units=1).threads == 4  # one shard: one actor
+
+
+def test_each_core_gets_a_model_of_its_own_where_memory_and_work_allow() -> None:
+    of_all = placed({"CPU": 8, "memory": 64e9})
+    assert (of_all.max_actors, of_all.threads) == (8, 1)
+    tight = placed({"CPU": 8, "memory": 6e9})
+    assert (tight.max_actors, tight.threads) == (2, 4)
+    small = placed({"CPU": 2}, images=39)
+    assert (small.max_actors, small.threads) == (1, 2)
+    assert placed({"CPU": 2}, images=40).max_actors == 2
 
 
 def test_more_actors_than_gpus_are_refused() -> None:

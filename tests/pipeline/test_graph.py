@@ -1,0 +1,20 @@
+"""The graph as Ray runs it: how far its pool grows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.config import make_config
+from pipeline.job import segment
+from tests.killing import make_field
+
+
+@pytest.mark.usefixtures("ray_session")  # 2 CPUs
+def test_a_pool_grows_to_its_most_while_its_actors_are_full(tmp_path: Path) -> None:
+    field = make_field(tmp_path, images=60, per_shard=4, seconds=0.3)
+    segment(make_config(field.settings))
+    processes = {line.split()[1] for line in (tmp_path / "computed.log").read_text().splitlines()}
+    assert len(processes) == 2
+    field.check()
