@@ -42,8 +42,8 @@ def configure_ray_data(verbose: bool) -> None:
     context.max_errored_blocks = 0  # an errored block is a bug, never a silently missing shard
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-    # The pool grows while its actors are full. Ray's own threshold, 175 % of what an actor does at a
-    # time, is never reached where no more than that is ever sent to one.
+    # The pool grows while its actors are full. Ray's threshold, 175 % of what an actor does at a
+    # time, is never reached where no more than that is sent to one.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
     context.enable_progress_bars = verbose  # ours shows images, theirs shows blocks
     context.enable_auto_log_stats = verbose

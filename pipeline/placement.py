@@ -16,10 +16,10 @@ from pipeline.errors import UserError
 
 FETCH_CPUS: Final = 0.25
 WRITE_CPUS: Final = 0.25
-CPU_THREADS_PER_ACTOR: Final = 4  # at most; see `_cpu_slots`
+CPU_THREADS_PER_ACTOR: Final = 4  # at most, while other actors may have the rest
 IMAGES_PER_CPU_ACTOR: Final = 20  # fewer are done sooner than another actor has loaded the model
-WORKER_BYTES: Final = 250_000_000  # Python, Arrow and the storage client
-ACTOR_BYTES: Final = {"cpu": 2_500_000_000, "cuda": 4_000_000_000}  # torch, model, decoded batches
+WORKER_BYTES: Final = 400_000_000  # Python, Arrow, the storage client, and rows being written
+ACTOR_BYTES: Final = {"cpu": 3_200_000_000, "cuda": 4_000_000_000}  # torch, model, decoded batches
 DECODE_THREADS_PER_GPU: Final = 16
 NO_GPU: Final = (
     "--device cuda: the cluster has no GPU and its autoscaler may start none; use --device cpu, or "
@@ -107,7 +107,8 @@ def place(
         slots = _cpu_slots(cpus, found.known("memory"), images)
         # Actors share the cores: more threads than cores would only fight for them.
         pool = max(1, min((actors or (1, slots))[1], units))
-        threads = max(1, min(CPU_THREADS_PER_ACTOR, int(cpus) // pool))
+        most = max(CPU_THREADS_PER_ACTOR, int(cpus) // slots)
+        threads = max(1, min(most, int(cpus) // pool))
         # A core less than its threads: fetching and writing are light, the model is not.
         actor_cpus = float(threads - 1) if threads > 1 else 0.5
     low, high = actors or (1, slots)

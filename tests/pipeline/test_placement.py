@@ -82,8 +82,10 @@ def test_actors_on_one_machine_share_its_cores() -> None:
 def test_each_core_gets_a_model_of_its_own_where_memory_and_work_allow() -> None:
     of_all = placed({"CPU": 8, "memory": 64e9})
     assert (of_all.max_actors, of_all.threads) == (8, 1)
-    tight = placed({"CPU": 8, "memory": 6e9})
+    tight = placed({"CPU": 8, "memory": 7e9})
     assert (tight.max_actors, tight.threads) == (2, 4)
+    tighter = placed({"CPU": 8, "memory": 4e9})
+    assert (tighter.max_actors, tighter.threads) == (1, 8)
     small = placed({"CPU": 2}, images=39)
     assert (small.max_actors, small.threads) == (1, 2)
     assert placed({"CPU": 2}, images=40).max_actors == 2
