@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.cli import run as panoptic
+from pipeline.lease import lease
 from pipeline.run import Run, open_run
 from pipeline.storage import Storage
 from tests.night_model import CATEGORIES, png, truth
@@ -282,6 +284,30 @@ def test_a_store_that_is_down_is_a_sentence_and_75(bucket: Bucket, night: Night)
     code, said = night()
     assert code == 75
     assert "127.0.0.1:9" in said["sentence"] or "unavailable" in said["sentence"]
+
+
+def test_a_source_that_is_down_leaves_what_was_published(bucket: Bucket, night: Night) -> None:
+    bucket.put(NAMES[0], png(0))
+    assert night()[0] == 0
+    before = bucket.state()
+    settings, source, out = bucket.toml.read_text().partition("[source_options]")
+    down = out.replace(bucket.options["endpoint_url"], "http://127.0.0.1:9", 1)
+    bucket.toml.write_text(settings + source + down)
+    code, said = night()
+    assert code == 75
+    assert "127.0.0.1:9" in said["sentence"] or "unavailable" in said["sentence"]
+    assert bucket.state() == before
+
+
+def test_a_second_start_while_a_night_is_at_work_is_a_sentence_and_5(
+    bucket: Bucket, night: Night
+) -> None:
+    bucket.put(NAMES[0], png(0))
+    with lease(Storage("s3://data/nights", bucket.options)):
+        code, said = night()
+    assert code == 5
+    assert f"is being written by process {os.getpid()}" in said["sentence"]
+    assert bucket.state() == {}
 
 
 @pytest.mark.parametrize(
