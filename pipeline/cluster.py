@@ -16,6 +16,7 @@ from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 import ray
+from ray._private import worker as ray_worker
 
 from pipeline.errors import TryAgainError
 
@@ -44,6 +45,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _connect(address: str | None, verbose: bool) -> None:
+    _keep_stdout_for_results()
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
     if not verbose:  # Ray's core warns on stderr of what Ray Data does by design (ray#53727)
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -85,6 +87,21 @@ def start_here(**settings: Any) -> None:
                     "Ray did not start on this machine, most likely because it is too busy: run "
                     "the same command again"
                 ) from error
+
+
+def _keep_stdout_for_results() -> None:
+    """Send to stderr what Ray prints in this process of its nodes and workers.
+
+    That a node died it prints on stdout whatever `log_to_driver` says, in the midst of JSON.
+    """
+    ray_worker.print_worker_logs = _print_to_stderr
+
+
+def _print_to_stderr(data: dict[str, Any], print_file: Any, *rest: Any) -> None:
+    _print_worker_logs(data, sys.stderr, *rest)
+
+
+_print_worker_logs: Final = ray_worker.print_worker_logs
 
 
 @contextmanager
