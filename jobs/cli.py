@@ -166,7 +166,7 @@ def _options(
 
 
 def _stopped() -> int:
-    text = "stopped; every shard already written stays: run the same command to continue"
+    text = "stopped; what is written stays: run the same command to continue"
     return _say(text, EXIT_TRY_AGAIN)
 
 

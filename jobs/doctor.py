@@ -6,9 +6,11 @@ import platform
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import islice
+from pathlib import Path
 from typing import Annotated
 
 import ray
@@ -187,6 +189,7 @@ def _out(config: RunConfig) -> str:
     storage = Storage(config.out, config.out_options)
     run = find_run(storage)
     name = f"doctor-{uuid.uuid4().hex}"
+    new = Path(storage.url) if "://" not in storage.url and not Path(storage.url).exists() else None
     storage.write(name, b"first")
     try:
         if storage.read(name) != b"first":
@@ -194,6 +197,9 @@ def _out(config: RunConfig) -> str:
         conditional = not storage.write_if_absent(name, b"second")
     finally:
         storage.delete(name)
+        if new is not None:
+            with suppress(OSError):  # somebody else writes there by now
+                new.rmdir()
     state = "holds a run" if run else "is new"
     if conditional:
         return f"{state}; can be written, and honours conditional writes (the lease holds)"

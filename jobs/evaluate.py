@@ -161,9 +161,10 @@ def counts_lines(result: dict[str, Any]) -> list[str]:
         "invalid": "that can't be scored",
     }.items():
         if counts[kind]:
-            some = ", ".join(named.get(kind, []))
-            more = ", ..." if counts[kind] > len(named.get(kind, [])) else ""
-            lines.append(f"{counts[kind]:,} images {words}: {some}{more}")
+            some = named.get(kind, [])
+            more = ["..."] if some and counts[kind] > len(some) else []
+            which = f": {', '.join([*some, *more])}" if some else ""
+            lines.append(f"{counts[kind]:,} images {words}{which}")
     if result.get("area_mismatches"):
         lines.append(
             f"{result['area_mismatches']:,} segments of the truth have another area in the JSON "

@@ -51,7 +51,15 @@ def evaluate_files(
     }
     with Staging() as staging:
         categories = stage_truth(staging, CocoFile(truth))
-        stage_predictions(staging, CocoFile(predictions))
+        names = {category.id: category.name for category in categories}
+        for category in stage_predictions(staging, CocoFile(predictions)):
+            own = names.get(category.get("id", -1))
+            if own and category.get("name", own) != own:
+                note(
+                    f"category {category['id']} is {category['name']!r} in {predictions} and "
+                    f"{own!r} in {truth}: are they of one label set? Only ids are compared"
+                )
+                break
         # Rows are joined by name, which two images of a JSON may share.
         staging.connection.execute(
             "create view named as select image_id, case when count(*) over (partition by name) > 1 "
@@ -64,10 +72,17 @@ def evaluate_files(
         for image_id, name in staging.connection.execute(
             f"select image_id, name from {missing} using (image_id) order by name limit {NAMED}"
         ).fetchall():
-            total.named.setdefault("without_prediction", []).append(name)
+            for kind in ("without_prediction", "invalid"):
+                total.named.setdefault(kind, []).append(name)
             total.invalid.append(Invalid("", name, f"image id {image_id} has no prediction"))
         without = "predicted_annotations anti join annotations using (image_id)"
         total.counts["without_truth"] = staging.count(f"select count(*) from {without}")
+        total.named["without_truth"] = [
+            f"id {image_id}"
+            for (image_id,) in staging.connection.execute(
+                f"select image_id from {without} order by image_id limit {NAMED}"
+            ).fetchall()
+        ]
         pairs = (
             "from annotations as t join predicted_annotations as p using (image_id) "
             "join named using (image_id) order by image_id"

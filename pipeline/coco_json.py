@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from detr.categories import Categories
 from pipeline.entry import as_user_error
 from pipeline.errors import UserError
 from pipeline.storage import open_file
@@ -104,6 +105,8 @@ class ImageIds:
     """
 
     truth: dict[str, TruthImage] | None = None
+    url: str = ""
+    categories: dict[int, str] = field(default_factory=dict)
     _by_last_part: dict[str, list[TruthImage]] = field(default_factory=dict)
     _given: array[int] = field(default_factory=lambda: array("q"))
 
@@ -112,7 +115,9 @@ class ImageIds:
         """Read the `images` of a COCO JSON. Raises UserError if it isn't one."""
         storage, name = open_file(url, options)
         try:
-            images = json.loads(storage.read(name))["images"]
+            whole = json.loads(storage.read(name))
+            images = whole["images"]
+            categories = {int(c["id"]): str(c["name"]) for c in whole.get("categories", ())}
             entries = [
                 TruthImage(int(i["id"]), i["file_name"], i.get("height"), i.get("width"))
                 for i in images
@@ -123,10 +128,20 @@ class ImageIds:
             ) from error
         except Exception as error:
             raise as_user_error(error, f"can't read --truth {url}") from error
-        ids = cls({entry.file_name: entry for entry in entries})
+        ids = cls({entry.file_name: entry for entry in entries}, url, categories)
         for entry in entries:
             ids._by_last_part.setdefault(PurePosixPath(entry.file_name).name, []).append(entry)
         return ids
+
+    def check_categories(self, run: Categories) -> None:
+        """Raises UserError if the truth has another category under one of the run's ids."""
+        for category in run:
+            name = self.categories.get(category.id, category.name)
+            if name != category.name:
+                raise UserError(
+                    f"category {category.id} is {category.name!r} in the run and {name!r} in "
+                    f"{self.url}: give truth of the run's own categories, or no --truth"
+                )
 
     def find(self, file_name: str) -> TruthImage | None:
         """The image's entry, None if the truth has no such image. Raises UserError in doubt.

@@ -21,7 +21,7 @@ from detr.categories import Categories
 from detr.config import RECIPES
 from detr.postprocess import Panoptic
 from pipeline.config import RunConfig, fingerprint
-from pipeline.entry import as_user_error
+from pipeline.entry import as_user_error, classify
 from pipeline.errors import UserError
 from pipeline.node_cache import local_copy
 
@@ -132,7 +132,14 @@ def local_weights(weights: str, options: Mapping[str, str]) -> tuple[str, str | 
     try:
         # A published file comes by https, to which the bucket's options mean nothing.
         path = local_copy(url, options if url.startswith(("s3://", "s3a://")) else None)
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        cause = error.__cause__  # fsspec gives a dead network, too, as a file that isn't there
+        if cause is not None and classify(cause)[0] != "not_found":
+            raise as_user_error(
+                cause,
+                f"can't fetch --weights {weights} from {url} (without a network fetch it elsewhere "
+                "and give the file's path)",
+            ) from error
         names = ", ".join(RECIPES)
         raise UserError(
             f"--weights {weights!r}: no such file (give {names}, or the path or URL of a file)"

@@ -67,6 +67,7 @@ def export_run(
     """
     target = _new_file(target)
     ids = ids or ImageIds()
+    ids.check_categories(run.info.categories)
     live = run.snapshot(snapshot)
     writer = _Writer(run, target, format, ids)
     rows = find_rows(run, file_names, snapshot=live) if file_names else _all_rows(run, live)

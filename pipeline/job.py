@@ -88,7 +88,7 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
         with lease(storage):
             if config.refresh:
                 _refresh(run, config, reporter)
-            elif config.limit != run.info.limit:
+            elif config.limit != run.info.limit and max(run.generations()) == 1:
                 reporter.note(
                     f"the images of this run were frozen with --limit {run.info.limit}: add "
                     "--refresh to list the source again"

@@ -7,6 +7,7 @@ snapshot and the next call finishes the rest.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from pipeline.budget import Failures, failures_of, merged, over_budget
 from pipeline.errors import ErrorBudgetError, UserError
 from pipeline.plan import Generation
 from pipeline.run import Run, ShardEntry, Snapshot
+from pipeline.schema import TRANSIENT_CODES
 from pipeline.shards import ERROR_COLUMNS, read_footer
 from pipeline.tally import Progress
 
@@ -39,11 +41,16 @@ def finish(
     `errors`, but not published.
     """
     snapshot = _snapshot(run, generation, sizes)
-    reason = over_budget(snapshot.rows, failures(run, snapshot), max_error_rate)
+    failed = failures(run, snapshot)
+    reason = over_budget(snapshot.rows, failed, max_error_rate)
     if reason is not None:
+        url = run.storage.url
+        again = f"`panoptic retry {url}`, or " if TRANSIENT_CODES & failed.keys() else ""
+        enough = math.ceil(1000 * snapshot.error / snapshot.rows) / 1000
         raise ErrorBudgetError(
             f"{reason}; every shard is written but nothing is published: see `panoptic errors "
-            f"{run.storage.url}`, then `panoptic retry`, or run again with a higher rate"
+            f"{url}`, then {again}mend the source and --refresh, or run again with "
+            f"--max-error-rate {enough:g}"
         )
     if publish:
         pointer = run.pointer() or {}

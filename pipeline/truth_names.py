@@ -66,9 +66,9 @@ def stage_truth(staging: Staging, file: CocoFile) -> Categories:
     return categories_of(listed, file)
 
 
-def stage_predictions(staging: Staging, file: CocoFile) -> None:
-    """Make the table `predicted_annotations`; its images and categories are the truth's."""
-    _stage(staging, file, truth=False, prefix="predicted_")
+def stage_predictions(staging: Staging, file: CocoFile) -> list[dict[str, Any]]:
+    """Make the table `predicted_annotations`; returns the categories, where the JSON lists any."""
+    return _stage(staging, file, truth=False, prefix="predicted_")
 
 
 def _stage(staging: Staging, file: CocoFile, *, truth: bool, prefix: str) -> list[dict[str, Any]]:

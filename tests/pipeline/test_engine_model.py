@@ -1,0 +1,40 @@
+"""Where weights come from, and what is said where they don't."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from pipeline.engine_model import local_weights
+from pipeline.errors import UserError
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_dead_network_is_not_called_a_missing_file() -> None:
+    with pytest.raises(UserError, match=r"give the file's path.* Cannot connect to host 127.0.0.1"):
+        local_weights("http://127.0.0.1:9/weights.safetensors", {})
+
+
+@pytest.mark.usefixtures("empty_cache")
+def test_a_file_that_a_server_does_not_have_is_missing() -> None:
+    with HTTPServer(("127.0.0.1", 0), Nothing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(UserError, match="no such file"):
+            local_weights(f"http://127.0.0.1:{server.server_port}/weights.safetensors", {})
+        server.shutdown()
+
+
+class Nothing(BaseHTTPRequestHandler):
+    """A server without files."""
+
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    monkeypatch.setenv("PANOPTIC_CACHE", str(tmp_path_factory.mktemp("cache")))
