@@ -45,6 +45,9 @@ def configure_ray_data(verbose: bool) -> None:
     # The pool grows while its actors are full. Ray's threshold, 175 % of what an actor does at a
     # time, is never reached where no more than that is sent to one.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    # Half of all CPUs and memory would be kept for the other stages, which need little, and a pool
+    # would stand still beside a free GPU.
+    context.op_resource_reservation_ratio = 0.2
     context.enable_progress_bars = verbose  # ours shows images, theirs shows blocks
     context.enable_auto_log_stats = verbose
     # Ray's own limit is 3: a fetch or a write would end a job of days with its third spot node.

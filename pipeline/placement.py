@@ -102,7 +102,8 @@ def place(
         slots = int(min(possible, max(units, 1)))
         each = cpus / max(gpus, 1)  # a GPU's share of the cores
         threads = max(1, min(DECODE_THREADS_PER_GPU, int(each) - 1))
-        actor_cpus = float(threads) if each >= 2 else 0.5
+        # Half of the share: Ray Data grows a pool only into what it doesn't keep for other stages.
+        actor_cpus = max(0.5, each / 2)
     else:
         slots = _cpu_slots(cpus, found.known("memory"), images)
         # Actors share the cores: more threads than cores would only fight for them.
@@ -111,7 +112,9 @@ def place(
         threads = max(1, min(most, int(cpus) // pool))
         # A core less than its threads: fetching and writing are light, the model is not.
         actor_cpus = float(threads - 1) if threads > 1 else 0.5
-    low, high = actors or (1, slots)
+    # What is there is taken at once; from then on the pool grows with its load and the cluster.
+    there = int(found.now.get("GPU", 0)) if chosen == "cuda" else 1
+    low, high = actors or (max(1, min(there, slots)), slots)
     high = max(low, min(high, max(units, 1)))
     low = min(low, high)
     needed = low * actor_cpus + FETCH_CPUS + WRITE_CPUS

@@ -21,6 +21,7 @@ from tests.pipeline.made_run import Predicted
 from tests.toy_model import CATEGORIES
 
 TRUE_LEVEL = 128
+SLOW_SECONDS = 3.0
 
 
 class Threshold:
@@ -69,14 +70,14 @@ def truth(number: int) -> Predicted:
 
 
 class Slow(Threshold):
-    """Takes two seconds an image, so that a job can be watched, and notes its process."""
+    """Takes its time for an image, so that a job can be watched, and notes its process."""
 
     def __init__(self, level: int, log: Path) -> None:
         super().__init__(level)
         self.log = log
 
     def _one(self, image: NDArray[np.uint8]) -> Panoptic:
-        time.sleep(2.0)
+        time.sleep(SLOW_SECONDS)
         with self.log.open("a") as file:
             file.write(f"{os.getpid()}\n")
         return super()._one(image)

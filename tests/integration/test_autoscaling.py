@@ -68,7 +68,7 @@ def test_gpus_are_started_for_the_work_and_used(tmp_path: Path) -> None:
                 "resources": {
                     "CPU": 2,
                     "GPU": 1,
-                    "memory": 6 * 1024**3,
+                    "memory": 12 * 1024**3,
                     "object_store_memory": 80_000_000,
                 },
                 "node_config": {},

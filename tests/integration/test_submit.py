@@ -108,7 +108,7 @@ def test_segment_evaluate_and_nightly_run_there_from_local_inputs(
 
 
 def test_ctrl_c_leaves_the_job_and_the_same_command_attaches(head: Head, inputs: Path) -> None:
-    words = segment_words(inputs, "slow", "load_slow")
+    words = [*segment_words(inputs, "slow", "load_slow"), "--num-actors", "1"]
     first = submit(head, "--", *words)
     assert first.stdout is not None
     assert first.stdout.readline()  # the job says something: it runs

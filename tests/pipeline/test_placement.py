@@ -40,6 +40,13 @@ def test_a_gpu_is_taken_where_there_is_one() -> None:
     assert used <= 32
 
 
+def test_gpus_that_are_there_are_all_taken_at_once() -> None:
+    assert placed({"CPU": 32, "GPU": 4}).min_actors == 4
+    assert placed({"CPU": 32, "GPU": 4}, units=3).min_actors == 3
+    assert placed({"CPU": 8, "GPU": 1}, most={"CPU": 32, "GPU": 4}).min_actors == 1
+    assert placed({"CPU": 32, "GPU": 4}, actors=(1, 2)).min_actors == 1
+
+
 def test_a_cluster_that_may_grow_gpus_is_never_run_on_its_cpus() -> None:
     placement = placed({"CPU": 2}, most={"CPU": 34, "GPU": 4})
     assert (placement.device, placement.max_actors) == ("cuda", 4)
