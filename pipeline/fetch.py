@@ -33,8 +33,8 @@ from pipeline.budget import failures_of
 from pipeline.entry import Fetched, as_lost, classify
 from pipeline.plan import WorkUnit
 from pipeline.run import Run
-from pipeline.storage import Gets
 from pipeline.tally import begin, check_budget
+from pipeline.uris import Gets
 
 CONCURRENT_GETS: Final = 64
 TRIES: Final = 10

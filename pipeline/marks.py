@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.entry import Entry
 from pipeline.manifest import Staging
 from pipeline.schema import MANIFEST_SCHEMA
-from pipeline.storage import info_uri
+from pipeline.uris import info_uri
 
 THREADS: Final = 32
 SAMPLE: Final = 200

@@ -271,37 +271,3 @@ def _entry(info: dict[str, Any]) -> Entry:
         modified = None
     etag = bare_etag(info.get("ETag") or info.get("etag"))
     return Entry(info["name"], int(info.get("size") or 0), etag, modified)
-
-
-def info_uri(uri: str, options: Mapping[str, str]) -> Entry:
-    """The marks of an absolute URI of any scheme. Raises FileNotFoundError."""
-    folder, name = open_file(uri, options)
-    return folder.info(name)
-
-
-class Gets:
-    """GETs of absolute URIs of any scheme, each tried once.
-
-    The client of each bucket or host is looked up once: for every image that would be felt.
-    """
-
-    def __init__(self, options: Mapping[str, str]) -> None:
-        self._settings = tuple(sorted(options.items()))
-        self._clients: dict[str, Objects] = {}
-
-    async def get(self, uri: str) -> Fetched:
-        """Raises what the client raises."""
-        scheme, separator, rest = uri.partition("://")
-        host, _, key = rest.partition("/")
-        objects = self._client(f"{scheme}://{host}" if separator else "/")
-        if isinstance(objects, S3Objects):
-            return await objects.get_async(key)
-        if isinstance(objects, LocalObjects):
-            return await objects.get_async(rest if separator else uri)
-        assert isinstance(objects, FsspecObjects)
-        return await objects.get_async(str(objects.filesystem._strip_protocol(uri)))
-
-    def _client(self, place: str) -> Objects:
-        if place not in self._clients:
-            self._clients[place], _ = connect(place, self._settings)
-        return self._clients[place]

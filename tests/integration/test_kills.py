@@ -41,7 +41,7 @@ def kill_again_and_again(field: Field, kills: int, draw: random.Random) -> None:
         done = len(set(field.computed()))
         job = field.start()
         if draw.random() < 0.3:  # while it starts, plans or has just begun
-            field.wait_for(job, seconds=draw.uniform(0.5, 30))
+            field.wait_for(job, seconds=draw.uniform(0.5, 15))
         else:  # while it works
             share = (field.images - done) // (kills - kill + 1)
             field.wait_for(job, computed=len(field.computed()) + draw.randint(1, max(share, 1)))

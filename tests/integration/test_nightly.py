@@ -187,6 +187,7 @@ def test_three_nights(bucket: Bucket, night: Night) -> None:
     assert rows["020.png"]["attempts"] == 2
 
 
+@pytest.mark.slow
 def test_other_weights(bucket: Bucket, night: Night, capsys: pytest.CaptureFixture[str]) -> None:
     good = first_night(bucket, night)["run"]
 

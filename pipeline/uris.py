@@ -1,0 +1,44 @@
+"""Objects by their absolute URIs, of any scheme and of as many stores as a manifest names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pipeline.entry import Entry, Fetched
+from pipeline.local_disk import LocalObjects
+from pipeline.s3 import S3Objects
+from pipeline.storage import FsspecObjects, Objects, connect, open_file
+
+
+def info_uri(uri: str, options: Mapping[str, str]) -> Entry:
+    """The marks of an absolute URI of any scheme. Raises FileNotFoundError."""
+    folder, name = open_file(uri, options)
+    return folder.info(name)
+
+
+class Gets:
+    """GETs of absolute URIs of any scheme, each tried once.
+
+    The client of each bucket or host is looked up once: for every image that would be felt.
+    """
+
+    def __init__(self, options: Mapping[str, str]) -> None:
+        self._settings = tuple(sorted(options.items()))
+        self._clients: dict[str, Objects] = {}
+
+    async def get(self, uri: str) -> Fetched:
+        """Raises what the client raises."""
+        scheme, separator, rest = uri.partition("://")
+        host, _, key = rest.partition("/")
+        objects = self._client(f"{scheme}://{host}" if separator else "/")
+        if isinstance(objects, S3Objects):
+            return await objects.get_async(key)
+        if isinstance(objects, LocalObjects):
+            return await objects.get_async(rest if separator else uri)
+        assert isinstance(objects, FsspecObjects)
+        return await objects.get_async(str(objects.filesystem._strip_protocol(uri)))
+
+    def _client(self, place: str) -> Objects:
+        if place not in self._clients:
+            self._clients[place], _ = connect(place, self._settings)
+        return self._clients[place]
