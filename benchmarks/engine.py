@@ -1,6 +1,6 @@
 """What the engine costs without a model: rows a second, and the driver's memory.
 
-    python benchmarks/engine.py                        # all four cases, about 8 minutes
+    python benchmarks/engine.py                        # all four; tiny shards take > 20 minutes
     python benchmarks/engine.py --case 1M_of_2000      # one of them
 
 The claims, on 2 cores: a million rows at 2,000 a shard pass at 15,000 rows/s or more once the first
