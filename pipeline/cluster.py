@@ -34,14 +34,22 @@ def connect(address: str | None, *, verbose: bool = False) -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM: `ray.init` puts its own, `sys.exit(15)`, in place."""
+    """Keep this process's answer to SIGTERM: `ray.init` puts its own, `sys.exit(15)`, in place.
+
+    Raises KeyboardInterrupt where Ray's was called, before this one is back.
+    """
     handler = signal.getsignal(signal.SIGTERM)
+    main = threading.current_thread() is threading.main_thread()
     try:
-        yield
-    finally:
-        main = threading.current_thread() is threading.main_thread()
-        if main and callable(handler):
-            signal.signal(signal.SIGTERM, handler)
+        try:
+            yield
+        finally:
+            if main and callable(handler):
+                signal.signal(signal.SIGTERM, handler)
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from stop
 
 
 def _connect(address: str | None, verbose: bool) -> None:

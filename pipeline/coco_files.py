@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from pipeline.coco_json import category_names, renamed
 from pipeline.manifest import Staging
 from pipeline.panoptic_json import CocoFile
 from pipeline.partial import NAMED, Invalid, Partial, refuse_invalid, score_rows
@@ -51,15 +52,12 @@ def evaluate_files(
     }
     with Staging() as staging:
         categories = stage_truth(staging, CocoFile(truth))
-        names = {category.id: category.name for category in categories}
-        for category in stage_predictions(staging, CocoFile(predictions)):
-            own = names.get(category.get("id", -1))
-            if own and category.get("name", own) != own:
-                note(
-                    f"category {category['id']} is {category['name']!r} in {predictions} and "
-                    f"{own!r} in {truth}: are they of one label set? Only ids are compared"
-                )
-                break
+        predicted = category_names(stage_predictions(staging, CocoFile(predictions)))
+        for number, own, other in renamed(categories, predicted)[:1]:
+            note(
+                f"category {number} is {other!r} in {predictions} and {own!r} in {truth}: are they "
+                "of one label set? Only ids are compared"
+            )
         # Rows are joined by name, which two images of a JSON may share.
         staging.connection.execute(
             "create view named as select image_id, case when count(*) over (partition by name) > 1 "

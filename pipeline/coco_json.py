@@ -86,6 +86,19 @@ class JsonLists:
         os.replace(self._joined, self.target)
 
 
+def category_names(listed: Any) -> dict[int, str]:
+    """Names by id of a JSON's `categories`, of those that have both: they may be absent or odd."""
+    entries = [entry for entry in listed if isinstance(entry, dict)] if listed else []
+    pairs = [(entry.get("id"), entry.get("name")) for entry in entries]
+    return {i: name for i, name in pairs if isinstance(i, int) and isinstance(name, str)}
+
+
+def renamed(categories: Categories, names: Mapping[int, str]) -> list[tuple[int, str, str]]:
+    """(id, own name, other name) of categories that go by another name there."""
+    found = [(c.id, c.name, names.get(c.id, c.name)) for c in categories]
+    return [(number, own, other) for number, own, other in found if own != other]
+
+
 @dataclass(frozen=True)
 class TruthImage:
     """An entry of `images` in a truth JSON."""
@@ -117,7 +130,7 @@ class ImageIds:
         try:
             whole = json.loads(storage.read(name))
             images = whole["images"]
-            categories = {int(c["id"]): str(c["name"]) for c in whole.get("categories", ())}
+            categories = category_names(whole.get("categories"))
             entries = [
                 TruthImage(int(i["id"]), i["file_name"], i.get("height"), i.get("width"))
                 for i in images
@@ -135,13 +148,11 @@ class ImageIds:
 
     def check_categories(self, run: Categories) -> None:
         """Raises UserError if the truth has another category under one of the run's ids."""
-        for category in run:
-            name = self.categories.get(category.id, category.name)
-            if name != category.name:
-                raise UserError(
-                    f"category {category.id} is {category.name!r} in the run and {name!r} in "
-                    f"{self.url}: give truth of the run's own categories, or no --truth"
-                )
+        for number, own, other in renamed(run, self.categories):
+            raise UserError(
+                f"category {number} is {own!r} in the run and {other!r} in {self.url}: give truth "
+                "of the run's own categories, or no --truth"
+            )
 
     def find(self, file_name: str) -> TruthImage | None:
         """The image's entry, None if the truth has no such image. Raises UserError in doubt.

@@ -159,7 +159,8 @@ class UnitFetch:
                 return Body(None, *classify(error))
             return check_body(fetched, size, etag, marks)
 
-        deadline = asyncio.get_running_loop().time() + seconds
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
         tried = [await once()]
         if tried[0].code not in WORTH_A_TRY:  # nearly always, and tenacity costs as much as MD5
             return tried[0]
@@ -168,7 +169,7 @@ class UnitFetch:
             return tried.pop() if tried else await once()
 
         return await AsyncRetrying(
-            stop=stop_after_attempt(TRIES) | stop_before_delay(seconds),
+            stop=stop_after_attempt(TRIES) | stop_before_delay(deadline - loop.time()),
             wait=BACKOFF,
             retry=_WHILE_WORTH_IT,
             before_sleep=self._count_retry,

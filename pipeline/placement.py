@@ -20,6 +20,7 @@ CPU_THREADS_PER_ACTOR: Final = 4  # at most, while other actors may have the res
 IMAGES_PER_CPU_ACTOR: Final = 20  # fewer are done sooner than another actor has loaded the model
 WORKER_BYTES: Final = 400_000_000  # Python, Arrow, the storage client, and rows being written
 ACTOR_BYTES: Final = {"cpu": 3_200_000_000, "cuda": 4_000_000_000}  # torch, model, decoded batches
+ACTORS_MEMORY: Final = 0.7  # of the memory: what Ray Data leaves to them beside the other stages
 DECODE_THREADS_PER_GPU: Final = 16
 NO_GPU: Final = (
     "--device cuda: the cluster has no GPU and its autoscaler may start none; use --device cpu, or "
@@ -144,5 +145,5 @@ def _cpu_slots(cpus: float, memory: float, images: int) -> int:
     A model on two threads waits for the slower of them at every layer, so whatever Ray's own
     processes take from one core costs both. Two models of one thread each lose it once.
     """
-    fit = cpus if not memory else memory // ACTOR_BYTES["cpu"]
+    fit = cpus if not memory else ACTORS_MEMORY * memory // ACTOR_BYTES["cpu"]
     return max(1, int(min(cpus, fit, images // IMAGES_PER_CPU_ACTOR)))

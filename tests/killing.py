@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,7 +158,12 @@ def make_field(folder: Path, *, images: int, per_shard: int = 8, seconds: float 
 
 
 def end(job: subprocess.Popen[str], number: int = signal.SIGKILL) -> int:
-    """Send a signal to the driver alone and wait for its end; returns its exit code."""
+    """Send a signal to the driver alone and wait for its end; returns its exit code.
+
+    A SIGTERM waits until the program answers it: Python itself, still starting, would only die.
+    """
+    while number == signal.SIGTERM and job.poll() is None and not _catches(job.pid, number):
+        time.sleep(0.02)
     job.send_signal(number)
     try:
         job.communicate(timeout=60)
@@ -165,3 +171,9 @@ def end(job: subprocess.Popen[str], number: int = signal.SIGKILL) -> int:
         job.kill()
         raise
     return job.returncode
+
+
+def _catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal (man 5 proc: SigCgt)."""
+    caught = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)

@@ -89,13 +89,24 @@ def test_actors_on_one_machine_share_its_cores() -> None:
 def test_each_core_gets_a_model_of_its_own_where_memory_and_work_allow() -> None:
     of_all = placed({"CPU": 8, "memory": 64e9})
     assert (of_all.max_actors, of_all.threads) == (8, 1)
-    tight = placed({"CPU": 8, "memory": 7e9})
+    tight = placed({"CPU": 8, "memory": 10e9})
     assert (tight.max_actors, tight.threads) == (2, 4)
     tighter = placed({"CPU": 8, "memory": 4e9})
     assert (tighter.max_actors, tighter.threads) == (1, 8)
     small = placed({"CPU": 2}, images=39)
     assert (small.max_actors, small.threads) == (1, 2)
     assert placed({"CPU": 2}, images=40).max_actors == 2
+
+
+@pytest.mark.parametrize("cpus", [4, 8, 16, 64, 96])
+@pytest.mark.parametrize("of_each", [1e9, 2.7e9, 5.5e9])
+def test_cores_are_not_left_idle_for_actors_that_memory_does_not_hold(
+    cpus: int, of_each: float
+) -> None:
+    memory = cpus * of_each
+    placement = placed({"CPU": cpus, "memory": memory})
+    assert placement.max_actors * placement.threads > cpus / 2
+    assert placement.max_actors == 1 or placement.max_actors * 3.2e9 <= 0.7 * memory
 
 
 def test_more_actors_than_gpus_are_refused() -> None:

@@ -1,0 +1,45 @@
+"""Joining Ray leaves this process its own answer to SIGTERM, at every moment of the start."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+# Sends itself SIGTERM as soon as `ray.init` has put a handler of its own in place.
+STOPPED = """
+import os, signal, threading, time
+from pipeline.cluster import connect
+
+def stop(number, frame):
+    raise KeyboardInterrupt
+
+def watch():
+    while signal.getsignal(signal.SIGTERM) is stop:
+        time.sleep(0.0005)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+signal.signal(signal.SIGTERM, stop)
+threading.Thread(target=watch, daemon=True).start()
+try:
+    connect(None)
+except KeyboardInterrupt:
+    print("stopped", signal.getsignal(signal.SIGTERM) is stop)
+"""
+
+
+def test_a_stop_while_ray_starts_is_answered_by_this_process() -> None:
+    """Ray's own handler would end it with code 15, which means nothing to whoever called it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
+    environment.pop("RAY_ADDRESS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "stopped True"), done.stderr
