@@ -86,7 +86,10 @@ class KilledError(Exception):
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Two threads add gradients up in an order of their own: equal to 1e-5, not to the bit."""
+    """Two threads add gradients in an order of their own, equal to 1e-5, not to the bit.
+
+    A model as small as these is quicker on one besides.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -146,10 +149,15 @@ def test_killed_command_goes_on_from_its_checkpoint(
     assert detr.describe(out / WEIGHTS).categories == open_dataset(str(folder)).categories
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_training_learns(tmp_path: Path, architecture: Path) -> None:
-    """Eight scenes by heart: the loss falls by half, and PQ leaves the untrained model's behind."""
+    """Eight scenes by heart: the loss falls by half, and PQ leaves the untrained model's behind.
+
+    Of twelve seeds with this plan the worst came to 0.19, the others to 0.29 and more.
+    """
     write_scenes(tmp_path / "data", 8, 3)
-    plan = {"steps": 240, "batch_size": 8, "lr": 2e-3, "backbone_lr": 2e-3, "averaging": 0.9}
+    plan = {"steps": 320, "batch_size": 8, "lr": 2e-3, "backbone_lr": 2e-3, "averaging": 0.9}
+    plan |= {"dense_weight": 1.0, "no_object_weight": 0.02}
     task = make_task(tmp_path / "data", tmp_path / "out", architecture, **plan)
     schedule = replace(task.schedule, save_seconds=1000, threshold=0.5)
     trainer = Trainer(replace(task, schedule=schedule), CPU)
