@@ -13,7 +13,7 @@ from __future__ import annotations
 import colorsys
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any, overload
 
@@ -22,12 +22,15 @@ from detr.config import ModelError
 
 @dataclass(frozen=True)
 class Category:
-    """One entry of a label set. `isthing`: countable objects; otherwise stuff."""
+    """One entry of a label set. `isthing`: countable objects; otherwise stuff.
+
+    Its colour is how it is drawn, not what it is: COCO's own truth files leave it out.
+    """
 
     id: int
     name: str
     isthing: bool
-    color: tuple[int, int, int]  # RGB, 0..255
+    color: tuple[int, int, int] = field(compare=False)  # RGB, 0..255
 
 
 class Categories(Sequence[Category]):

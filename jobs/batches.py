@@ -22,8 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from detr.criterion import Targets
-from detr.preprocess import normalize, processed_size, resize
-from jobs.dataset import PanopticDataset
+from detr.preprocess import ImageError, normalize, processed_size, resize
+from jobs.dataset import Example, PanopticDataset
+from pipeline.errors import UserError
 
 # Masks are learnt at half the processed size: still finer than the mask head's own map at a
 # quarter, and four times cheaper than upstream's full size.
@@ -60,10 +61,10 @@ class Batches:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
         self.rank, self.world = rank, world
         self.sizes = [
-            processed_size(example.height, example.width, size=size, max_size=max_size)
-            for example in dataset.examples
+            _processed_size(dataset, example, size, max_size) for example in dataset.examples
         ]
         self.order = lru_cache(maxsize=2)(self._order)
+        self.lengths: list[int] = []  # of the epochs gone by, in batches
 
     def _order(self, epoch: int) -> list[list[int]]:
         """The batches of one epoch, in order: shuffled, then filled size by size."""
@@ -84,10 +85,13 @@ class Batches:
     def indices(self, step: int) -> list[int]:
         """The images of this worker's batch number `step`."""
         number, epoch = step * self.world + self.rank, 0
-        while number >= len(self.order(epoch)):  # epochs may differ in length by a batch or two
-            number -= len(self.order(epoch))
+        while True:  # epochs may differ in length by a batch or two
+            if epoch == len(self.lengths):
+                self.lengths.append(len(self.order(epoch)))
+            if number < self.lengths[epoch]:
+                return self.order(epoch)[number]
+            number -= self.lengths[epoch]
             epoch += 1
-        return self.order(epoch)[number]
 
     def make(self, step: int) -> Batch:
         """Read, augment (mirror, brightness) and stack batch number `step`."""
@@ -116,6 +120,17 @@ class Batches:
                 if number + 1 < steps:
                     ahead = pool.submit(self.make, number + 1)
                 yield batch
+
+
+def _processed_size(
+    dataset: PanopticDataset, example: Example, size: int, max_size: int
+) -> tuple[int, int]:
+    try:
+        return processed_size(example.height, example.width, size=size, max_size=max_size)
+    except ImageError as error:
+        raise UserError(
+            f"{dataset.images.join(example.file_name)} can't be learnt from: {error}"
+        ) from None
 
 
 def stack(

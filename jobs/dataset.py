@@ -1,17 +1,20 @@
 """A COCO panoptic dataset for training: its JSON, its id maps (PNG), its images, on any fsspec URL.
 
-What is wrong with a dataset is found at the door where reading the JSON and two listings can show
-it (a missing file, an empty class), and at the first reading of an image otherwise (JSON and PNG
-that disagree), each in one sentence naming the file. Images come out as the model will see them
-later, at the processed size of inference, because that resize is part of what it must learn.
+What is wrong with a dataset is found at the door: by its JSON and two listings (a missing file, an
+empty class), and by reading images and PNGs (JSON and PNG that disagree): all of a small one, a
+sample of a large one, whose others are checked at their turn. Each is one sentence naming the file.
+Images come out as the model will see them later, at the processed size of inference, because that
+resize is part of what it must learn.
 Converting datasets to a format of our own first was rejected: one more copy to keep in step.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,6 +26,9 @@ from detr.categories import Categories
 from detr.preprocess import ImageError, decode
 from pipeline.errors import UserError
 from pipeline.storage import Storage, open_file
+
+CHECKED = 1000  # examples of a dataset: some 10 s of one core
+READERS = 16  # at a time: from a bucket they mostly wait
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,10 @@ class Example:
     segments: tuple[tuple[int, int], ...]
     crowds: tuple[tuple[int, int], ...]
 
+    @property
+    def classes(self) -> set[int]:
+        return {index for _, index in self.segments}
+
 
 @dataclass(frozen=True)
 class PanopticDataset:
@@ -46,6 +56,24 @@ class PanopticDataset:
     examples: tuple[Example, ...]
     images: Storage
     masks: Storage
+
+    def check(self) -> None:
+        """Read up to `CHECKED` examples, evenly spread, as `read` does. Raises UserError.
+
+        What is wrong is better said before a training than hours into it.
+        """
+        step = -(-len(self.examples) // CHECKED)
+        pool = ThreadPoolExecutor(READERS)
+        try:
+            for _ in pool.map(self.read, range(0, len(self.examples), step)):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def digest(self) -> str:
+        """What tells these examples and classes from others: 64 hex digits of sha256."""
+        classes = self.categories.to_json()
+        return hashlib.sha256(repr((classes, self.examples)).encode()).hexdigest()
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """Image (H, W, 3) RGB and id map (H, W) of one example, checked against the JSON.
@@ -91,7 +119,8 @@ def open_dataset(
 
     `masks` is the folder of the PNGs (default: the JSON's name without .json), `images` that of the
     images (default: images/ beside the JSON). `categories`, a label set to be held to (validation):
-    the JSON's must be equal, and classes without a segment are then no fault. Raises UserError.
+    the JSON's must be the same in any order, and classes without a segment are then no fault.
+    Raises UserError.
     """
     if not truth.endswith(".json"):
         truth = truth.rstrip("/") + "/panoptic.json"
@@ -109,11 +138,11 @@ def open_dataset(
         lacks = ", ".join(sorted(missing)) or "segments_info"
         raise UserError(f"{truth} is not a COCO panoptic JSON: it lacks {lacks}")
     found = Categories.from_json(content["categories"])
-    if categories is not None and found != categories:
+    if categories is not None and set(found) != set(categories):
         raise UserError(f"{truth} has another label set than the training data: make them equal")
     dataset = PanopticDataset(
-        categories=found,
-        examples=_examples(truth, content, found),
+        categories=categories or found,
+        examples=_examples(truth, content, categories or found),
         images=Storage(images or folder.join("images")),
         masks=Storage(masks or folder.join(PurePosixPath(name).stem)),
     )
@@ -135,11 +164,26 @@ def open_dataset(
 
 
 def hold_out(dataset: PanopticDataset, count: int) -> tuple[PanopticDataset, PanopticDataset]:
-    """(training, validation): the last `count` examples are kept apart."""
-    kept, held = dataset.examples[:-count], dataset.examples[-count:]
-    if not kept:
+    """(training, validation): the last `count` examples are kept apart.
+
+    An example that alone still shows a class stays with the training. Raises UserError.
+    """
+    if count >= len(dataset.examples):
         raise UserError(f"{len(dataset.examples)} images are too few to hold out {count} of them")
-    return replace(dataset, examples=kept), replace(dataset, examples=held)
+    shown = Counter(index for example in dataset.examples for index in example.classes)
+    kept: list[Example] = []
+    held: list[Example] = []
+    for example in reversed(dataset.examples):
+        if len(held) < count and all(shown[index] > 1 for index in example.classes):
+            held.append(example)
+            shown.subtract(example.classes)
+        else:
+            kept.append(example)
+    if not held:
+        raise UserError("each image is the only one of some class: name others with --val")
+    return replace(dataset, examples=tuple(kept[::-1])), replace(
+        dataset, examples=tuple(held[::-1])
+    )
 
 
 def _examples(truth: str, content: dict[str, Any], categories: Categories) -> tuple[Example, ...]:

@@ -7,6 +7,7 @@ a worker, which Ray would repeat: it travels the same way, as a sentence, and en
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Callable
@@ -95,6 +96,15 @@ def _fit(trainer: TorchTrainer, faults: list[BaseException]) -> None:
         faults.append(error)
 
 
+def settle(threads: int) -> None:
+    """Compute on so many threads, and to the same bits each time.
+
+    By themselves threads add the gradients of an indexed tensor in whichever order they come.
+    """
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def _work(config: dict[str, Any]) -> None:
     """One worker, from start to end."""
     board = config["board"]
@@ -103,7 +113,7 @@ def _work(config: dict[str, Any]) -> None:
     device = get_device()
     assert isinstance(device, torch.device)
     if device.type == "cpu":
-        torch.set_num_threads(config["threads"])
+        settle(min(config["threads"], os.cpu_count() or 1))
 
     def report(news: News) -> None:
         if rank == 0:

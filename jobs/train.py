@@ -9,38 +9,34 @@ from __future__ import annotations
 
 import platform
 import time
-import tomllib
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib import resources
-from pathlib import Path
 from typing import Annotated, Any, cast, get_args
 
 import ray
 import typer
 from rich.console import Console
-from torch import Tensor
 
-from detr.categories import Categories
-from detr.checkpoint import open_checkpoint
-from detr.config import RECIPES, DetrConfig
+from detr.config import DetrConfig
 from detr.learner import Phase
 from jobs.console import duration, print_json
 from jobs.dataset import PanopticDataset, hold_out, open_dataset
 from jobs.options import JsonOutput, Verbose
+from jobs.start import digest, start
 from jobs.training import WEIGHTS, Plan, Schedule, Task, read_checkpoint
 from pipeline import cluster
-from pipeline.engine_model import local_weights
 from pipeline.errors import UserError
+from pipeline.lease import lease
 from pipeline.storage import Storage
 
-HEAD = "detr.class_embed."  # what a new label set makes anew
+NOWHERE: Mapping[str, str] = {}
 Data = "Data"
 Recipe = "What is learnt (fixed once a training has begun)"
 
 
-def _option(text: str, panel: str | None = None) -> Any:
-    return typer.Option(help=text, rich_help_panel=panel)
+def _option(text: str, panel: str | None = None, **bounds: float) -> Any:
+    return typer.Option(help=text, rich_help_panel=panel, **bounds)  # type: ignore[arg-type]
 
 
 def train(
@@ -60,7 +56,7 @@ def train(
     hold: Annotated[
         int | None,
         typer.Option(
-            "--hold-out", help="Images held out; a tenth, at most 500.", rich_help_panel=Data
+            "--hold-out", help="Images held out; a tenth, at most 500.", rich_help_panel=Data, min=1
         ),
     ] = None,
     weights: Annotated[
@@ -70,7 +66,7 @@ def train(
         str, _option("From scratch: small, r50, r50-dc5, r101, or a TOML file.", Recipe)
     ] = "small",
     size: Annotated[
-        int | None, _option("Shorter side in pixels that the model sees.", Recipe)
+        int | None, _option("Shorter side in pixels that the model sees.", Recipe, min=32)
     ] = None,
     phase: Annotated[
         str,
@@ -79,32 +75,44 @@ def train(
             Recipe,
         ),
     ] = "joint",
-    steps: Annotated[int, _option("Optimiser steps in all; may be changed later.", Recipe)] = 5000,
-    batch_size: Annotated[int, _option("Images a step and worker.", Recipe)] = 16,
-    lr: Annotated[float | None, _option("5e-4 from scratch, 1e-4 from weights.", Recipe)] = None,
-    backbone_lr: Annotated[
-        float | None, _option("As --lr from scratch, else a tenth.", Recipe)
+    steps: Annotated[
+        int, _option("Optimiser steps in all; may be changed later.", Recipe, min=1)
+    ] = 5000,
+    batch_size: Annotated[int, _option("Images a step and worker.", Recipe, min=1)] = 16,
+    lr: Annotated[
+        float | None, _option("5e-4 from scratch, 1e-4 from weights.", Recipe, min=0)
     ] = None,
-    warmup: Annotated[int, _option("Steps of rising learning rate.", Recipe)] = 100,
-    cooldown: Annotated[float, _option("Share of the steps in which it falls to 0.", Recipe)] = 0.3,
-    clip: Annotated[float, _option("Largest norm of the gradient.", Recipe)] = 1.0,
-    weight_decay: Annotated[float, _option("AdamW's.", Recipe)] = 1e-4,
+    backbone_lr: Annotated[
+        float | None, _option("As --lr from scratch, else a tenth.", Recipe, min=0)
+    ] = None,
+    warmup: Annotated[int, _option("Steps of rising learning rate.", Recipe, min=0)] = 100,
+    cooldown: Annotated[
+        float, _option("Share of the steps in which it falls to 0.", Recipe, min=0, max=1)
+    ] = 0.3,
+    clip: Annotated[float, _option("Largest norm of the gradient.", Recipe, min=0)] = 1.0,
+    weight_decay: Annotated[float, _option("AdamW's.", Recipe, min=0)] = 1e-4,
     mask_weight: Annotated[
-        float, _option("Mask losses, times the published weight.", Recipe)
+        float, _option("Mask losses, times the published weight.", Recipe, min=0)
     ] = 1.0,
     no_object_weight: Annotated[
-        float, _option("Of queries without an object; more where few queries serve many.", Recipe)
+        float,
+        _option("Of queries without an object; more where few queries serve many.", Recipe, min=0),
     ] = 0.1,
     dense_weight: Annotated[
-        float | None, _option("Of the dense helping loss; 2 without frozen norms, else 0.", Recipe)
+        float | None,
+        _option("Of the dense helping loss; 2 without frozen norms, else 0.", Recipe, min=0),
     ] = None,
-    seed: Annotated[int, _option("Of weights, batches and augmentation.", Recipe)] = 0,
-    threshold: Annotated[float, _option("Score that validation keeps a query above.")] = 0.85,
+    seed: Annotated[int, _option("Of weights, batches and augmentation.", Recipe, min=0)] = 0,
+    threshold: Annotated[
+        float, _option("Score that validation keeps a query above.", min=0, max=1)
+    ] = 0.85,
     half: Annotated[bool, _option("Keep the best weights as float16.")] = False,
-    validate_every: Annotated[int, _option("Steps between validations.")] = 500,
-    validate_images: Annotated[int, _option("Images of a validation, at most.")] = 200,
-    save_seconds: Annotated[float, _option("Seconds between checkpoints.")] = 60.0,
-    workers: Annotated[int, _option("Ray Train workers; a GPU each where there are enough.")] = 1,
+    validate_every: Annotated[int, _option("Steps between validations.", min=1)] = 500,
+    validate_images: Annotated[int, _option("Images of a validation, at most.", min=1)] = 200,
+    save_seconds: Annotated[float, _option("Seconds between checkpoints.", min=0)] = 60.0,
+    workers: Annotated[
+        int, _option("Ray Train workers; a GPU each where there are enough.", min=1)
+    ] = 1,
     address: Annotated[str | None, _option("Ray cluster; this machine without it.")] = None,
     json_output: JsonOutput = False,
     verbose: Verbose = False,
@@ -124,15 +132,17 @@ def train(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     training = open_dataset(dataset, images=images, masks=masks)
     training, validation = _validation(training, val, val_images, val_masks, hold)
-    config, initial = _start(weights, architecture, size, training.categories, phase)
-    lr = lr or (5e-4 if initial is None else 1e-4)
+    config, initial = start(weights, architecture, size, training.categories, phase)
+    lr = (5e-4 if initial is None else 1e-4) if lr is None else lr
+    if backbone_lr is None:
+        backbone_lr = lr if initial is None else lr / 10
     plan = Plan(
         phase=_phase(phase),
         seed=seed,
         steps=steps,
         batch_size=batch_size,
         lr=lr,
-        backbone_lr=backbone_lr or (lr if initial is None else lr / 10),
+        backbone_lr=backbone_lr,
         weight_decay=weight_decay,
         warmup=warmup,
         cooldown=cooldown,
@@ -149,22 +159,28 @@ def train(
         half=half,
     )
     storage = Storage(out)
-    begun = _check_same(storage, plan, config)
-    task = Task(plan, schedule, config, training.categories, training, validation, storage, initial)
-    console.print(
-        f"{len(training.examples):,} images to learn from, {len(validation.examples):,} to "
-        f"validate on, {len(training.categories)} classes; step {begun:,} of {steps:,}"
+    origin = {"data": training.digest(), "weights": digest(initial)}
+    task = Task(
+        plan, schedule, config, training.categories, training, validation, storage, initial, origin
     )
-    cluster.connect(address, verbose=verbose)
-    use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
     started = time.monotonic()
-    history: list[dict[str, Any]] = []
-
-    def tell(news: dict[str, Any]) -> None:
-        history.extend([news] if "validation" in news else [])
-        console.print(line(news, steps), markup=False)
-
-    launch(task, workers=workers, use_gpu=use_gpu, tell=tell)
+    with lease(storage):
+        begun = _check_same(storage, plan, config, origin)
+        console.print(
+            f"{len(training.examples):,} images to learn from, {len(validation.examples):,} to "
+            f"validate on, {len(training.categories)} classes; step {begun:,} of {steps:,}"
+        )
+        if not begun:
+            training.check()
+            validation.check()
+        cluster.connect(address, verbose=verbose)
+        use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
+        launch(
+            task,
+            workers=workers,
+            use_gpu=use_gpu,
+            tell=lambda news: console.print(line(news, steps), markup=False),
+        )
     state = read_checkpoint(storage)
     assert state is not None, "a training that ended has saved"
     summary = {
@@ -207,7 +223,7 @@ def _validation(
 ) -> tuple[PanopticDataset, PanopticDataset]:
     """(training, validation): from --val, or held out."""
     if val is None:
-        count = hold or max(1, min(500, len(training.examples) // 10))
+        count = max(1, min(500, len(training.examples) // 10)) if hold is None else hold
         return hold_out(training, count)
     return training, open_dataset(val, images=images, masks=masks, categories=training.categories)
 
@@ -218,60 +234,24 @@ def _phase(phase: str) -> Phase:
     return cast(Phase, phase)
 
 
-def _start(
-    weights: str | None, architecture: str, size: int | None, categories: Categories, phase: str
-) -> tuple[DetrConfig, dict[str, Tensor] | None]:
-    """The architecture, and the tensors to start from (None: from scratch).
-
-    Weights of another label set keep every tensor but the class head. Raises UserError, ModelError.
-    """
-    if weights is None:
-        if phase == "masks":
-            raise UserError("--phase masks learns masks alone: give --weights of a boxes phase")
-        config, initial = read_architecture(architecture), None
-        config = replace(config, num_classes=len(categories), frozen_norm=False)
-    else:
-        path, recipe = local_weights(weights, {})
-        checkpoint = open_checkpoint(path, recipe=recipe)
-        config, initial = checkpoint.config, checkpoint.weights()
-        if checkpoint.categories != categories:
-            if phase == "masks":
-                raise UserError(f"--phase masks keeps the classes, but {weights} has others")
-            config = replace(config, num_classes=len(categories))
-            initial = {n: tensor for n, tensor in initial.items() if not n.startswith(HEAD)}
-    if size is not None:
-        config = replace(
-            config, size=size, max_size=max(size, config.max_size * size // config.size)
-        )
-    return config, initial
-
-
-def read_architecture(name: str) -> DetrConfig:
-    """`small` (jobs/configs/small.toml), a published recipe's, or a TOML file of the fields."""
-    if name in RECIPES:
-        return RECIPES[name].config
-    file = resources.files("jobs") / "configs" / "small.toml" if name == "small" else Path(name)
-    try:
-        return DetrConfig.from_dict(tomllib.loads(file.read_text()))
-    except FileNotFoundError:
-        raise UserError(
-            f"--architecture {name!r} is neither small, {', '.join(RECIPES)} nor a TOML file"
-        ) from None
-    except (tomllib.TOMLDecodeError, TypeError) as error:
-        raise UserError(f"--architecture {name}: {error}") from None
-
-
-def _check_same(out: Storage, plan: Plan, config: DetrConfig) -> int:
-    """The step that a training in `out` has reached, 0 without one; refuses other settings."""
+def _check_same(
+    out: Storage, plan: Plan, config: DetrConfig, origin: Mapping[str, str] = NOWHERE
+) -> int:
+    """The step that a training in `out` has reached, 0 without one; refuses another training."""
     state = read_checkpoint(out)
     if state is None:
         return 0
     before = {**state["plan"], **state["config"]}
     now = {**asdict(plan), **config.to_dict()}
+    advice = "continue it with the same settings, or choose another --out"
     for name, value in now.items():
         if name != "steps" and before.get(name) != value:
             raise UserError(
                 f"{out.url} holds a training with {name} {before.get(name)!r}, not {value!r}: "
-                "continue it with the same settings, or choose another --out"
+                f"{advice}"
             )
+    for name, value in state.get("origin", {}).items():
+        if origin.get(name, value) != value:
+            of = "on other images (DATASET, --hold-out)" if name == "data" else "of other --weights"
+            raise UserError(f"{out.url} holds a training {of}: {advice}")
     return state["step"]

@@ -2,7 +2,7 @@
 
 The whole state (weights, optimiser, averages, best figure) is one object, OUT/checkpoint.pt,
 replaced by one PUT; batches and learning rates are functions of the step. So a training killed at
-any moment goes on from its last checkpoint as if nothing had happened, and on one worker ends with
+any moment goes on from its last checkpoint as if nothing had happened, and on one CPU worker ends with
 the same weights to the bit. Ray Train's own checkpoints (a new folder each) were rejected: what a
 restart needs is the newest one only, under a name that doesn't depend on the run before.
 
@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,7 @@ class Task:
     validation: PanopticDataset
     out: Storage
     initial: dict[str, Tensor] | None  # weights to start from; None: from scratch
+    origin: dict[str, str] = field(default_factory=dict)  # digests of data and initial weights
 
 
 def factor(step: int, plan: Plan) -> float:
@@ -238,6 +239,7 @@ class Trainer:
         state = {
             "plan": asdict(self.plan),
             "config": self.task.config.to_dict(),
+            "origin": self.task.origin,
             "step": self.step,
             "best": self.best,
             "history": self.history,

@@ -67,6 +67,27 @@ def test_held_out_images_are_not_learnt_from(folder: Path) -> None:
         hold_out(validation, 3)
 
 
+def test_the_only_image_of_a_class_is_learnt_from(folder: Path) -> None:
+    """It is the last of the file, which would be held out first."""
+    kite = {"id": 99, "name": "kite", "isthing": 1}
+    edit(folder, lambda t: t["categories"].append(kite))
+    edit(folder, lambda t: t["annotations"][-1]["segments_info"][0].update(category_id=99))
+    dataset = open_dataset(str(folder))
+    training, validation = hold_out(dataset, 3)
+    assert dataset.examples[-1] in training.examples
+    assert len(validation.examples) == 3
+    assert {index for e in training.examples for index in e.classes} == set(range(10))
+
+
+def test_colours_and_order_make_no_other_label_set(folder: Path) -> None:
+    first = open_dataset(str(folder)).examples[0].segments
+    edit(folder, lambda t: [c.pop("color", None) for c in t["categories"]])
+    edit(folder, lambda t: t["categories"].reverse())
+    validation = open_dataset(str(folder), categories=SCENE_CATEGORIES)
+    assert validation.categories is SCENE_CATEGORIES
+    assert validation.examples[0].segments == first
+
+
 def test_missing_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no panoptic JSON at .*panoptic\.json"):
         open_dataset(str(tmp_path))
@@ -140,3 +161,14 @@ def test_broken_image(folder: Path) -> None:
     (folder / "images" / "000001.jpg").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"000001\.jpg can't be read"):
         open_dataset(str(folder)).read(1)
+
+
+def test_the_whole_dataset_is_checked_at_once(folder: Path) -> None:
+    dataset = open_dataset(str(folder))
+    dataset.check()
+    path = folder / "panoptic" / "000007.png"
+    pixels = np.array(Image.open(path))
+    pixels[:9, :9] = (7, 0, 0)
+    Image.fromarray(pixels).save(path)
+    with pytest.raises(UserError, match=r"segment 7 of 000007\.jpg is in the PNG but not in"):
+        dataset.check()

@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import detr
 from detr.config import DetrConfig
+from jobs.cli import make_app
 from jobs.dataset import PanopticDataset, open_dataset
+from jobs.launch import settle
 from jobs.scenes import write_scenes
-from jobs.train import _check_same, _start, line, read_architecture
+from jobs.start import read_architecture, start
+from jobs.train import _check_same, line
 from jobs.training import WEIGHTS, Plan, Schedule, Task, Trainer, factor, read_checkpoint
 from pipeline.errors import UserError
 from pipeline.storage import Storage
@@ -60,7 +64,7 @@ def architecture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_task(folder: Path, out: Path, architecture: Path, **plan: Any) -> Task:
     dataset = open_dataset(str(folder))
-    config, initial = _start(None, str(architecture), None, dataset.categories, "joint")
+    config, initial = start(None, str(architecture), None, dataset.categories, "joint")
     values = {"steps": 8, "batch_size": 4, "lr": 1e-3, "backbone_lr": 1e-3, "clip": 1.0, **plan}
     return Task(
         plan=Plan(**values),
@@ -85,18 +89,25 @@ class KilledError(Exception):
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Two threads add gradients in an order of their own, equal to 1e-5, not to the bit.
+def two_threads() -> Iterator[None]:
+    """As a worker on two cores."""
+    before = torch.get_num_threads()
+    settle(2)
+    yield
+    torch.use_deterministic_algorithms(False)
+    torch.set_num_threads(before)
 
-    A model as small as these is quicker on one besides.
-    """
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A model as small as these is quicker on one."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("one_thread")
+@pytest.mark.usefixtures("two_threads")
 def test_stopped_training_ends_as_an_uninterrupted_one(
     folder: Path, architecture: Path, tmp_path: Path
 ) -> None:
@@ -197,7 +208,7 @@ def test_fine_tuning_keeps_every_tensor_but_the_class_head(tmp_path: Path) -> No
     write_official_r50(tmp_path / "r50.pth")
     official = torch.load(tmp_path / "r50.pth", weights_only=True)["model"]
     path = str(tmp_path / "r50.pth")
-    config, initial = _start(path, "small", 64, dataset.categories, "joint")
+    config, initial = start(path, "small", 64, dataset.categories, "joint")
     assert (config.num_classes, config.size, config.frozen_norm) == (3, 64, True)
     plan = Plan(steps=1, batch_size=2, warmup=0)
     task = Task(
@@ -222,17 +233,51 @@ def test_weights_of_the_same_label_set_keep_their_class_head(tmp_path: Path) -> 
     write_tiny(tmp_path / "tiny.safetensors")
     path = str(tmp_path / "tiny.safetensors")
     categories = detr.describe(path).categories
-    _, initial = _start(path, "small", None, categories, "masks")
+    _, initial = start(path, "small", None, categories, "masks")
     assert initial is not None
     assert "detr.class_embed.weight" in initial
 
 
+def test_the_published_head_is_learnt_on_by_position(tmp_path: Path) -> None:
+    """Its rows are COCO ids; COCO's own truth files give no colours and may list in any order."""
+    write_official_r50(tmp_path / "r50.pth")
+    head = torch.load(tmp_path / "r50.pth", weights_only=True)["model"]["detr.class_embed.weight"]
+    bare = [{k: v for k, v in c.items() if k != "color"} for c in detr.COCO_PANOPTIC.to_json()]
+    categories = detr.Categories.from_json(bare[::-1])
+    config, initial = start(str(tmp_path / "r50.pth"), "small", None, categories, "masks")
+    assert initial is not None
+    assert config.num_classes == 133
+    rows = initial["detr.class_embed.weight"]
+    assert len(rows) == 134
+    for row, category in zip(rows, categories, strict=False):
+        assert torch.equal(row, head[category.id]), category
+    assert torch.equal(rows[-1], head[250])  # no object
+
+
+def test_a_start_elsewhere_is_refused(folder: Path, architecture: Path, tmp_path: Path) -> None:
+    task = replace(make_task(folder, tmp_path, architecture, steps=1), origin={"data": "a"})
+    Trainer(task, CPU).run(lambda news: None)
+    assert _check_same(task.out, task.plan, task.config, {"data": "a"}) == 1
+    with pytest.raises(UserError, match=r"on other images \(DATASET, --hold-out\)"):
+        _check_same(task.out, task.plan, task.config, {"data": "b"})
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--steps", "--batch-size", "--workers", "--validate-every", "--validate-images", "--hold-out"],
+)
+def test_a_count_below_one_is_refused_by_name(option: str) -> None:
+    done = CliRunner().invoke(make_app(["train"]), ["train", "x.json", "--out", "y", option, "0"])
+    assert done.exit_code == 2
+    assert option in done.output
+
+
 def test_masks_phase_wants_weights_with_its_classes(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give --weights"):
-        _start(None, "small", None, detr.COCO_PANOPTIC, "masks")
+        start(None, "small", None, detr.COCO_PANOPTIC, "masks")
     write_tiny(tmp_path / "tiny.safetensors")
     with pytest.raises(UserError, match="has others"):
-        _start(str(tmp_path / "tiny.safetensors"), "small", None, detr.COCO_PANOPTIC, "masks")
+        start(str(tmp_path / "tiny.safetensors"), "small", None, detr.COCO_PANOPTIC, "masks")
 
 
 def test_other_settings_are_refused_by_name_and_steps_may_change(
