@@ -97,7 +97,10 @@ class RunConfig(BaseModel):
         0.1, ge=0, le=1, description="Refuse a refresh that lost a larger part of the images."
     )
     batch_size: int | None = Field(
-        None, ge=1, le=1024, description="Images of equal size at a time; default: what fits."
+        None,
+        ge=1,
+        le=1024,
+        description="Images of equal size at a time, at most; default: what fits.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="cpu or cuda; auto is the GPU where the cluster can have one."

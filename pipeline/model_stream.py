@@ -34,9 +34,8 @@ class ModelStream:
     def most(self, processed: Size | None) -> int:
         """Images of this processed size to take at a time."""
         fit = getattr(self.model, "images_that_fit", None)
-        if self.batch_size is not None:
-            return self.batch_size
-        return fit(*processed) if fit and processed else USUAL_BATCH
+        room = fit(*processed) if fit and processed else self.batch_size or USUAL_BATCH
+        return min(room, self.batch_size or room)
 
     def run(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
         """Each batch with its answers, in order."""
@@ -46,6 +45,7 @@ class ModelStream:
             return
         under_way: deque[tuple[Batch, Any]] = deque()
         for batch in batches:
+            answers, full = None, False
             try:
                 under_way.append((batch, None))
                 under_way[-1] = (batch, self._call(self.model.start, batch))  # type: ignore[attr-defined]
@@ -53,32 +53,35 @@ class ModelStream:
                     under_way[-2][1].masks()
                 answers = under_way[0][1].result() if len(under_way) > 2 else None
             except (MemoryError, RuntimeError) as error:
-                _free_memory(error)
+                full = _means_full(error)
+            if full:
                 yield from self._again(under_way)
-                continue
-            if answers is not None:
+            elif answers is not None:
                 yield under_way.popleft()[0], answers
+        finished, full = [], False
         try:
             if under_way:
                 under_way[-1][1].masks()
             finished = [(batch, flight.result()) for batch, flight in under_way]
         except (MemoryError, RuntimeError) as error:
-            _free_memory(error)
-            yield from self._again(under_way)
-            return
-        yield from finished
+            full = _means_full(error)
+        yield from self._again(under_way) if full else finished
 
     def _again(self, under_way: deque[tuple[Batch, Any]]) -> Iterator[tuple[Batch, Answers]]:
-        """Drop what is under way and compute it one batch after the other."""
+        """Drop what is under way and compute it one batch after the other.
+
+        Not while the error is handled: it holds the frames, and so the memory, of what failed.
+        """
         batches = [batch for batch, _ in under_way]
         under_way.clear()
+        _free_memory()
         for batch in batches:
             yield batch, self.segment(batch)
 
     def segment(self, batch: Batch) -> Answers:
         """The model on one batch, in halves as long as memory runs out."""
         count = len(batch.images)
-        middle = max(1, count // 2)
+        middle, full = max(1, count // 2), False
         if self.batch_size is not None and count > self.batch_size:
             middle = self.batch_size
         else:
@@ -88,12 +91,14 @@ class ModelStream:
                 if count == 1:
                     return [error]
             except (MemoryError, RuntimeError) as error:
-                _free_memory(error)
-                if count == 1:
-                    height, width = batch.sizes[0]
-                    message = f"{height} x {width} does not fit the device's memory even alone"
-                    return [ImageError("out_of_memory", message)]
-                self.batch_size = middle
+                full = _means_full(error)
+        if full:
+            _free_memory()
+            if count == 1:
+                height, width = batch.sizes[0]
+                message = f"{height} x {width} does not fit the device's memory even alone"
+                return [ImageError("out_of_memory", message)]
+            self.batch_size = middle
         return self.segment(batch.part(0, middle)) + self.segment(batch.part(middle, count))
 
     def _call(self, function: Any, batch: Batch) -> Any:
@@ -113,9 +118,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _free_memory(error: BaseException) -> None:
-    """After an out-of-memory error; any other is raised again."""
+def _means_full(error: BaseException) -> bool:
+    """True for an out-of-memory error; any other is raised again."""
     if not is_out_of_memory(error):
         raise error
+    return True
+
+
+def _free_memory() -> None:
+    """Give back what dropped tensors held."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

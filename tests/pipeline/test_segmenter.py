@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -21,6 +22,7 @@ import detr
 from detr.config import ModelError
 from detr.inflight import InFlight
 from detr.postprocess import Panoptic
+from detr.predictor import Predictor
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import Body, _with_bodies
 from pipeline.plan import WorkUnit, name_hash
@@ -191,7 +193,7 @@ def test_a_batch_holds_as_many_images_as_the_model_says_that_fit(tmp_path: Path)
     model = "tests.pipeline.test_segmenter:load_roomy"
     files = {f"{number}.jpg": jpeg(60, 80, number) for number in range(7)}
     files |= {f"{number}.jpg": jpeg(80, 60, number) for number in range(10, 13)}
-    for batch_size, expected in ((None, [5, 2, 2, 1]), (3, [3, 3, 1, 3])):
+    for batch_size, expected in ((None, [5, 2, 2, 1]), (3, [3, 3, 1, 2, 1])):
         actor = segmenter(tmp_path / "none", model=model, batch_size=batch_size)
         actor(unit_of(files))
         assert isinstance(actor.stream.model, Roomy)
@@ -220,20 +222,34 @@ def test_memory_that_runs_out_under_way_costs_no_row(
     monkeypatch: pytest.MonkeyPatch,
     step: str,
 ) -> None:
-    """An injected error in each step, every third time: what was under way is computed again."""
+    """An injected error in each step, every third time: what was under way is computed again.
+
+    By then nothing holds what the failed step had allocated.
+    """
     expected = segmenter(tiny_weights, batch_size=1)(unit_of(photos))
     on_a_device_that_works_alone(monkeypatch)
     calls = 0
     plain = getattr(InFlight, step)
 
+    allocated: list[weakref.ref[Any]] = []
+
     def full(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls % 3 == 2:
+            activations = np.empty(1)
+            allocated.append(weakref.ref(activations))
             raise torch.OutOfMemoryError("CUDA out of memory")
         return plain(*arguments)
 
+    again = Predictor.segment
+
+    def segment(*arguments: Any) -> Any:
+        assert not any(reference() is not None for reference in allocated)
+        return again(*arguments)
+
     monkeypatch.setattr(InFlight, step, full)
+    monkeypatch.setattr(Predictor, "segment", segment)
     rows = segmenter(tiny_weights, batch_size=1)(unit_of(photos))
     assert calls >= 3
     assert rows.equals(expected)
