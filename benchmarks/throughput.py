@@ -6,7 +6,8 @@ reading, decoding, encoding, Ray and writing cost at most a tenth. Three collect
 megapixels; a long tail of sizes, nearly each image with its own. Ray runs on this machine; the bare
 loop runs before and after the job, and its better round counts.
 
-    python benchmarks/throughput.py [--threads 2] [--device cpu] [--images 40] [--only 640x480]
+    python benchmarks/throughput.py [--threads 2] [--device cpu] [--images 80] [--only 640x480]
+    python benchmarks/throughput.py --device cuda --images 4000 --decode nvjpeg
 
 Weights are random ones that keep about 15 queries, unless --weights names some. A table first; the
 last line of stdout is one JSON object.
@@ -31,6 +32,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 TARGET = 0.9
 SHARDS = 8
+BARE_BYTES = 8_000_000_000  # decoded images of the bare loop
 # name: images as a share of --images, arguments of the job
 COLLECTIONS: dict[str, tuple[float, dict[str, Any]]] = {
     "640x480": (1.0, {}),
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--images", type=int, default=80)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--decode", default="pil", choices=["pil", "draft", "nvjpeg"])
     parser.add_argument("--weights", help="default: random, R50")
     parser.add_argument("--only", choices=sorted(COLLECTIONS))
     parser.add_argument("--bare", help=argparse.SUPPRESS)  # what the loop's own process runs on
@@ -124,7 +127,7 @@ def run_bare(
 
 
 def bare(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The model alone, on decoded images; the whole collection on a GPU, a share on a CPU."""
+    """The model alone, on decoded images: on a GPU as many as memory holds, on a CPU six."""
     import detr
     from detr.decode import decode
 
@@ -133,8 +136,9 @@ def bare(arguments: argparse.Namespace) -> dict[str, Any]:
     folder, settings = json.loads(arguments.bare)
     torch.set_num_threads(arguments.threads)
     files = sorted(Path(folder).iterdir())
-    files = files if arguments.device == "cuda" else files[:6]
-    images = [decode(path.read_bytes()) for path in files]
+    first = decode(files[0].read_bytes())
+    most = BARE_BYTES // first.nbytes if arguments.device == "cuda" else 6
+    images = [decode(path.read_bytes()) for path in files[:most]]
     model = detr.load(
         arguments.weights, device=arguments.device, dtype=arguments.dtype, batch_size=32, **settings
     )
@@ -170,6 +174,7 @@ def run_job(
             "out": str(folder / "run"),
             "weights": arguments.weights,
             "dtype": arguments.dtype,
+            "decode": arguments.decode,
             "device": arguments.device,
             "images_per_shard": -(-count // SHARDS),
             **settings,

@@ -26,34 +26,12 @@ from torch import Tensor
 
 from detr.postprocess import Panoptic, merge
 from detr.rounds import Rounds, finish, heirs_of, merge_in_rounds
+from detr.transfer import Download, upload
 
 if TYPE_CHECKING:
     from detr.predictor import Predictor
 
 Pixels = NDArray[np.uint8] | Tensor
-
-
-class Download:
-    """Tensors on their way to the host; `wait` gives them once they are there."""
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self._host = [tensor.to("cpu", non_blocking=True) for tensor in tensors]  # page-locked
-        self._arrived: torch.cuda.Event | None = None
-        if any(tensor.is_cuda for tensor in tensors):
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-
-    def wait(self) -> list[Tensor]:
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._host
-
-
-def upload(host: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it: only page-locked memory is copied in passing."""
-    if device.type != "cuda":
-        return host.to(device)
-    return host.pin_memory().to(device, non_blocking=True)
 
 
 class InFlight:

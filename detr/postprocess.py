@@ -32,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 
 from detr.categories import Categories
+from detr.transfer import upload
 
 SMALLEST_AREA = 4  # pixels of the final map; upstream drops segments up to and including this
 
@@ -244,7 +245,7 @@ class _Taps(NamedTuple):
         return _Taps(*(tap[start:end] for tap in self))
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _taps(cells: int, processed: int, final: int, device: torch.device) -> _Taps:
     """Bilinear (align_corners False, in float32, as torch computes it) after PIL's nearest."""
     sampled = torch.from_numpy(_nearest(processed, final))
@@ -253,7 +254,7 @@ def _taps(cells: int, processed: int, final: int, device: torch.device) -> _Taps
     near = position.long().clamp(max=cells - 1)
     far_weight = position - near
     taps = (near, (near + 1).clamp(max=cells - 1), 1 - far_weight, far_weight)
-    return _Taps(*(tap.to(device) for tap in taps))
+    return _Taps(*(upload(tap, device) for tap in taps))
 
 
 def _nearest(source: int, target: int) -> NDArray[np.int64]:

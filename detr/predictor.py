@@ -29,11 +29,12 @@ from detr.card import (
 )
 from detr.categories import Categories
 from detr.checkpoint import open_checkpoint
-from detr.inflight import InFlight, Pixels, upload
+from detr.inflight import InFlight, Pixels
 from detr.memory import keep_freed_memory
 from detr.model import DetrPanoptic
 from detr.postprocess import Kept, Panoptic, choose, merge, select_batch
 from detr.preprocess import decode, normalize, processed_size, resize
+from detr.transfer import upload
 
 AnyImage = Image.Image | Pixels | str | Path
 

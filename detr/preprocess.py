@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from detr.decode import MAX_PIXELS, ImageError, decode, header_size
+from detr.transfer import upload
 
 __all__ = [
     "MAX_PIXELS",
@@ -141,7 +142,7 @@ def _resize_axis(images: Tensor, axis: int, length: int) -> Tensor:
     return total.bitwise_right_shift_(_PRECISION_BITS).clamp_(0, 255).to(torch.uint8)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def _filter(source: int, target: int, device: torch.device) -> _Filter:
     """PIL's `precompute_coeffs` for its triangle filter, in float64, then rounded to integers."""
     scale = source / target
@@ -157,6 +158,6 @@ def _filter(source: int, target: int, device: torch.device) -> _Filter:
     weights /= np.cumsum(weights, axis=1)[:, -1:]  # summed one after the other, as PIL does
     integers = (0.5 + weights * (1 << _PRECISION_BITS)).astype(np.int32)
     return _Filter(
-        torch.from_numpy(first).to(device),
-        torch.from_numpy(np.ascontiguousarray(integers.T)).to(device),
+        upload(torch.from_numpy(first), device),
+        upload(torch.from_numpy(np.ascontiguousarray(integers.T)), device),
     )

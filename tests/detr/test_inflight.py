@@ -10,10 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import detr
 from detr import rounds
 from detr.inflight import InFlight
-from detr.postprocess import Panoptic
+from detr.position import whole_position
+from detr.postprocess import Panoptic, _taps
+from detr.preprocess import _filter
 from tests.random_weights import made_images, write_tiny
 
 # What makes the host wait for a device: a value asked for, or a shape that depends on values.
+META = torch.device("meta")  # stands for one that works alone: tensors without values
 WAITS = ("_local_scalar_dense", "nonzero", "item", "masked_select", "unique", "bincount", "equal")
 
 
@@ -80,6 +83,26 @@ def test_dust_that_outlives_the_rounds_is_settled_by_the_host(
         flight = model.start([image])
         flight.masks()
         assert_equal(flight.result()[0], model.segment([image])[0])
+
+
+class CopiesInPassing(TorchDispatchMode):
+    """Refuses to copy anything to a device in a way that waits for it."""
+
+    copies = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if kwargs and kwargs.get("device") == META and args and args[0].device != META:
+            assert kwargs.get("non_blocking"), func
+            self.copies += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_size_seen_for_the_first_time_is_prepared_in_passing() -> None:
+    with CopiesInPassing() as mode:
+        _filter(641, 823, META)
+        _taps(167, 801, 641, META)
+        whole_position(31, 37, 64, META, torch.bfloat16)
+    assert mode.copies == 2 + 4 + 1
 
 
 def test_no_step_waits_but_for_what_it_says(model: detr.Predictor) -> None:

@@ -39,6 +39,6 @@ def test_whole_position_is_the_unpadded_one_as_tokens():
 
 
 def test_the_cache_is_bounded():
-    for height in range(1, 100):
+    for height in range(1, 400):
         whole_position(height, 1, 16, torch.device("cpu"), torch.float32)
-    assert whole_position.cache_info().currsize <= 64
+    assert whole_position.cache_info().currsize <= 256
