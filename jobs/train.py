@@ -104,8 +104,11 @@ def train(
     ] = None,
     seed: Annotated[int, _option("Of weights, batches and augmentation.", Recipe, min=0)] = 0,
     threshold: Annotated[
-        float, _option("Score that validation keeps a query above.", min=0, max=1)
-    ] = 0.85,
+        float | None,
+        _option(
+            "Score that validation keeps a query above; 0.5 from scratch, else 0.85.", min=0, max=1
+        ),
+    ] = None,
     half: Annotated[bool, _option("Keep the best weights as float16.")] = False,
     validate_every: Annotated[int, _option("Steps between validations.", min=1)] = 500,
     validate_images: Annotated[int, _option("Images of a validation, at most.", min=1)] = 200,
@@ -155,7 +158,7 @@ def train(
         save_seconds=save_seconds,
         validate_every=validate_every,
         validate_images=validate_images,
-        threshold=threshold,
+        threshold=(0.5 if initial is None else 0.85) if threshold is None else threshold,
         half=half,
     )
     storage = Storage(out)

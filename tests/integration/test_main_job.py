@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
+from pycocotools import mask
 
 from pipeline.config import make_config
 from pipeline.errors import ErrorBudgetError, UserError
@@ -16,6 +18,7 @@ from pipeline.job import Summary, retry, segment
 from pipeline.run import open_run
 from tests.run_rows import live_rows, shard_files
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
@@ -208,3 +211,28 @@ def test_a_newer_schema_is_refused(copy: Path, scenes: Path, tiny_weights: Path)
 def test_a_summary_counts_in_plain_numbers(finished: Path) -> None:
     names = {field.name for field in dataclasses.fields(Summary)}
     assert names >= {"images", "ok", "error", "shards", "shards_done", "computed", "seconds"}
+
+
+def test_the_demo_weights_run_on_real_photos_as_on_scenes(
+    coco_val100: Path, tmp_path: Path
+) -> None:
+    """What they see there means nothing; that each photo has its row, of its own size, does."""
+    photos = sorted((coco_val100 / "images").iterdir())
+    weights = ROOT / "jobs" / "demo_weights" / "demo.safetensors"
+    summary = run_segment(
+        coco_val100 / "images", tmp_path, weights, threshold=0.5, images_per_shard=64
+    )
+    assert (summary.images, summary.ok, summary.error) == (len(photos), len(photos), 0)
+    rows = {row["file_name"]: row for row in live_rows(tmp_path).to_pylist()}
+    assert sorted(rows) == [photo.name for photo in photos]
+    segments = 0
+    for photo in photos:
+        row = rows[photo.name]
+        with Image.open(photo) as opened:
+            width, height = ImageOps.exif_transpose(opened).size
+        assert (row["height"], row["width"]) == (height, width)
+        masks: Any = [{"size": [height, width], "counts": counts} for counts in row["counts"]]
+        assert [int(area) for area in mask.area(masks)] == row["area"]
+        assert sum(row["area"]) <= height * width
+        segments += len(masks)
+    assert segments > len(photos) / 2
