@@ -26,7 +26,7 @@ from pipeline.lease import lease
 from pipeline.manifest import Staging
 from pipeline.placement import place
 from pipeline.plan import Generation, Rewrite, WorkUnit, missing, parse_shards
-from pipeline.publish import finish, record_stats
+from pipeline.publish import finish, record_stats, shards_of
 from pipeline.run import Run, RunInfo, create_run, find_run
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.source import Source
@@ -207,22 +207,19 @@ def _refresh(run: Run, config: RunConfig, reporter: Reporter) -> None:
 
 
 def owed(run: Run, generation: Generation, sizes: Mapping[str, int], shards: str | None) -> Owed:
-    """What the newest generation, and the snapshot it is made from, still lack."""
+    """What the newest generation, and those whose shards it keeps or copies, still lack."""
     chosen = parse_shards(shards, generation.shards) if generation.shards else range(0)
-    units = [unit for unit in missing(generation, sizes) if unit.shard in chosen]
-    rewrites = [rewrite for rewrite in generation.rewrites if rewrite.path not in sizes]
-    lost: dict[int, list[WorkUnit]] = {generation.number: units} if units else {}
-    if generation.base is not None:
-        needed = {entry.path for entry in run.snapshot(generation.base).shards}
-        needed -= set(generation.gone)
-        needed -= {r.source for r in generation.rewrites if r.path in sizes}
-        for older in run.generations().values():
-            if older.number < generation.number:
-                gone = [unit for unit in missing(older, sizes) if unit.path in needed]
-                lost.update({older.number: gone} if gone else {})
-                rewrites[:0] = [
-                    r for r in older.rewrites if r.path in needed and r.path not in sizes
-                ]
+    needed = set(shards_of(run, generation)[0])
+    lost: dict[int, list[WorkUnit]] = {}
+    rewrites: list[Rewrite] = []
+    for own in reversed(run.generations().values()):  # a copy that is missing needs its source
+        copies = [r for r in own.rewrites if r.path in needed and r.path not in sizes]
+        needed.update(rewrite.source for rewrite in copies)
+        rewrites[:0] = copies
+        units = [unit for unit in missing(own, sizes) if unit.path in needed]
+        if own.number == generation.number:
+            units = [unit for unit in units if unit.shard in chosen]
+        lost.update({own.number: units} if units else {})
     return Owed(lost, rewrites)
 
 

@@ -61,33 +61,40 @@ def finish(
 
 
 def _snapshot(run: Run, generation: Generation, sizes: Mapping[str, int]) -> Snapshot:
-    known: dict[str, ShardEntry] = {}
-    expected = generation.images
-    if generation.base is not None:
-        base = run.snapshot(generation.base)
-        expected += base.rows - generation.dropped
-        leaving = {*generation.gone, *(rewrite.source for rewrite in generation.rewrites)}
-        known = {entry.path: entry for entry in base.shards if entry.path not in leaving}
-    paths = [
-        *known,
-        *(rewrite.path for rewrite in generation.rewrites),
-        *(unit.path for unit in generation.units()),
-    ]
-    if generation.number in run.snapshot_numbers():
-        known = {entry.path: entry for entry in run.snapshot(generation.number).shards}
+    known, expected = shards_of(run, generation)
     # A shard of which nothing is known yet, or that was made again since, is asked itself.
-    fresh = [p for p in paths if p not in known or known[p].bytes != sizes.get(p)]
-    entries = {**known, **{entry.path: entry for entry in footers(run, fresh, sizes)}}
-    rows = sum(entries[path].rows for path in paths)
+    fresh = [path for path, own in known.items() if own is None or own.bytes != sizes.get(path)]
+    asked = {entry.path: entry for entry in footers(run, fresh, sizes)}
+    entries = [entry for entry in ({**known, **asked}).values() if entry is not None]
+    rows = sum(entry.rows for entry in entries)
     if rows != expected:
         raise UserError(
             f"{run.storage.url}: the shards of generation {generation.number} hold {rows} rows "
             f"where {expected} images are planned: a shard was replaced by hand; delete it and run "
             "again"
         )
-    if fresh or set(known) != set(paths):
-        return run.write_snapshot(generation.number, [entries[path] for path in paths])
+    if fresh or generation.number not in run.snapshot_numbers():
+        return run.write_snapshot(generation.number, entries)
     return run.snapshot(generation.number)
+
+
+def shards_of(run: Run, generation: Generation) -> tuple[dict[str, ShardEntry | None], int]:
+    """The shards of a generation's snapshot, by path, with what is known of each; and their rows.
+
+    Taken from its own snapshot once it has one: what it was made from may be pruned by then.
+    """
+    if generation.number in run.snapshot_numbers():
+        made = run.snapshot(generation.number)
+        return {entry.path: entry for entry in made.shards}, made.rows
+    kept: dict[str, ShardEntry | None] = {}
+    rows = generation.images
+    if generation.base is not None:
+        base = run.snapshot(generation.base)
+        leaving = {*generation.gone, *(rewrite.source for rewrite in generation.rewrites)}
+        kept = {entry.path: entry for entry in base.shards if entry.path not in leaving}
+        rows += base.rows - generation.dropped
+    own = [each.path for each in (*generation.rewrites, *generation.units())]
+    return {**kept, **dict.fromkeys(own)}, rows
 
 
 def footers(run: Run, paths: Iterable[str], sizes: Mapping[str, int]) -> list[ShardEntry]:

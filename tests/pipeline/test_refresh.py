@@ -11,8 +11,10 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
+from pipeline.job import owed, shard_sizes
 from pipeline.manifest import Staging, read_dropped
 from pipeline.plan import Generation
+from pipeline.prune import prune
 from pipeline.publish import finish
 from pipeline.run import Run, RunInfo, create_run
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
@@ -153,3 +155,46 @@ def test_too_much_to_compute_stops_with_its_reasons(
     assert "1 retry" in str(caught.value)
     assert "--allow-full" in str(caught.value)
     assert max(night.run.generations()) == 1  # nothing is planned
+
+
+def changed_twice(night: Night) -> Generation:
+    """Generation 3 copies what generation 2 copied of a shard of generation 1."""
+    night.first({})
+    part = night.run.generation(1)
+    unit = max(part.units(), key=lambda unit: unit.images)
+    names = night.run.read_unit(unit)["file_name"].to_pylist()
+    for name in names[:2]:
+        night.put(name, "a new file")
+        generation = night.refresh()
+        assert generation is not None
+        night.finish(generation, {})
+    copies = [rewrite.path for rewrite in night.run.generation(3).rewrites]
+    assert copies == [f"segments/0003/kept-0001-{unit.shard:06d}.parquet"]
+    return night.run.generation(3)
+
+
+def test_a_finished_generation_needs_no_snapshot_that_was_pruned(night: Night) -> None:
+    newest = changed_twice(night)
+    prune(night.run.storage.url, keep=1)
+    assert night.run.snapshot_numbers() == [3]
+    sizes = shard_sizes(night.run)
+    todo = owed(night.run, newest, sizes, None)
+    assert (dict(todo.units), todo.rewrites) == ({}, [])
+    assert finish(night.run, newest, sizes, 1.0).rows == 10
+    night.put("new.jpg")
+    generation = night.refresh()
+    assert generation is not None
+    night.finish(generation, {})
+    assert night.run.snapshot().rows == 11
+
+
+def test_a_lost_copy_is_made_again_from_the_first_shard_on(night: Night) -> None:
+    newest = changed_twice(night)
+    prune(night.run.storage.url, keep=1)
+    [last] = newest.rewrites
+    night.run.storage.delete(last.path)
+    todo = owed(night.run, newest, shard_sizes(night.run), None)
+    assert [rewrite.generation for rewrite in todo.rewrites] == [2, 3]
+    assert {number: [u.shard for u in units] for number, units in todo.units.items()} == {
+        1: [last.shard]
+    }
