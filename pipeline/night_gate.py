@@ -17,6 +17,7 @@ from pipeline.edition import Edition
 from pipeline.evaluator import default_name, evaluate_run
 from pipeline.nightly_config import NightlyConfig
 from pipeline.partial import InvalidError
+from pipeline.plan import origin_of
 from pipeline.run import ShardEntry
 from pipeline.verdict import judge
 
@@ -95,16 +96,17 @@ def judge_shares(
 ) -> list[str]:
     """Reasons in what the images look like, against those that are live.
 
-    With the weights unchanged only rows that are new since are looked at. Other weights may see
-    other classes, which is theirs to do: their error and empty rates are looked at.
+    With the weights unchanged only rows that are new since are looked at: those of every generation
+    after the live one, so that rows which a night was stopped for, or which were rolled back, are
+    looked at again though a later generation copied them. Other weights may see other classes,
+    which is theirs to do: their error and empty rates are looked at.
     """
     if live is None:
         return []
-    known = {entry.path for entry in live.snapshot.shards}
     fresh = [
         entry
         for entry in edition.snapshot.shards
-        if not (same_weights and (entry.path in known or "/kept-" in entry.path))
+        if not (same_weights and origin_of(entry.path)[0] <= live.number)
     ]
     limits = config.limits if same_weights else replace(config.limits, class_drift=1.0)
     before, after = _shares(live, live.snapshot.shards), _shares(edition, fresh)

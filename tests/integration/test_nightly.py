@@ -275,6 +275,12 @@ def test_brakes_and_gate_stop_a_night_that_looks_wrong(bucket: Bucket, night: Ni
     code, gated = night()
     assert (code, gated["outcome"], gated["computed"]) == (3, "stopped", 15)
     assert "15 of 15 images failed" in gated["reasons"][0]
+
+    # One of them leaves, and the others are copied: they are still new to the readers.
+    bucket.delete("photos/040.png")
+    code, gated = night()
+    assert (code, gated["outcome"]) == (3, "stopped")
+    assert "14 of 14 images failed" in gated["reasons"][0]
     assert bucket.run().latest() == live
     assert len(bucket.rows()) == 20
 

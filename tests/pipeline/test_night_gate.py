@@ -1,0 +1,46 @@
+"""Which rows a night is judged by: those that readers haven't seen, wherever they lie by now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from detr.postprocess import Panoptic, Segment
+from pipeline.edition import Edition
+from pipeline.night_gate import judge_shares
+from pipeline.nightly_config import NightlyConfig
+from pipeline.run import Run, ShardEntry
+from tests.made_run import MadeImage, add_generation, make_run
+
+GOOD = Panoptic(np.ones((2, 2), np.uint8), (Segment(1, 1, True, 1.0),))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """8 good images, then 15 broken ones; a third generation copies 14 of those."""
+    run = make_run(tmp_path, [MadeImage(f"{n}.png", "/x", GOOD) for n in range(8)])
+    broken = [MadeImage(f"{n}.png", "/x", "not_an_image") for n in range(100, 115)]
+    add_generation(run, broken, number=2, shards=1)
+    *stay, old = sorted(run.snapshot(2).shards, key=lambda entry: entry.path)
+    copy = "segments/0003/kept-0002-000000.parquet"
+    add_generation(run, broken[:14], number=3, shards=1)
+    run.storage.write(copy, run.storage.read("segments/0003/shard-000000-of-000001.parquet"))
+    assert old.path.startswith("segments/0002/")
+    run.write_snapshot(3, [*stay, ShardEntry(copy, 14, 0, 14, 1)])
+    return run
+
+
+def reasons(run: Run, number: int, live: int) -> list[str]:
+    config = NightlyConfig(source="/x", out="/y", weights="r50")
+    return judge_shares(Edition(run, number), Edition(run, live), config, same_weights=True)
+
+
+def test_rows_that_were_stopped_are_new_until_they_are_published(run: Run) -> None:
+    assert "15 of 15 images failed" in reasons(run, 2, live=1)[0]
+    assert "14 of 14 images failed" in reasons(run, 3, live=1)[0]  # though they were copied
+
+
+def test_rows_that_are_live_are_not_judged_again(run: Run) -> None:
+    assert reasons(run, 3, live=2) == []
