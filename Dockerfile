@@ -16,7 +16,10 @@ COPY --chown=ray:users pipeline pipeline
 COPY --chown=ray:users jobs jobs
 RUN uv pip install --system --no-cache --no-deps .
 
+# Where no disk is mounted there, the cache is a folder of the image that any user may write.
 ENV PANOPTIC_CACHE=/mnt/nvme/cache \
     RAY_USAGE_STATS_ENABLED=0
+USER 0
+RUN install -d -m 1777 /mnt/nvme /mnt/nvme/cache
 USER 1000
 CMD ["panoptic", "--help"]

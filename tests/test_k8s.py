@@ -52,10 +52,14 @@ def faults(value: Any, kind: str, path: str = "") -> list[str]:
     return found
 
 
-def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
+def pods(document: dict[str, Any]) -> list[dict[str, Any]]:
     spec = document["spec"].get("jobTemplate", document["spec"])["rayClusterSpec"]
     groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-    return [own for group in groups for own in group["template"]["spec"]["containers"]]
+    return [group["template"]["spec"] for group in groups]
+
+
+def containers(document: dict[str, Any]) -> list[dict[str, Any]]:
+    return [own for pod in pods(document) for own in pod["containers"]]
 
 
 def test_the_field_list_names_the_commits_it_was_made_from() -> None:
@@ -136,6 +140,30 @@ def test_every_container_runs_the_locked_ray(name: str) -> None:
     assert job["rayClusterSpec"]["rayVersion"] == LOCKED_RAY[1]
     images = {container["image"] for container in containers(document)}
     assert images == {f"registry.example/panoptic:ray-{LOCKED_RAY[1]}"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_container_can_write_the_image_s_cache(name: str) -> None:
+    found = re.search(r"PANOPTIC_CACHE=(\S+)", (ROOT / "Dockerfile").read_text())
+    assert found is not None
+    for pod in pods(load(name)):
+        disks = {volume["name"] for volume in pod["volumes"] if "emptyDir" in volume}
+        for container in pod["containers"]:
+            mounts = [m for m in container["volumeMounts"] if m["name"] in disks]
+            assert any(
+                Path(found[1]).is_relative_to(m["mountPath"]) and not m.get("readOnly", False)
+                for m in mounts
+            ), container["name"]
+
+
+def test_the_image_makes_its_cache_before_it_gives_up_root() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    found = re.search(r"PANOPTIC_CACHE=(\S+)", text)
+    assert found is not None
+    made = re.search(rf"^RUN install -d -m 1777 .*{found[1]}$", text, re.MULTILINE)
+    assert made is not None
+    assert re.findall(r"^USER (\d+)", text[: made.start()], re.MULTILINE) == ["0"]
+    assert re.findall(r"^USER (\d+)", text[made.end() :], re.MULTILINE) == ["1000"]
 
 
 def test_the_entrypoint_is_a_command_of_ours() -> None:
