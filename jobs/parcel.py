@@ -2,8 +2,8 @@
 
 Code goes as Ray's working_dir, only what the verb needs, so the code that was tried here is the
 code that runs there. A local file means nothing to a cluster: weights and truth are put into the
-run folder once (their name holds their sha256), a config file travels rewritten, and what can't
-travel is refused in a sentence. Credentials never travel: nodes have roles of their own.
+run folder once (inputs.py), a config file travels rewritten, and what can't travel is refused in a
+sentence. Credentials never travel: nodes have roles of their own.
 """
 
 from __future__ import annotations
@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pipeline.entry import as_user_error
+from jobs.inputs import PLACES, Inputs
 from pipeline.errors import UserError
-from pipeline.storage import Storage
 from pipeline.version import code_version
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -32,8 +31,6 @@ ENVIRONMENT: Final = (
     *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_REQUEST_CHECKSUM_CALCULATION"),
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "PANOPTIC_CACHE"),
 )
-FILES: Final = ("weights", "truth", "source")  # settings that may be one local file
-FOLDERS: Final = ("truth_masks",)
 
 
 @dataclass(frozen=True)
@@ -67,9 +64,9 @@ def pack(words: Sequence[str], *, shared_files: bool) -> Parcel:
         inputs = Inputs(out, options)
         for name, value in values.items():
             sent[places[name]] = _on_cluster(inputs, name, value, words[places[name]])
-        for name in (*FILES, *FOLDERS, "out", "image_root"):
-            if isinstance(settings.get(name), str):
-                settings[name] = inputs.travel(name, settings[name])
+        for name, value in settings.items():
+            if isinstance(value, str):
+                settings[name] = inputs.travel(name, value)
     text = None
     if config:
         place, path = config
@@ -78,65 +75,6 @@ def pack(words: Sequence[str], *, shared_files: bool) -> Parcel:
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     environment["PANOPTIC_CODE_VERSION"] = code_version()
     return Parcel(tuple(sent), text, environment)
-
-
-class Inputs:
-    """Local files on their way into OUT/inputs/."""
-
-    def __init__(self, out: str | None, options: Mapping[str, str]) -> None:
-        self.out = out
-        self.options = options
-
-    def travel(self, name: str, value: str) -> str:
-        """The value of a setting as the cluster sees it. Raises UserError if it can't travel."""
-        if "://" in value or not Path(value).exists():
-            if name == "out" and "://" not in value:
-                self._refuse(name, value, "the nodes of a cluster write to a bucket")
-            return value
-        path = Path(value)
-        if name in ("out", "image_root") or (name == "source" and path.is_dir()):
-            self._refuse(name, value, "a folder of this machine is not there")
-        sha = _sha256(path) if path.is_file() else ""
-        if name == "truth" and path.is_file():
-            masks = path.with_suffix("")
-            if masks.is_dir():
-                self._upload_folder(masks, f"inputs/{sha[:12]}/{masks.name}")
-        if path.is_dir():
-            if name not in (*FOLDERS, "weights"):
-                self._refuse(name, value, "a folder of this machine is not there")
-            return self._upload_folder(path, f"inputs/{path.name}")
-        return self._upload(path, f"inputs/{sha[:12]}/{path.name}")
-
-    def _upload_folder(self, folder: Path, target: str) -> str:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                self._upload(path, f"{target}/{path.relative_to(folder).as_posix()}")
-        return self._storage().join(target)
-
-    def _upload(self, path: Path, target: str) -> str:
-        storage = self._storage()
-        try:
-            if not storage.exists(target) or storage.size(target) != path.stat().st_size:
-                storage.write(target, path.read_bytes())
-        except UserError:
-            raise
-        except Exception as error:
-            raise as_user_error(error, f"can't upload {path} to {storage.join(target)}") from error
-        return storage.join(target)
-
-    def _storage(self) -> Storage:
-        if not self.out or "://" not in self.out:
-            raise UserError(
-                "the job has local files but no bucket to put them in: give URLs that every node "
-                "reaches, or --shared-files if local paths mean the same on every node"
-            )
-        return Storage(self.out, self.options)
-
-    def _refuse(self, name: str, value: str, why: str) -> None:
-        raise UserError(
-            f"{name} {value!r}: {why}; give a URL that every node reaches, or --shared-files if "
-            "local paths mean the same on every node"
-        )
 
 
 def stage_code(folder: Path, parcel: Parcel) -> None:
@@ -188,7 +126,7 @@ def toml_text(settings: Mapping[str, Any]) -> str:
 
 
 def _on_cluster(inputs: Inputs, name: str, value: str, word: str) -> str:
-    if name not in (*FILES, *FOLDERS, "out", "image_root"):
+    if name not in PLACES:
         return word
     travelled = inputs.travel(name, value)
     return f"{word.partition('=')[0]}={travelled}" if word.startswith("--") else travelled
@@ -240,8 +178,3 @@ def _read(path: str) -> dict[str, Any]:
 def _positional_out(words: Sequence[str]) -> str | None:
     """OUT of a verb that takes a run folder first."""
     return words[1] if len(words) > 1 and not words[1].startswith("-") else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -63,6 +63,34 @@ def test_truth_takes_its_pngs_along(moto: S3Server, out: str, tmp_path: Path) ->
     assert keys == sorted([f"{folder}.json", f"{folder}/1.png"])
 
 
+@pytest.mark.parametrize(
+    ("flag", "changed"),
+    [
+        ("--weights={}/weights", "weights/config.json"),
+        ("--truth-masks={}/gt", "gt/1.png"),
+        ("--truth={}/gt.json", "gt/1.png"),  # the folder beside it
+    ],
+)
+def test_a_folder_that_changed_in_any_byte_is_sent_again(
+    moto: S3Server, out: str, tmp_path: Path, flag: str, changed: str
+) -> None:
+    for name in ("weights/config.json", "weights/deep/model.safetensors", "gt/1.png", "gt.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"first")
+    words = ["evaluate", out, flag.format(tmp_path)]
+    first = pack(words, shared_files=False)
+    sent = objects(moto)
+    assert pack(words, shared_files=False) == first
+    assert objects(moto) == sent
+    (tmp_path / changed).write_bytes(b"other")  # as long as it was
+    second = pack(words, shared_files=False)
+    assert second.submission_id != first.submission_id
+    url = second.words[-1].partition("=")[2]
+    key = url.removeprefix("s3://data/").rpartition("/")[0] + "/" + changed
+    assert moto.client().get_object(Bucket="data", Key=key)["Body"].read() == b"other"
+    assert len(objects(moto)) == 2 * len(sent)
+
+
 def test_a_config_file_travels_rewritten(out: str, weights: Path, tmp_path: Path) -> None:
     toml = tmp_path / "nightly.toml"
     settings = {"source": "s3://data/photos", "out": out, "weights": str(weights)}

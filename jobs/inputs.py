@@ -1,0 +1,92 @@
+"""Local files of a submitted job on their way into OUT/inputs/, under a hash of their contents.
+
+What is there already is not sent again, and what has changed in any byte gets another name: the
+job's settings, and with them its identity, change as the file does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from pipeline.entry import as_user_error
+from pipeline.errors import UserError
+from pipeline.storage import Storage
+
+FILES: Final = ("weights", "truth", "source")  # settings that may be one local file
+FOLDERS: Final = ("weights", "truth_masks")  # or a local folder
+STAY: Final = ("image_root",)  # never sent
+PLACES: Final = frozenset((*FILES, *FOLDERS, *STAY, "out"))
+
+
+class Inputs:
+    """The local files of one job, whose bucket is that of its run folder."""
+
+    def __init__(self, out: str | None, options: Mapping[str, str]) -> None:
+        self.out = out
+        self.options = options
+
+    def travel(self, name: str, value: str) -> str:
+        """The value of a setting as the cluster sees it. Raises UserError if it can't travel."""
+        if name not in PLACES or "://" in value:
+            return value
+        if name == "out":
+            self._refuse(name, value, "the nodes of a cluster write to a bucket")
+        path = Path(value)
+        if not path.exists():
+            return value  # a name such as r50, or a path of the nodes
+        folder = path.is_dir()
+        if name in STAY or name not in (FOLDERS if folder else FILES):
+            kind = "folder" if folder else "file"
+            self._refuse(name, value, f"a {kind} of this machine is not there")
+        together = [path]
+        if name == "truth" and path.with_suffix("").is_dir():
+            together.append(path.with_suffix(""))  # its PNGs, found by its name
+        place = f"inputs/{content_hash(*together)[:12]}"
+        for each in together:
+            self._upload(each, f"{place}/{each.name}")
+        return self._storage().join(f"{place}/{path.name}")
+
+    def _upload(self, path: Path, target: str) -> None:
+        storage = self._storage()
+        for file in _files(path):
+            name = f"{target}/{file.relative_to(path).as_posix()}".removesuffix("/.")
+            try:
+                if not storage.exists(name):
+                    storage.write(name, file.read_bytes())
+            except UserError:
+                raise
+            except Exception as error:
+                message = f"can't upload {file} to {storage.join(name)}"
+                raise as_user_error(error, message) from error
+
+    def _storage(self) -> Storage:
+        if not self.out or "://" not in self.out:
+            raise UserError(
+                "the job has local files but no bucket to put them in: give URLs that every node "
+                "reaches, or --shared-files if local paths mean the same on every node"
+            )
+        return Storage(self.out, self.options)
+
+    def _refuse(self, name: str, value: str, why: str) -> None:
+        raise UserError(
+            f"{name} {value!r}: {why}; give a URL that every node reaches, or --shared-files if "
+            "local paths mean the same on every node"
+        )
+
+
+def content_hash(*paths: Path) -> str:
+    """sha256 over the names and contents of these files, and of all files in these folders."""
+    whole = hashlib.sha256()
+    for path in paths:
+        for file in _files(path):
+            with file.open("rb") as data:
+                digest = hashlib.file_digest(data, "sha256").hexdigest()
+            whole.update(f"{file.relative_to(path).as_posix()}\0{digest}\n".encode())
+    return whole.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
