@@ -1,8 +1,9 @@
 """A job on a Ray cluster over HTTP: submitted once, followed, tried again, its exit code ours.
 
 The submission id is the job's identity: a running one is attached to, a finished one cleared and
-submitted anew. A head that is starting, a dropped log stream and a cluster that lost the driver are
-waited out; what the job itself decided (a bad setting, a failed gate, a held lease) is not retried.
+submitted anew. A head that is starting, a dropped log stream and a cluster that lost the driver, or
+the job with its head, are waited out; what the job itself decided (a bad setting, a failed gate, a
+held lease) is not retried, nor is a job that somebody stopped.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+import aiohttp
 import ray
 import requests
 from ray.exceptions import AuthenticationError
@@ -111,29 +114,43 @@ class Cluster:
         return True
 
     def status(self, submission_id: str) -> JobStatus | None:
-        found = [
-            j for j in self._patiently(self.client.list_jobs) if j.submission_id == submission_id
-        ]
-        return JobStatus(found[0].status) if found else None
+        job = self._job(submission_id)
+        return JobStatus(job.status) if job else None
 
     def follow(self, submission_id: str, show: Callable[[str], None]) -> int | None:
-        """Show the logs until the job ends; returns its exit code, None if its driver was lost."""
+        """Show the logs until the job ends; returns its exit code, None if its driver was lost.
+
+        Raises TryAgainError if somebody stopped it there, who wants it to stay so.
+        """
         shown = 0
         while True:
             try:
                 shown = asyncio.run(self._tail(submission_id, shown, show))
-            except (TimeoutError, RuntimeError, OSError) as error:
+            except (TimeoutError, RuntimeError, OSError, aiohttp.ClientError) as error:
                 self.note(f"the log stream broke ({_line(error)}): looking again")
-            info = self._patiently(lambda: self.client.get_job_info(submission_id))
-            if JobStatus(info.status).is_terminal():
+            job = self._job(submission_id)
+            if job is None:
+                self.note(f"the cluster knows {submission_id} no more: its head was started anew")
+                return None
+            if JobStatus(job.status).is_terminal():
                 break
             time.sleep(POLL_SECONDS)
-        if info.status == JobStatus.SUCCEEDED:
+        if job.status == JobStatus.SUCCEEDED:
             return 0
-        if info.driver_exit_code is None:
-            self.note(f"{submission_id}: {info.message}")
-            return EXIT_TRY_AGAIN if info.status == JobStatus.STOPPED else None
-        return info.driver_exit_code if info.driver_exit_code > 0 else EXIT_TRY_AGAIN
+        if job.status == JobStatus.STOPPED:
+            raise TryAgainError(
+                f"{submission_id} was stopped on the cluster; what is written stays, and the same "
+                "command continues it"
+            )
+        if job.driver_exit_code is None:
+            self.note(f"{submission_id}: {job.message}")
+            return None
+        return job.driver_exit_code if job.driver_exit_code > 0 else EXIT_TRY_AGAIN
+
+    def _job(self, submission_id: str) -> JobDetails | None:
+        """From the list: asked for one that it doesn't know, a head answers with an error."""
+        listed = self._patiently(self.client.list_jobs)
+        return next((job for job in listed if job.submission_id == submission_id), None)
 
     async def _tail(self, submission_id: str, shown: int, show: Callable[[str], None]) -> int:
         """Show what comes after the first `shown` characters; returns how many there are now."""
@@ -185,9 +202,9 @@ def _sentences(address: str) -> Iterator[None]:
         raise UserError(f"what answers at {address} is no Ray dashboard") from None
     except RuntimeError as error:
         text = str(error)
-        if "No available agent" in text or "status code 500" in text or "503" in text:
+        if "No available agent" in text or re.search(r"status code 50[0-4]\b", text):
             raise TryAgainError(f"the head at {address} is not ready: {_line(error)}") from None
-        if "404" in text:
+        if "Version check returned 404" in text:
             raise UserError(f"what answers at {address} is no Ray dashboard") from None
         raise
 

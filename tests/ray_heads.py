@@ -54,11 +54,14 @@ def free_port() -> int:
 
 @contextmanager
 def ray_head(
-    flags: Sequence[str], environment: Mapping[str, str], gcs_port: int | None = None
+    flags: Sequence[str],
+    environment: Mapping[str, str],
+    gcs_port: int | None = None,
+    dashboard_port: int | None = None,
 ) -> Iterator[Head]:
     """`ray start --head` with these flags, until the block ends."""
     folder = Path(tempfile.mkdtemp(prefix="rh-", dir="/tmp"))  # short: sockets' paths are limited
-    port, dashboard = gcs_port or free_port(), free_port()
+    port, dashboard = gcs_port or free_port(), dashboard_port or free_port()
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # jobs start `python`
     own |= {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -130,6 +131,37 @@ def test_ctrl_c_leaves_the_job_and_the_same_command_attaches(head: Head, inputs:
     assert code == 0, err
     assert f"submitted {job['id']}" in err
     assert "nothing to compute" in out + err
+
+
+def test_a_job_that_somebody_stopped_stays_stopped(head: Head, inputs: Path) -> None:
+    words = [*segment_words(inputs, "stopped", "load_slow"), "--num-actors", "1"]
+    process = submit(head, "--", *words)
+    assert process.stdout is not None
+    assert process.stdout.readline()
+    _, out, _ = ended(head.panoptic("jobs", "--address", head.dashboard, "--json"))
+    [identity] = [job["id"] for job in json.loads(out) if "data/stopped" in job["command"]]
+    stop = [str(Path(sys.executable).parent / "ray"), "job", "stop", "--address", head.dashboard]
+    subprocess.run([*stop, identity], env=head.environment, check=True, capture_output=True)
+    code, _, err = ended(process)
+    assert code == 75, err
+    assert f"{identity} was stopped on the cluster" in err
+    assert "submitting it again" not in err
+
+
+def test_a_head_that_starts_anew_gets_its_job_again(server: S3Server, inputs: Path) -> None:
+    environment = {"PYTHONPATH": "", **server.environment()}
+    port = free_port()
+    with ray_head(["--num-cpus=3"], environment, dashboard_port=port) as head:
+        words = [*segment_words(inputs, "anew", "load_slow"), "--num-actors", "1"]
+        process = submit(head, "--wait-head", "200", "--", *words)
+        assert process.stdout is not None
+        assert process.stdout.readline()
+    with ray_head(["--num-cpus=3"], environment, dashboard_port=port):
+        code, out, err = ended(process)
+    assert code == 0, err
+    assert "its head was started anew" in err
+    assert "submitting it again (1 of 3)" in err
+    assert "8 images: 8 ok" in out
 
 
 def test_the_job_s_own_exit_code_arrives_and_is_not_retried(head: Head) -> None:
