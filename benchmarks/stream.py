@@ -19,7 +19,7 @@ import json
 import sys
 import tempfile
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,7 +109,7 @@ def stream(model: Any, photos: Photos) -> None:
     with ThreadPoolExecutor(ENCODERS) as pool:
         encoded = [
             pool.submit(rle.encode, answer.segment_map, [s.id for s in answer.segments])
-            for _, answers in holder.run(batches(model, holder, photos))
+            for _, answers in holder.run(batches(model, holder, photos), Counter())
             for answer in answers
             if isinstance(answer, detr.Panoptic)
         ]

@@ -99,7 +99,8 @@ def execute(
                 )
             # A later generation may copy what an earlier one wrote.
             for number in sorted({rewrite.generation for rewrite in rewrites}):
-                rewrite_shards(run, [each for each in rewrites if each.generation == number])
+                owed_copies = [each for each in rewrites if each.generation == number]
+                rewrite_shards(run, owed_copies, tally)
     except Exception as error:
         _raise_sentence(error, tally)
         raise

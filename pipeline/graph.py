@@ -26,10 +26,11 @@ from pipeline.engine_model import ModelSpec
 from pipeline.fetch import fetch_units
 from pipeline.manifest import read_leaving
 from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, stage_memory
-from pipeline.plan import Generation, Rewrite, WorkUnit
+from pipeline.plan import Generation, Rewrite, WorkUnit, unit_key
 from pipeline.run import Run
 from pipeline.segmenter import Decoding, Segmenter
 from pipeline.shards import Provenance, ShardSink, encode_shard
+from pipeline.tally import begin
 
 UNKNOWN_IMAGE_BYTES = 200_000.0  # of an image whose size no listing told
 NO_PROGRESS_SECONDS = 6 * 3600.0  # spot nodes may be hours away; a hang must still end
@@ -127,7 +128,7 @@ def compute_shards(
     segmented.write_datasink(sink, ray_remote_args=needs)
 
 
-def rewrite_shards(run: Run, rewrites: Sequence[Rewrite]) -> None:
+def rewrite_shards(run: Run, rewrites: Sequence[Rewrite], tally: ActorHandle) -> None:
     """Copy live shards without the rows that leave them; on CPUs, no model."""
     items = [dataclasses.asdict(rewrite) for rewrite in rewrites]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
@@ -136,13 +137,15 @@ def rewrite_shards(run: Run, rewrites: Sequence[Rewrite]) -> None:
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=WRITE_CPUS,
-        fn_kwargs={"run": run},
+        fn_kwargs={"run": run, "tally": tally},
     ).materialize()
 
 
-def _rewrite(rewrites: pa.Table, *, run: Run) -> pa.Table:
+def _rewrite(rewrites: pa.Table, *, run: Run, tally: ActorHandle) -> pa.Table:
     for row in rewrites.to_pylist():
         rewrite = Rewrite(**row)
+        key = unit_key(rewrite.origin, rewrite.shard)
+        begin(tally, "rewriting", key)
         rows = run.read_shard(rewrite.source)
         leaving = read_leaving(run.storage, rewrite.generation, rewrite.origin, rewrite.shard)
         keep = [name not in leaving for name in rows["file_name"].to_pylist()]
@@ -156,4 +159,5 @@ def _rewrite(rewrites: pa.Table, *, run: Run) -> pa.Table:
             device=values["panoptic.device"],
         )
         run.storage.write(rewrite.path, encode_shard(kept, provenance))
+        tally.rewritten.remote(key)
     return rewrites.select(["path"])

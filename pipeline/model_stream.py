@@ -8,7 +8,7 @@ they fit; the size that fits is kept, and an image that doesn't fit alone become
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -37,11 +37,11 @@ class ModelStream:
         room = fit(*processed) if fit and processed else self.batch_size or USUAL_BATCH
         return min(room, self.batch_size or room)
 
-    def run(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
-        """Each batch with its answers, in order."""
+    def run(self, batches: Iterable[Batch], sizes: Counter[int]) -> Iterator[tuple[Batch, Answers]]:
+        """Each batch with its answers, in order; `sizes` counts those that the model answered."""
         if not getattr(self.model, "works_alone", False):
             for batch in batches:
-                yield batch, self.segment(batch)
+                yield batch, self.segment(batch, sizes)
             return
         under_way: deque[tuple[Batch, Any]] = deque()
         for batch in batches:
@@ -55,9 +55,11 @@ class ModelStream:
             except (MemoryError, RuntimeError) as error:
                 full = _means_full(error)
             if full:
-                yield from self._again(under_way)
+                yield from self._again(under_way, sizes)
             elif answers is not None:
-                yield under_way.popleft()[0], answers
+                done = under_way.popleft()[0]
+                sizes[len(done.images)] += 1
+                yield done, answers
         finished, full = [], False
         try:
             if under_way:
@@ -65,9 +67,15 @@ class ModelStream:
             finished = [(batch, flight.result()) for batch, flight in under_way]
         except (MemoryError, RuntimeError) as error:
             full = _means_full(error)
-        yield from self._again(under_way) if full else finished
+        if full:
+            yield from self._again(under_way, sizes)
+        else:
+            sizes.update(len(batch.images) for batch, _ in finished)
+            yield from finished
 
-    def _again(self, under_way: deque[tuple[Batch, Any]]) -> Iterator[tuple[Batch, Answers]]:
+    def _again(
+        self, under_way: deque[tuple[Batch, Any]], sizes: Counter[int]
+    ) -> Iterator[tuple[Batch, Answers]]:
         """Drop what is under way and compute it one batch after the other.
 
         Not while the error is handled: it holds the frames, and so the memory, of what failed.
@@ -76,9 +84,9 @@ class ModelStream:
         under_way.clear()
         _free_memory()
         for batch in batches:
-            yield batch, self.segment(batch)
+            yield batch, self.segment(batch, sizes)
 
-    def segment(self, batch: Batch) -> Answers:
+    def segment(self, batch: Batch, sizes: Counter[int]) -> Answers:
         """The model on one batch, in halves as long as memory runs out."""
         count = len(batch.images)
         middle, full = max(1, count // 2), False
@@ -86,7 +94,9 @@ class ModelStream:
             middle = self.batch_size
         else:
             try:
-                return list(self._call(self.model.segment, batch))
+                answers = list(self._call(self.model.segment, batch))
+                sizes[count] += 1
+                return answers
             except ImageError as error:
                 if count == 1:
                     return [error]
@@ -99,7 +109,8 @@ class ModelStream:
                 message = f"{height} x {width} does not fit the device's memory even alone"
                 return [ImageError("out_of_memory", message)]
             self.batch_size = middle
-        return self.segment(batch.part(0, middle)) + self.segment(batch.part(middle, count))
+        first, rest = batch.part(0, middle), batch.part(middle, count)
+        return self.segment(first, sizes) + self.segment(rest, sizes)
 
     def _call(self, function: Any, batch: Batch) -> Any:
         """Tell the sizes of the files only where they aren't those of the pixels (draft mode)."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -28,8 +28,10 @@ from pipeline.decoding import Batch, Decoding, UnitDecoder
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS
 from pipeline.model_stream import ModelStream
+from pipeline.plan import unit_key
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.shards import UNIT_COLUMN
+from pipeline.tally import begin
 
 __all__ = ["Decoding", "Segmenter"]
 
@@ -61,18 +63,25 @@ class Segmenter:
         self.turn = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     def __call__(self, unit: pa.Table) -> pa.Table:
-        """One unit's manifest rows with `data` -> the same rows as a shard's (and `shard`)."""
+        """One unit's manifest rows with `data` -> the same rows as a shard's (and `shard`).
+
+        Raises TryAgainError for a unit that kills every actor which takes it up.
+        """
         seconds: dict[str, float] = defaultdict(float)
-        rows = self._rows(unit, seconds)
-        if self.tally is not None and unit.num_rows:
-            generation = unit["generation"][0].as_py()
-            self.tally.segmented.remote(
-                f"{generation}/{unit[UNIT_COLUMN][0].as_py()}", dict(seconds)
-            )
+        batches: Counter[int] = Counter()
+        if self.tally is None or not unit.num_rows:
+            return shard_table(unit, self._rows(unit, seconds, batches), self.code_version)
+        key = unit_key(unit["generation"][0].as_py(), unit[UNIT_COLUMN][0].as_py())
+        begin(self.tally, "segmenting", key)  # also while it waits for its turn: decoding may kill
+        rows = self._rows(unit, seconds, batches)
+        self.tally.segmented.remote(key, dict(seconds), dict(batches))
         return shard_table(unit, rows, self.code_version)
 
-    def _rows(self, unit: pa.Table, seconds: dict[str, float]) -> list[dict[str, Any]]:
-        """`seconds` gets, of the time in turn, how long the model worked and how long it waited."""
+    def _rows(
+        self, unit: pa.Table, seconds: dict[str, float], batches: Counter[int]
+    ) -> list[dict[str, Any]]:
+        """`seconds` gets, of the time in turn, how long the model worked and how long it waited;
+        `batches` how many of each size the model was given."""
         rows: list[dict[str, Any]] = [
             error_row(code, message)
             for code, message in zip(
@@ -88,7 +97,7 @@ class Segmenter:
             most=self.stream.most,
             pool=self.pool,
         )
-        encoding = self.turn.submit(self._in_turn, decoder, seconds).result()
+        encoding = self.turn.submit(self._in_turn, decoder, seconds, batches).result()
         started = time.perf_counter()
         for index, future in encoding.items():
             rows[index] = future.result()
@@ -98,12 +107,12 @@ class Segmenter:
         return rows
 
     def _in_turn(
-        self, decoder: UnitDecoder, seconds: dict[str, float]
+        self, decoder: UnitDecoder, seconds: dict[str, float], batches: Counter[int]
     ) -> dict[int, Future[dict[str, Any]]]:
         """The model on the unit's batches -> the rows under way, by index."""
         encoding: dict[int, Future[dict[str, Any]]] = {}
         started = time.perf_counter()
-        for batch, answers in self.stream.run(_timed(decoder, seconds)):
+        for batch, answers in self.stream.run(_timed(decoder, seconds), batches):
             for index, answer in zip(batch.indices, answers, strict=True):
                 if isinstance(answer, ImageError):
                     decoder.errors[index] = answer

@@ -65,8 +65,8 @@ class Flight:
     starts: Counter[str] = field(default_factory=Counter)  # by state
 
 
-# In the order in which a shard passes them.
-STATES: Final = ("fetching", "fetched", "segmenting", "segmented", "writing")
+# In the order in which a shard passes them; one that only loses rows is rewritten instead.
+STATES: Final = ("fetching", "fetched", "segmenting", "segmented", "writing", "rewriting")
 
 
 @dataclass(frozen=True)
@@ -180,6 +180,11 @@ class Tally:
                 self.metrics.add("panoptic_bytes_total", size, "written")
                 self.metrics.add("panoptic_stage_seconds_total", seconds, "write")
         return self.verdict()
+
+    def rewritten(self, shard: str) -> None:
+        """A live shard was copied without the rows that leave it: no image was computed."""
+        self.heard = time.monotonic()
+        self.flights.pop(shard, None)
 
     # -- what the driver asks
 

@@ -85,6 +85,11 @@ class Watchdog:
             )
         if busy := states.get("fetching"):
             return f"{_shards(busy)} being fetched, {self._longest(flow)}: does the source answer?"
+        if busy := states.get("rewriting"):
+            return (
+                f"{_shards(busy)} being copied without the rows that leave, "
+                f"{self._longest(flow)}: is the store slow?"
+            )
         return (
             f"no fetch has started, which takes {FETCH_CPUS:g} CPU: {cluster.of('CPU')}; or the "
             "cluster waits for its first node"

@@ -29,6 +29,7 @@ def flow(quiet: float, **states: int) -> Flow:
         ({"segmented": 1}, "1 shard segmented and waiting to be written, which takes 0.25 CPU"),
         ({"writing": 1, "fetched": 2}, "1 shard being written, longest writing is shard 7 of"),
         ({"fetching": 4}, "4 shards being fetched"),
+        ({"rewriting": 2}, "2 shards being copied without the rows that leave, longest rewriting"),
         ({}, "no fetch has started"),
     ],
 )
