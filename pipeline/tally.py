@@ -92,6 +92,7 @@ class Tally:
         self.failed_fetches: dict[str, Failures] = {}  # their sum, kept as it changes
         self.written_shards: set[str] = set()
         self.failures: dict[str, Failures] = {}  # of written shards
+        self.reason: str | None = None  # to stop: stays, whatever else is still reported
         self.now = Progress(total)
         self.stages: dict[str, float] = defaultdict(float)
         self.metrics = Metrics(run) if run is not None else None
@@ -189,11 +190,15 @@ class Tally:
     # -- what the driver asks
 
     def verdict(self) -> str | None:
-        """The sentence that ends the job, once enough images are seen and too many failed."""
+        """The sentence that ends the job, once enough images are seen and too many failed.
+
+        It is kept: good images that arrive while the job ends must not leave it without a reason.
+        """
         seen = self.now.done + self.seen_fetched
-        if seen < BUDGET_AFTER_IMAGES:
-            return None
-        return over_budget(seen, merged(self.failures, self.failed_fetches), self.max_error_rate)
+        if self.reason is None and seen >= BUDGET_AFTER_IMAGES:
+            failures = merged(self.failures, self.failed_fetches)
+            self.reason = over_budget(seen, failures, self.max_error_rate)
+        return self.reason
 
     def progress(self) -> Progress:
         codes = counts(self.failures)

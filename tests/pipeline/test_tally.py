@@ -46,10 +46,19 @@ def test_a_fetch_and_its_shard_are_one_outcome() -> None:
     assert tally.fetched("a", 400, failed(timeout=400)) is None  # fetched again: it is written
 
 
+def test_a_reason_to_stop_stays_one_when_more_images_are_good() -> None:
+    tally = Tally(total=1000, max_error_rate=0.05)
+    reason = tally.fetched("a", 200, failed(forbidden=11), done=False)
+    assert reason is not None
+    assert tally.fetched("b", 300, {}) == reason
+    assert tally.verdict() == reason
+    assert "11 of 200 images failed" in reason
+
+
 def test_reports_of_a_fetch_under_way_replace_each_other() -> None:
     tally = Tally(total=1000, max_error_rate=0.5)
-    for images in (200, 300, 400):
-        assert tally.fetched("a", images, failed(timeout=150), done=False) is None or images == 200
+    for images in (300, 350, 400):
+        assert tally.fetched("a", images, failed(timeout=150), done=False) is None
     assert tally.seen_fetched == 400
     assert tally.failed_fetches["timeout"].count == 150
 
