@@ -103,16 +103,19 @@ class _Lease:
 
     def take(self) -> None:
         content = self._next()
-        while not self.storage.write_if_absent(LEASE_FILE, content):
+        while True:
+            # Read first: a store that ignores If-None-Match would write over a living lease.
             found = self._read()
+            if found is None:
+                if self.storage.write_if_absent(LEASE_FILE, content):
+                    break
+                continue
             if found == content:  # the answer to an earlier try of this very write was lost
                 break
-            if found is None:
-                continue
             self._check_abandoned(found)
             if self.storage.swap(LEASE_FILE, found, content):
                 break
-        if self._read() != content:  # a store that ignores If-None-Match lets the last one win
+        if self._read() != content:  # such a store lets the last of those that start at once win
             raise LeaseError(f"{self.storage.url}: another job took the lease at the same moment")
         self.content = content
 

@@ -96,6 +96,22 @@ def test_a_store_without_conditional_writes_still_works(rclone: S3Server) -> Non
         pass
 
 
+@pytest.mark.usefixtures("rclone")
+def test_a_store_without_conditional_writes_keeps_a_second_job_off_a_living_lease(
+    rclone: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rclone.folder is not None
+    (rclone.folder / "bucket").mkdir()
+    monkeypatch.setattr("pipeline.lease.RENEW_SECONDS", 0.1)
+    storage = Storage("s3://bucket/run")
+    with lease(storage):
+        time.sleep(0.3)
+        with pytest.raises(LeaseError, match=f"written by process {os.getpid()} "), lease(storage):
+            pass
+        time.sleep(0.3)  # the holder renews what is still its own
+    assert not storage.exists(LEASE_FILE)
+
+
 def test_of_many_that_find_the_same_dead_owner_one_takes_over(storage: Storage) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
