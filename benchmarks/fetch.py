@@ -4,8 +4,8 @@
 
 The claims: at most 0.6 ms of client CPU for an object of 100 KB, its MD5 checked; one GET an image
 and no HEAD, counted at a proxy. Beside it the throughput behind 30 % 503, 10 % resets, 10 %
-truncation, 1 % flipped bytes and 200 ms latency, every body right. The server is `rclone serve s3`
-on this machine; CPU is that of this process alone.
+truncation, 1 % flipped bytes, 0.5 % hangs and 200 ms latency, every image had and right. The server
+is `rclone serve s3` on this machine; CPU is that of this process alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ LIMIT_MS = 0.6
 ROUNDS = 3  # the best counts: other processes share the caches
 BEHIND = 400  # objects behind the bad network
 FAULTS = Faults(
-    unavailable=0.3, reset=0.1, truncated=0.05, shortened=0.05, flipped=0.01, latency=0.2
+    unavailable=0.3,
+    reset=0.1,
+    truncated=0.05,
+    shortened=0.05,
+    flipped=0.01,
+    hang=0.005,
+    latency=0.2,
 )
 
 
@@ -110,6 +116,7 @@ def main() -> None:
             methods, most = counted(server, objects)
             proxy, bad = behind(server, min(BEHIND, objects))
     each = 1000 * cpu / objects
+    all_right = bad["right"] == bad["objects"]
     print(f"{objects} objects of {BYTES // 1000} KB from rclone on this machine")
     print(f"  client CPU       {each:8.3f} ms an object   limit {LIMIT_MS}")
     rate = objects / wall
@@ -126,7 +133,7 @@ def main() -> None:
         "objects_per_second": round(objects / wall, 1),
         "requests": methods,
         "bad_network": {**bad, "faults": dict(proxy.injected)},
-        "holds": each <= LIMIT_MS and methods == {"GET": objects} and bad["wrong"] == 0,
+        "holds": each <= LIMIT_MS and methods == {"GET": objects} and all_right,
     }
     print(json.dumps(report))
 

@@ -3,52 +3,80 @@
 Clients notice a body that is shorter than its own header says, and nothing else: a byte that
 flipped on the way, or an answer cut short by a proxy that then counted it, arrives as if all were
 well. The ETag of a plain S3 object is the MD5 of its content. That of an object encrypted with KMS
-looks the same and isn't: so a mismatch is fetched again, and a second body with the very same MD5
-proves that the ETag is none. A bucket in which that was seen a few times is not asked any more.
+looks the same and isn't, and some stores make up all of theirs. A body that disagrees, even the
+same way each time, proves nothing of that: a cache or a disk damages it alike for everybody. So it
+is taken only if the store says that the object is encrypted so, or if no ETag of the bucket has
+been an MD5 yet and several objects disagree, each the same way each time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.entry import Fetched
 
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
-ENOUGH_PROOFS: Final = 3
+SEVERAL: Final = 3
 
-# In this process, by bucket: ETags that were no MD5 of the content, less those that were.
-_other_etags: Counter[str] = Counter()
+
+@dataclass
+class BucketMarks:
+    """What this process has seen of a bucket's ETags."""
+
+    one_was_md5: bool = False
+    encrypted: set[str] = field(default_factory=set)  # URIs, SEVERAL at most
+    disagreed: set[str] = field(default_factory=set)  # the same way each time; SEVERAL at most
+
+    @property
+    def has_no_md5s(self) -> bool:
+        several = max(len(self.encrypted), len(self.disagreed)) >= SEVERAL
+        return several and not self.one_was_md5
+
+
+_buckets: defaultdict[str, BucketMarks] = defaultdict(BucketMarks)
 
 
 @dataclass
 class Md5Marks:
-    """The MD5s of one image's bodies so far."""
+    """The MD5s of one image's bodies so far that its ETag disagrees with."""
 
     uri: str
+    encrypted: bool | None = None  # so that its ETag is no MD5; None until the store was asked
     seen: set[str] = field(default_factory=set)
 
     @property
-    def bucket(self) -> str:
-        return self.uri[: self.uri.find("/", self.uri.find("://") + 3)]
+    def must_ask(self) -> bool:
+        return bool(self.seen) and self.encrypted is None
 
     def differs(self, data: bytes, etag: str) -> str | None:
-        """The body's MD5 if it should be `etag` and isn't."""
-        if not _MD5.fullmatch(etag) or _other_etags[self.bucket] >= ENOUGH_PROOFS:
+        """What is wrong with a body whose MD5 should be `etag` and isn't."""
+        if not _MD5.fullmatch(etag):
             return None
+        bucket = _buckets[self.uri[: self.uri.find("/", self.uri.find("://") + 3)]]
         digest = hashlib.md5(data, usedforsecurity=False).hexdigest()
         if digest == etag:
-            if _other_etags[self.bucket]:
-                _other_etags[self.bucket] = 0
+            bucket.one_was_md5 = True
             return None
-        if digest in self.seen:  # two bodies are not damaged alike: the ETag is no MD5
-            _other_etags[self.bucket] += 1
+        if self.encrypted:
+            _note(bucket.encrypted, self.uri)
             return None
+        again = digest in self.seen
         self.seen.add(digest)
-        return digest
+        if again:
+            _note(bucket.disagreed, self.uri)
+        if bucket.has_no_md5s:
+            return None
+        where = "where it is kept, the same each time" if again else "on its way"
+        return f"body was damaged {where}: its MD5 is {digest}, should be {etag}"
+
+
+def _note(uris: set[str], uri: str) -> None:
+    if len(uris) < SEVERAL:
+        uris.add(uri)
 
 
 def fault(
@@ -65,7 +93,6 @@ def fault(
         if etag and now:
             return "unavailable", f"body has {len(data)} bytes of {size}"
         return "changed", f"file has {len(data)} bytes, had {size} when listed"
-    digest = marks.differs(data, now) if marks and now else None
-    if digest is not None:
-        return "unavailable", f"body was damaged on its way: its MD5 is {digest}, should be {now}"
-    return None
+    expected = now or etag
+    damage = marks.differs(data, expected) if marks and expected else None
+    return ("unavailable", damage) if damage else None

@@ -23,7 +23,6 @@ from tenacity import (
     AsyncRetrying,
     RetryCallState,
     retry_if_result,
-    stop_after_attempt,
     stop_before_delay,
     wait_random_exponential,
 )
@@ -37,16 +36,17 @@ from pipeline.tally import begin, check_budget
 from pipeline.uris import Gets
 
 CONCURRENT_GETS: Final = 64
-TRIES: Final = 10
+# What another try may mend, and how often it is met at most; everything else is an answer. Where
+# half of all tries fail, 30 leave one image of a billion; their waits take a minute, two at most.
+# An object that was replaced stays so, unless a cache on the way still had the other.
+TRIES: Final = {"unavailable": 30, "timeout": 30, "changed": 3}
 # Seconds drawn between 0 and a bound that doubles with each try, from 0.1 to 5.
 BACKOFF: Final = wait_random_exponential(multiplier=0.1, max=5.0)
 IMAGE_SECONDS: Final = 180.0  # over all tries of one image...
 SLOWEST_BYTES: Final = 100_000  # ...and a second more for each so many bytes
 REPORT_IMAGES: Final = 200  # the budget is asked after so many, not only at a unit's end
 
-# What another try may mend; everything else is an answer.
-WORTH_A_TRY: Final = frozenset({"unavailable", "timeout"})
-_WHILE_WORTH_IT: Final = retry_if_result(lambda body: body.code in WORTH_A_TRY)
+_WHILE_WORTH_IT: Final = retry_if_result(lambda body: body.code in TRIES)
 
 UNIT_FIELDS: Final = ("generation", "shard")
 FETCHED_FIELDS: Final = [
@@ -148,28 +148,41 @@ class UnitFetch:
         """One image, tried again while that may help and time is left."""
         seconds = IMAGE_SECONDS + (size or 0) / SLOWEST_BYTES
         marks = Md5Marks(uri)
+        met: Counter[str] = Counter()  # error codes
 
         async def once() -> Body:
             try:
                 async with asyncio.timeout_at(deadline):
+                    if marks.must_ask:  # after a body that its ETag disagreed with: rare
+                        marks.encrypted = await self.gets.is_encrypted(uri)
                     fetched = await self.gets.get(uri)
             # Whatever the client raises for one object is that image's error row: there are as
             # many exception types as there are storage back ends.
             except Exception as error:  # noqa: BLE001
-                return Body(None, *classify(error))
-            return check_body(fetched, size, etag, marks)
+                body = Body(None, *classify(error))
+            else:
+                body = check_body(fetched, size, etag, marks)
+            if body.code:
+                met[body.code] += 1
+            return body
 
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         tried = [await once()]
-        if tried[0].code not in WORTH_A_TRY:  # nearly always, and tenacity costs as much as MD5
+        if tried[0].code not in TRIES:  # nearly always, and tenacity costs as much as MD5
             return tried[0]
 
         async def next_try() -> Body:
             return tried.pop() if tried else await once()
 
+        out_of_time = stop_before_delay(deadline - loop.time())
+
+        def is_enough(state: RetryCallState) -> bool:
+            code = str(_body_of(state).code)
+            return met[code] >= TRIES[code] or out_of_time(state)
+
         return await AsyncRetrying(
-            stop=stop_after_attempt(TRIES) | stop_before_delay(deadline - loop.time()),
+            stop=is_enough,
             wait=BACKOFF,
             retry=_WHILE_WORTH_IT,
             before_sleep=self._count_retry,

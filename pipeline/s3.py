@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from obstore import UpdateVersion
 
 OPTIONS = ("profile", "region", "endpoint_url", "anon")
-REQUEST_SECONDS = 120
+REQUEST_SECONDS = 120  # one try, and all tries of a read
+WRITE_SECONDS = 300  # all tries of a write
 SILENT_SECONDS = 20  # without a byte
 IMAGE_SECONDS = 600
 TRIES = 6
+WRITE_TRIES = 30  # where half of all tries fail, one write of a billion is lost
 LIST_CHUNK = 1000
 
 
@@ -80,15 +82,24 @@ class S3Objects:
 
     @cached_property
     def store(self) -> S3Store:
-        """For everything but images; made on first use: it cannot travel between processes."""
+        """For all but images and writes; made on first use: it cannot travel between processes."""
+        return self._retrying(TRIES, REQUEST_SECONDS)
+
+    @cached_property
+    def patient(self) -> S3Store:
+        """For writes: what they hold was computed, and a lost one ends the job."""
+        return self._retrying(WRITE_TRIES, WRITE_SECONDS)
+
+    def _retrying(self, tries: int, seconds: float) -> S3Store:
+        """A client that tries a request so often, with backoff, and none anew after `seconds`."""
         retries = {
-            "max_retries": TRIES - 1,
+            "max_retries": tries - 1,
             "backoff": {
                 "init_backoff": timedelta(milliseconds=100),
                 "max_backoff": timedelta(seconds=5),
                 "base": 2,
             },
-            "retry_timeout": timedelta(seconds=REQUEST_SECONDS),
+            "retry_timeout": timedelta(seconds=seconds),
         }
         return self._connect({"timeout": f"{REQUEST_SECONDS}s"}, retries)
 
@@ -171,8 +182,25 @@ class S3Objects:
             raise
         return Fetched(answer["Body"].read(), bare_etag(answer["ETag"]))
 
+    async def is_encrypted(self, key: str) -> bool:
+        """Whether an object's ETag is no MD5 because of how it is encrypted: SSE-KMS, not SSE-S3.
+
+        Asked by a HEAD of botocore's: obstore keeps such headers to itself.
+        """
+        try:
+            answer = await asyncio.to_thread(
+                self._client.head_object,  # type: ignore[attr-defined]
+                Bucket=self.bucket,
+                Key=key,
+            )
+        except botocore.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
+                raise
+            return False  # it refuses to say
+        return answer.get("ServerSideEncryption", "AES256") != "AES256"
+
     def put(self, key: str, data: bytes) -> None:
-        obstore.put(self.store, key, data, use_multipart=False)
+        obstore.put(self.patient, key, data, use_multipart=False)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         try:

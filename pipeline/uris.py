@@ -38,6 +38,16 @@ class Gets:
         assert isinstance(objects, FsspecObjects)
         return await objects.get_async(str(objects.filesystem._strip_protocol(uri)))
 
+    async def is_encrypted(self, uri: str) -> bool:
+        """Whether the store says that it encrypts this object so that its ETag is no MD5.
+
+        Raises what the client raises, unless the store refuses to say.
+        """
+        scheme, _, rest = uri.partition("://")
+        host, _, key = rest.partition("/")
+        objects = self._client(f"{scheme}://{host}")
+        return isinstance(objects, S3Objects) and await objects.is_encrypted(key)
+
     def _client(self, place: str) -> Objects:
         if place not in self._clients:
             self._clients[place], _ = connect(place, self._settings)

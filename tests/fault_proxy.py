@@ -14,11 +14,12 @@ import asyncio
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from aiohttp import ClientSession, ClientTimeout, DummyCookieJar, web
+from multidict import CIMultiDict
 from yarl import URL
 
 from tests.servers import S3Server
@@ -44,6 +45,7 @@ class Faults:
     truncated: float = 0.0  # the connection breaks in the body
     shortened: float = 0.0  # a shorter body with a header that agrees with it
     flipped: float = 0.0  # one byte of the body is another
+    spoilt: float = 0.0  # the same, and the same byte each time
     hang: float = 0.0  # no answer, ever
     latency: float = 0.0
 
@@ -56,7 +58,7 @@ class Faults:
         return None
 
 
-KINDS = ("unavailable", "forbidden", "reset", "truncated", "shortened", "flipped", "hang")
+KINDS = ("unavailable", "forbidden", "reset", "truncated", "shortened", "flipped", "spoilt", "hang")
 
 
 @dataclass
@@ -67,6 +69,7 @@ class FaultProxy:
     faults: Faults
     seed: int
     applies: Callable[[str, str], bool]  # to a method and a path
+    headers: Mapping[str, str] = field(default_factory=dict)  # put on answers for such a path
     port: int = 0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     injected: Counter[str] = field(default_factory=Counter)
@@ -109,12 +112,16 @@ class FaultProxy:
             request.method, url, headers=headers, data=data, allow_redirects=False
         ) as answer:
             body = await answer.read()
-            passed = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_HEADERS}
+            kept = {k: v for k, v in answer.headers.items() if k.lower() not in HOP_HEADERS}
+            passed = CIMultiDict(kept)
             length = answer.headers.get("Content-Length") if request.method == "HEAD" else None
             status = answer.status
+        if self.applies("GET", request.raw_path.partition("?")[0]):
+            passed.update(self.headers)
         damaged = bytearray(body)
-        if fault == "flipped" and body:
-            place = random.Random(f"{self.seed} {len(body)} {self.requests.total()}")
+        if fault in ("flipped", "spoilt") and body:
+            turn = self.requests.total() if fault == "flipped" else 0
+            place = random.Random(f"{self.seed} {len(body)} {turn}")
             damaged[place.randrange(len(body))] ^= place.randrange(1, 256)
         if fault == "shortened":
             damaged = damaged[: len(body) // 2]
@@ -160,9 +167,10 @@ def fault_proxy(
     *,
     seed: int = 0,
     applies: Callable[[str, str], bool] = lambda method, path: method == "GET",
+    headers: Mapping[str, str] | None = None,
 ) -> Iterator[FaultProxy]:
     """The proxy, serving from a thread of its own until the block ends."""
-    proxy = FaultProxy(upstream, faults, seed, applies)
+    proxy = FaultProxy(upstream, faults, seed, applies, headers or {})
     loop, ready = asyncio.new_event_loop(), threading.Event()
     stop = asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(proxy.serve(ready, stop)))

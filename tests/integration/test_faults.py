@@ -11,13 +11,21 @@ import pyarrow as pa
 import pytest
 from tenacity import wait_fixed
 
-from pipeline.fetch import Body, UnitFetch
+from pipeline.body import _buckets
+from pipeline.fetch import TRIES, Body, UnitFetch
 from pipeline.source import Source
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
 from tests.killing import JOB_SECONDS, make_field
 from tests.servers import S3Server, rclone_server
 
 IMAGES = 120
+KMS = "0123456789abcdef0123456789abcdef"  # looks like an MD5 and is none
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    """What this process knows of a bucket's ETags."""
+    _buckets.clear()
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,8 @@ def test_through_every_fault_at_once_every_body_is_the_listed_one(
     [
         (Faults(flipped=1), "unavailable", "body was damaged on its way"),
         (Faults(shortened=1), "unavailable", "bytes of 20"),
-        (Faults(truncated=1), "unavailable", "tried 10 times"),
+        (Faults(spoilt=1), "unavailable", "body was damaged where it is kept, the same"),
+        (Faults(truncated=1), "unavailable", "tried 30 times"),
         (Faults(unavailable=1), "unavailable", "503"),
         (Faults(hang=1), "timeout", "tried"),
     ],
@@ -99,15 +108,63 @@ def test_what_stays_broken_is_an_error_and_never_a_body(
     monkeypatch.setattr("pipeline.s3.SILENT_SECONDS", 0.2)
     monkeypatch.setattr("pipeline.fetch.BACKOFF", wait_fixed(0.01))
     with fault_proxy(bucket, faults, applies=is_image) as proxy:
-        manifest = listed(proxy.server, monkeypatch).slice(0, 8)
+        manifest = listed(proxy.server, monkeypatch).slice(0, 2)
         bodies = fetched(proxy, manifest)
-    assert [body.data for body in bodies] == [None] * 8
+    assert [body.data for body in bodies] == [None] * 2
     assert {body.code for body in bodies} == {code}
     assert all(message in (body.message or "") for body in bodies), bodies[0]
-    assert {count for (_, path), count in proxy.requests.items() if path.endswith("jpg")} == {10}
+    assert {count for key, count in proxy.requests.items() if is_image(*key)} == {TRIES[code]}
 
 
-def test_what_is_refused_or_replaced_is_not_asked_for_twice(
+def test_one_image_that_is_always_damaged_alike_costs_no_other(
+    bucket: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.fetch.BACKOFF", wait_fixed(0.01))
+
+    def one(method: str, path: str) -> bool:
+        return is_image(method, path) and "0003" in path
+
+    with fault_proxy(bucket, Faults(spoilt=1), applies=one) as proxy:
+        manifest = listed(proxy.server, monkeypatch)
+        bodies = fetched(proxy, manifest)
+        assert fetched(proxy, manifest.slice(3, 1))[0].code == "unavailable"  # nor alone
+    assert [number for number, body in enumerate(bodies) if body.code] == [3]
+    assert all(b.data == content(n) for n, b in enumerate(bodies) if n != 3)
+
+
+@pytest.mark.parametrize("images", [1, 8])
+def test_objects_whose_etags_are_no_md5s_because_of_their_encryption_are_taken(
+    bucket: S3Server, monkeypatch: pytest.MonkeyPatch, images: int
+) -> None:
+    headers = {"ETag": f'"{KMS}"', "x-amz-server-side-encryption": "aws:kms"}
+    with fault_proxy(bucket, Faults(), applies=is_image, headers=headers) as proxy:
+        manifest = with_etag(listed(proxy.server, monkeypatch), KMS)
+        proxy.requests.clear()
+        bodies = fetched(proxy, manifest.slice(0, images))
+        assert proxy.methods() == {"GET": 2 * images, "HEAD": images}
+        if images > 1:  # by now the bucket is known
+            bodies += fetched(proxy, manifest.slice(images))
+            assert proxy.methods() == {"GET": IMAGES + images, "HEAD": images}
+    assert [body.data for body in bodies] == [content(number) for number in range(len(bodies))]
+
+
+def test_a_store_that_makes_up_its_etags_is_found_out_by_several_objects(
+    bucket: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.fetch.BACKOFF", wait_fixed(0.01))
+    with fault_proxy(bucket, Faults(), applies=is_image, headers={"ETag": f'"{KMS}"'}) as proxy:
+        manifest = with_etag(listed(proxy.server, monkeypatch), KMS)
+        assert fetched(proxy, manifest.slice(0, 1))[0].code == "unavailable"
+        bodies = fetched(proxy, manifest)
+    assert [body.data for body in bodies] == [content(number) for number in range(IMAGES)]
+
+
+def with_etag(manifest: pa.Table, etag: str) -> pa.Table:
+    place = manifest.schema.get_field_index("etag")
+    return manifest.set_column(place, "etag", pa.array([etag] * manifest.num_rows))
+
+
+def test_what_is_refused_is_not_asked_for_twice_and_what_is_replaced_not_for_long(
     bucket: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with fault_proxy(bucket, Faults(forbidden=1), applies=is_image) as proxy:
@@ -116,12 +173,9 @@ def test_what_is_refused_or_replaced_is_not_asked_for_twice(
     assert {count for (_, path), count in proxy.requests.items() if path.endswith("jpg")} == {1}
     with fault_proxy(bucket, Faults()) as proxy:
         manifest = listed(proxy.server, monkeypatch).slice(0, 4)
-        other = manifest.set_column(
-            manifest.schema.get_field_index("etag"), "etag", pa.array(["0" * 32] * 4)
-        )
         proxy.requests.clear()
-        assert {body.code for body in fetched(proxy, other)} == {"changed"}
-    assert proxy.methods() == {"GET": 4}
+        assert {body.code for body in fetched(proxy, with_etag(manifest, "0" * 32))} == {"changed"}
+    assert proxy.methods() == {"GET": 4 * TRIES["changed"]}
 
 
 def test_a_source_that_refuses_everything_ends_the_job_before_the_model_works(

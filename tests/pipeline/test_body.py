@@ -19,7 +19,7 @@ KMS = "0123456789abcdef0123456789abcdef"  # looks like an MD5 and is none
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    body._other_etags.clear()
+    body._buckets.clear()
 
 
 def judged(data: bytes, etag: str, marks: Md5Marks) -> str | None:
@@ -39,18 +39,54 @@ def test_an_etag_that_can_t_be_an_md5_is_not_judged(etag: str) -> None:
     assert judged(BAD, etag, Md5Marks("s3://b/x.jpg")) is None
 
 
-def test_an_etag_of_an_encrypted_object_is_taken_after_a_second_equal_body() -> None:
+def test_a_body_that_is_damaged_the_same_way_each_time_is_never_taken() -> None:
+    alone = Md5Marks("s3://alone/x.jpg", encrypted=False)
+    assert [judged(BAD, MD5, alone) for _ in range(30)] == ["unavailable"] * 30
+    assert judged(GOOD, MD5, Md5Marks("s3://b/good.jpg")) is None
+    for number in range(9):
+        marks = Md5Marks(f"s3://b/{number}.jpg", encrypted=False)
+        assert [judged(BAD, MD5, marks) for _ in range(3)] == ["unavailable"] * 3
+
+
+def test_an_etag_that_the_store_says_is_none_is_not_judged() -> None:
     marks = Md5Marks("s3://kms/x.jpg")
     assert judged(GOOD, KMS, marks) == "unavailable"
+    assert marks.must_ask
+    marks.encrypted = True
     assert judged(GOOD, KMS, marks) is None
 
 
-def test_an_encrypted_bucket_costs_a_second_get_for_its_first_images_only() -> None:
+def test_an_encrypted_bucket_is_asked_of_its_first_images_only() -> None:
     gets = []
     for number in range(10):
         marks, tries = Md5Marks(f"s3://kms/{number}.jpg"), 1
         while judged(GOOD, KMS, marks):
+            marks.encrypted = True
             tries += 1
         gets.append(tries)
     assert gets == [2, 2, 2, *[1] * 7]
     assert judged(BAD, MD5, Md5Marks("s3://other/x.jpg")) == "unavailable"
+
+
+def test_where_one_object_is_plain_each_encrypted_one_is_asked_of() -> None:
+    for number in range(5):
+        marks = Md5Marks(f"s3://kms/{number}.jpg", encrypted=True)
+        assert judged(GOOD, KMS, marks) is None
+    assert judged(GOOD, KMS, Md5Marks("s3://kms/5.jpg")) is None
+    assert judged(GOOD, MD5, Md5Marks("s3://kms/plain.jpg")) is None
+    assert judged(GOOD, KMS, Md5Marks("s3://kms/6.jpg")) == "unavailable"
+    assert judged(BAD, MD5, Md5Marks("s3://kms/other.jpg")) == "unavailable"
+
+
+def test_a_store_of_made_up_etags_is_known_by_several_objects_that_disagree_steadily() -> None:
+    images = [Md5Marks(f"s3://odd/{number}.jpg", encrypted=False) for number in range(5)]
+    assert [judged(GOOD, KMS, marks) for marks in images] == ["unavailable"] * 5
+    assert [judged(GOOD, KMS, marks) for marks in images] == ["unavailable"] * 2 + [None] * 3
+    assert [judged(GOOD, KMS, marks) for marks in images] == [None] * 5
+
+
+def test_the_listed_etag_counts_where_the_answer_has_none() -> None:
+    found = fault(Fetched(BAD, None), len(BAD), MD5, Md5Marks("s3://b/x.jpg"))
+    assert found is not None
+    assert found[0] == "unavailable"
+    assert fault(Fetched(GOOD, None), len(GOOD), MD5, Md5Marks("s3://b/x.jpg")) is None
