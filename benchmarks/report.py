@@ -31,7 +31,7 @@ from detr.categories import COCO_PANOPTIC
 from pipeline.evaluator import part_name
 from pipeline.partial import score_rows
 from pipeline.plan import WorkUnit
-from pipeline.quality import results
+from pipeline.quality import per_class_table, results
 from pipeline.run import Run, open_run, parquet_bytes
 from pipeline.storage import Storage
 
@@ -64,6 +64,8 @@ def make_evaluated(folder: Path, images: int) -> None:
         **results(partial.sums, COCO_PANOPTIC),
         **facts,
     }
+    classes = per_class_table(result, COCO_PANOPTIC)
+    run.storage.write(f"{FOLDER}/per_class.parquet", parquet_bytes(classes))
     run.storage.write(f"{FOLDER}/pq.json", json.dumps(result).encode())
 
 

@@ -26,6 +26,10 @@ from pipeline.resample import COLUMNS, add_rows
 
 SCORED: Final = ("scored", "failed")  # a failed image misses all of its truth
 MOST_CHANGED: Final = 50
+_OTHER_TRUTH: Final = (
+    "the evaluations {name!r} of A and B used different ground truth: evaluate both against the "
+    "same file"
+)
 
 
 class OtherTruthError(UserError):
@@ -113,18 +117,17 @@ def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
                 f"{have}): run `panoptic evaluate` on both, or compare --without-truth"
             )
     assert name is not None
-    categories = a.run.info.categories
     if b.run.info.category_list != a.run.info.category_list:
         raise UserError("A and B have different categories: their classes can't be compared")
+    categories = a.categories(name)
+    if set(b.categories(name)) != set(categories):
+        raise OtherTruthError(_OTHER_TRUTH.format(name=name))
     left, right = _side(a, name), _side(b, name)
     common, in_a, in_b = np.intersect1d(left.hashes, right.hashes, return_indices=True)
     if not common.size:
         raise UserError("A and B have no scored image in common")
     if (left.segments[in_a] != right.segments[in_b]).any():
-        raise OtherTruthError(
-            f"the evaluations {name!r} of A and B used different ground truth: evaluate both "
-            "against the same file"
-        )
+        raise OtherTruthError(_OTHER_TRUTH.format(name=name))
     sums = [_sums(edition, name, common, categories) for edition in (a, b)]
     return Comparison(
         a=a.url,

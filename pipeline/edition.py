@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from detr.categories import Categories
 from pipeline.errors import UserError
 from pipeline.run import Run, Snapshot, open_run, snapshot_path
 from pipeline.storage import normalize
@@ -45,6 +46,24 @@ class Edition:
     def result(self, name: str) -> dict[str, Any]:
         """`pq.json` of an evaluation."""
         return json.loads(self.run.storage.read(f"{self._folder(name)}/pq.json"))
+
+    def categories(self, name: str | None = None) -> Categories:
+        """The run's label set; with an evaluation, then what only its truth has.
+
+        Truth of more categories than the model knows counts in PQ, as misses. Raises UserError if
+        the evaluation's `per_class.parquet` can't be read.
+        """
+        own = self.run.info.categories
+        if name is None:
+            return own
+        columns = ("category_id", "name", "isthing")
+        table = self.run.read_shard(f"{self._folder(name)}/per_class.parquet", columns)
+        more = [
+            {"id": row["category_id"], "name": row["name"], "isthing": int(row["isthing"])}
+            for row in table.to_pylist()
+            if row["category_id"] not in own.ids
+        ]
+        return Categories([*own, *Categories.from_json(more)]) if more else own
 
     def per_image(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The per-image rows of an evaluation, a shard at a time."""

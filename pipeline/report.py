@@ -116,7 +116,7 @@ def render(
             stage_color=_STAGE_COLORS,
             galleries=galleries,
             kinds=KINDS,
-            names={category.id: category.name for category in edition.run.info.categories},
+            names={own.category.id: own.category.name for own in facts.classes},
             comparison=comparison,
             changed={own.file_name: own for own in comparison.changed} if comparison else {},
             made=datetime.now(UTC).isoformat(timespec="seconds"),

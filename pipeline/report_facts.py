@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from detr.categories import Category
+from detr.categories import Categories, Category
 from pipeline.edition import Edition
 from pipeline.publish import read_stats
 from pipeline.run import Run
@@ -114,7 +114,7 @@ def gather(edition: Edition, evaluation: str | None = None) -> Facts:
     errors, errors_sampled = _errors(run, [s for s in snapshot.shards if s.error], snapshot.error)
     paths = [shard.path for shard in snapshot.shards if shard.ok]
     table, sampled = _sample(run, paths, SHARDS_READ, _CONTENTS)
-    classes = _classes(run, table, result)
+    classes = _classes(edition.categories(name), table, result)
     stats = [entry for number in run.generations() for entry in read_stats(run, number)]
     ok = table.filter(pc.field("status") == "ok")
     return Facts(
@@ -176,9 +176,10 @@ def _errors(run: Run, shards: Sequence[Any], failed: int) -> tuple[tuple[ErrorCo
     return tuple(found), sampled
 
 
-def _classes(run: Run, table: pa.Table, result: Mapping[str, Any] | None) -> tuple[ClassFacts, ...]:
+def _classes(
+    categories: Categories, table: pa.Table, result: Mapping[str, Any] | None
+) -> tuple[ClassFacts, ...]:
     """Per category: segments, images, share of pixels and mean score of the rows."""
-    categories = run.info.categories
     ids = np.array(categories.ids)
     order = np.argsort(ids)
     lengths = table["category_id"].combine_chunks().value_lengths().fill_null(0).to_numpy()

@@ -60,6 +60,7 @@ class Illustrator:
     edition: Edition
     evaluation: str | None
     truth: Truth | None
+    categories: Categories  # of predictions and truth
     options: Mapping[str, str] = field(default_factory=dict)  # storage options of the photos
 
     @classmethod
@@ -69,7 +70,8 @@ class Illustrator:
         """With the truth that the evaluation `result` (its pq.json) was scored against, if it is
         still there."""
         name = None if result is None else str(result["name"])
-        return cls(edition, name, _truth(edition, result), options or {})
+        truth = _truth(edition, result)
+        return cls(edition, name, truth, edition.categories(name), options or {})
 
     def cards(
         self, names: Sequence[str], count: int, budget: Budget, others: Sequence[Illustrator] = ()
@@ -97,7 +99,7 @@ class Illustrator:
 
     def _card(self, path: str, row: dict[str, Any], others: Sequence[Illustrator]) -> Card:
         run, name = self.edition.run, row["file_name"]
-        categories = run.info.categories
+        categories = self.categories
         height, width = row["height"], row["width"]
         at = sampling(height, width)
         lines = []

@@ -52,6 +52,7 @@ def _add(sums: Sums, rows: pa.Table, category_ids: Sequence[int]) -> None:
     lengths = np.diff(rows["category_id"].combine_chunks().offsets.to_numpy())
     image = np.repeat(np.arange(n), lengths)
     own = class_positions(_flat(rows["category_id"]).to_numpy(zero_copy_only=False), category_ids)
+    assert (own >= 0).all(), "rows of categories that are not among category_ids"
     size = _positions(rows["size"], SIZES)
     outcome = _positions(rows["outcome"], OUTCOMES)
     iou = _flat(rows["segment_iou"]).to_numpy(zero_copy_only=False)

@@ -14,8 +14,8 @@ from detr.categories import COCO_PANOPTIC
 from pipeline.evaluator import score_shard
 from pipeline.partial import Partial
 from pipeline.pq import Sums
-from pipeline.quality import results
-from pipeline.run import Run
+from pipeline.quality import per_class_table, results
+from pipeline.run import Run, parquet_bytes
 from pipeline.truth import prepare
 from pipeline.truth_table import read_png
 from tests.pipeline.made_run import Predicted, make_run, shard_row
@@ -80,5 +80,7 @@ def evaluate(run: Run, truth: Path) -> dict[str, Any]:
         **results(total.sums, ready.categories),
         **total.facts(),
     }
+    classes = per_class_table(result, ready.categories)
+    run.storage.write(f"{folder}/per_class.parquet", parquet_bytes(classes))
     run.storage.write(f"{folder}/pq.json", json.dumps(result).encode())
     return result

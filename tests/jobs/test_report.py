@@ -10,9 +10,12 @@ from urllib.parse import unquote, urlsplit
 import pytest
 import typer
 
+from detr.categories import Categories, Category
 from jobs.report import report
+from jobs.scenes import SCENE_CATEGORIES
 from pipeline.errors import UserError
 from pipeline.storage import Storage
+from tests import spoilt
 from tests.pipeline import made_run
 
 app = typer.Typer()
@@ -64,6 +67,26 @@ def test_json_names_the_file(out: str, tmp_path: Path, capsys: pytest.CaptureFix
     call(out, "--output", str(target), "--json", "--gallery", "0")
     facts = json.loads(capsys.readouterr().out)
     assert facts == {"report": str(target), "bytes": target.stat().st_size}
+
+
+def test_truth_may_have_classes_that_the_model_never_learnt(tmp_path: Path) -> None:
+    """They are named in the table, in what was missed and in what is taken for what."""
+    scenes = made_run.made_scenes(4)
+    more = Categories([*SCENE_CATEGORIES, Category(100, "<kite>", True, (0, 0, 0))])
+    truth = {
+        name: (made, [{**segments[0], "category_id": 100}, *segments[1:]])
+        for name, (made, segments) in scenes.items()
+    }
+    json_file = made_run.write_coco(tmp_path / "truth", "more", truth, categories=more)
+    for name in ("now", "before"):
+        rows = {name: made_run.shard_row(name, made) for name, made in scenes.items()}
+        spoilt.evaluate(made_run.make_run(tmp_path / name, rows), json_file)
+    call(str(tmp_path / "now"), "--compare", str(tmp_path / "before"))
+    page = (tmp_path / "now" / "report" / "0001.html").read_text()
+    assert page.count('<th scope="row" data-value="&lt;kite&gt;">') == 2  # classes, compared
+    assert "<td>&lt;kite&gt;</td>" in page  # confusion
+    assert "missed: &lt;kite&gt;" in page
+    assert "Truth: " in page
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from detr.categories import Categories
 from pipeline.evaluator import part_name
-from pipeline.partial import score_rows
+from pipeline.partial import Partial, score_rows
+from pipeline.pq import Sums
+from pipeline.quality import per_class_table, results
 from pipeline.run import Run, parquet_bytes
 from pipeline.truth_table import TRUTH_SCHEMA
 from tests.pipeline.made import truth_row
@@ -25,14 +28,27 @@ def truth_table(truth: Mapping[str, Predicted]) -> pa.Table:
 
 
 def evaluate(
-    run: Run, truth: Mapping[str, Predicted], *, number: int = 1, name: str = "gt"
+    run: Run,
+    truth: Mapping[str, Predicted],
+    *,
+    number: int = 1,
+    name: str = "gt",
+    categories: Categories | None = None,
 ) -> None:
-    """Write the per-image rows and a short pq.json, as `evaluate` would."""
+    """Write the per-image rows, the classes and a short pq.json, as `evaluate` would.
+
+    categories: of the truth, by default the run's.
+    """
+    categories = categories or run.info.categories
     folder = f"evaluation/{number:04d}/{name}"
+    total = Partial(Sums.zero(len(categories)))
     for shard in run.snapshot(number).shards:
         rows = run.read_shard(shard.path)
-        _, table = score_rows(rows, truth_table(truth), run.info.categories.ids, shard.path)
+        part, table = score_rows(rows, truth_table(truth), categories.ids, shard.path)
+        total.add(part)
         run.storage.write(f"{folder}/per_image/{part_name(shard.path)}", parquet_bytes(table))
+    classes = per_class_table(results(total.sums, categories), categories)
+    run.storage.write(f"{folder}/per_class.parquet", parquet_bytes(classes))
     run.storage.write(f"{folder}/pq.json", json.dumps({"name": name}).encode())
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from detr.categories import Categories, Category
 from jobs.scenes import SCENE_CATEGORIES
 from pipeline.compare import Comparison, changes, compare
 from pipeline.edition import open_edition
@@ -109,6 +110,36 @@ def test_other_truth_is_refused(tmp_path: Path) -> None:
     right = evaluated_run(tmp_path / "b", BETTER, other)
     with pytest.raises(UserError, match="used different ground truth"):
         compare(open_edition(left.storage.url), open_edition(right.storage.url))
+
+
+def test_classes_that_only_the_truth_has_are_missed_and_no_other_is_charged(tmp_path: Path) -> None:
+    kite = Category(100, "kite", True, (0, 0, 0))
+    tram = Category(101, "tram", True, (0, 0, 0))
+    more = Categories([*SCENE_CATEGORIES, kite])
+    first, *rest = TRUTH.items()
+    segments = [{**first[1][1][0], "category_id": kite.id}, *first[1][1][1:]]
+    truth = {first[0]: (first[1][0], segments), **dict(rest)}
+    runs = [
+        evaluated_run(tmp_path / name, predicted, TRUTH)
+        for name, predicted in (("a", BETTER), ("b", WORSE))
+    ]
+    for run in runs:
+        evaluate(run, truth, name="more", categories=more)
+    a, b = (open_edition(run.storage.url) for run in runs)
+    found = compare(a, b, "more")
+    classes = {own.name: own for own in found.classes}
+    assert (classes["kite"].segments, classes["kite"].pq.b) == (1, 0)
+    sums = Sums.zero(len(more))
+    for shard in runs[1].snapshot().shards:
+        rows = runs[1].read_shard(shard.path)
+        sums.add(score_rows(rows, truth_table(truth), more.ids)[0].sums)
+    expected = results(sums, more)
+    assert found.groups["All"]["pq"].b == expected["All"]["pq"]
+    for own in found.classes:
+        assert own.pq.b == expected["per_class"][str(own.category_id)]["pq"], own.name
+    evaluate(runs[0], truth, name="more", categories=Categories([*more, tram]))
+    with pytest.raises(UserError, match="used different ground truth"):
+        compare(a, b, "more")
 
 
 def test_several_evaluations_are_told_apart_by_name(tmp_path: Path) -> None:
