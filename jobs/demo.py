@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,7 @@ from jobs.scenes import write_scenes
 from pipeline.cluster import connect
 from pipeline.config import make_config
 from pipeline.edition import open_edition
+from pipeline.errors import UserError
 from pipeline.evaluator import evaluate_run
 from pipeline.job import segment
 from pipeline.report import write_report
@@ -26,6 +29,8 @@ DEMO_RECORD = DEMO_WEIGHTS.with_suffix(".json")  # what benchmarks/demo_weights.
 DEMO_THRESHOLD = 0.5  # a model of two million parameters is less sure than DETR
 SEED = 2026  # not a seed of training
 BROKEN = 4
+MARK = "MADE_BY_DEMO.txt"
+MARK_TEXT = "`panoptic demo` made scenes/ and run/, and makes them anew for another --images.\n"
 
 
 def demo(
@@ -39,7 +44,8 @@ def demo(
     """Segment and score made scenes on this machine; start here.
 
     No bucket, no GPU, no network: synthetic scenes of things and stuff, and a few broken files, as
-    a real bucket has them. Run it again and it finds nothing left to compute.
+    a real bucket has them. Run it again and it finds nothing left to compute; with another --images
+    it makes its scenes and its run anew.
 
         panoptic demo --images 200
     """
@@ -47,9 +53,7 @@ def demo(
     data, out = folder / "scenes", folder / "run"
     photo = data / "images" / "000000.jpg"
     truth = data / "panoptic.json"
-    if not _made(truth, images):
-        reporter.note(f"making {images} scenes and {BROKEN} broken files in {data}")
-        write_scenes(data, images, SEED, broken=BROKEN)
+    make_demo_scenes(folder, images, reporter.note)
     config = make_config(
         {
             "source": str(data / "images"),
@@ -109,5 +113,22 @@ def demo(
     )
 
 
-def _made(truth: Path, images: int) -> bool:
-    return truth.exists() and len(json.loads(truth.read_text())["images"]) == images
+def make_demo_scenes(folder: Path, images: int, note: Callable[[str], None]) -> None:
+    """So many scenes in `folder`/scenes; where an earlier demo made others, they and its run go.
+
+    A run's images are frozen with it, so a run of other scenes can't be kept. Raises UserError
+    where scenes/ or run/ is of anybody else.
+    """
+    data, mark = folder / "scenes", folder / MARK
+    truth = data / "panoptic.json"
+    if truth.exists() and len(json.loads(truth.read_text())["images"]) == images:
+        return
+    there = [path for path in (data, folder / "run") if path.exists()]
+    if there and not mark.exists():
+        raise UserError(f"{there[0]} was not made by this demo: choose another --folder")
+    for path in there:
+        shutil.rmtree(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    mark.write_text(MARK_TEXT)
+    note(f"making {images} scenes and {BROKEN} broken files in {data}")
+    write_scenes(data, images, SEED, broken=BROKEN)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import run
-from jobs.demo import DEMO_RECORD
+from jobs.demo import DEMO_RECORD, make_demo_scenes
+from pipeline.errors import UserError
 from tests.browser import opened
 from tests.run_rows import live_rows
 
@@ -39,6 +40,27 @@ def test_every_file_has_a_row_and_the_broken_ones_say_why(demo: Path) -> None:
     broken = [row for row in rows.to_pylist() if row["status"] == "error"]
     assert len(broken) == BROKEN
     assert all(row["error_message"] for row in broken)
+
+
+def test_another_number_of_images_makes_scenes_and_run_anew(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for count in (5, 3):
+        assert run(["demo", "--folder", str(tmp_path), "--images", str(count), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["images"] == count + BROKEN
+        files = {path.name for path in (tmp_path / "scenes/images").iterdir()}
+        assert len(files) == count + BROKEN
+        assert set(live_rows(tmp_path / "run")["file_name"].to_pylist()) == files
+
+
+@pytest.mark.parametrize("name", ["scenes", "run"])
+def test_a_folder_of_somebody_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    own = tmp_path / name / "panoptic.json"
+    own.parent.mkdir()
+    own.write_text('{"images": []}')
+    with pytest.raises(UserError, match=f"{name} was not made by this demo: choose another"):
+        make_demo_scenes(tmp_path, 3, print)
+    assert own.exists()
 
 
 def test_its_report_opens_from_disk_and_asks_for_nothing(demo: Path) -> None:
