@@ -192,7 +192,7 @@ def run_job(
     share = images / summary.computed / seconds / actors  # of a stage's seconds in an actor's time
     busy = stages["model"] * share
     waits = {
-        "decoding": stages.get("decode", 0.0) * share,
+        "decoding": (stages["total"] - stages["model"]) * share,
         "reading and Ray": 1 - stages["total"] * share,
     }
     return {

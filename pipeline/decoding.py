@@ -8,11 +8,13 @@ becomes its `ImageError`, kept by its index, and costs the others nothing.
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from pipeline.engine_model import PanopticModel
 BATCH_PIXELS: Final = 100_000_000  # decoded pixels of one batch: 300 MB
 Pixels = NDArray[np.uint8] | torch.Tensor
 Size = tuple[int, int]  # (height, width)
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,26 @@ class Batch:
         return Batch(self.indices[start:end], self.images[start:end], self.sizes[start:end])
 
 
+class Work:
+    """Calls functions in any thread; `seconds` is the CPU time that the threads spent in them.
+
+    Not the clock's: a thread that waits for a core, which the model holds, does no work.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        started = time.thread_time()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent = time.thread_time() - started
+            with self._lock:
+                self.seconds += spent
+
+
 @dataclass(frozen=True)
 class _Planned:
     index: int
@@ -56,7 +80,7 @@ class _Planned:
 
 
 class UnitDecoder:
-    """Iterate it once for the batches of a unit; `errors` is complete when it ends."""
+    """Iterate it once for the batches of a unit; `errors` and `work` are complete when it ends."""
 
     def __init__(
         self,
@@ -73,9 +97,11 @@ class UnitDecoder:
         Headers are read and the first batch begins to be decoded here, before anybody waits.
         """
         self.errors: dict[int, ImageError] = {}
+        self.work = Work()
         self._files, self._decoding, self._pool = files, decoding, pool
         self._device = getattr(model, "device", None)
-        self._batches = iter(self._plan(indices, getattr(model, "processed_size", None), most))
+        sizes = getattr(model, "processed_size", None)
+        self._batches = iter(self.work(self._plan, indices, sizes, most))
         self._ahead = self._begin()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -135,6 +161,7 @@ class UnitDecoder:
         if self._decoding.method == "nvjpeg":
             assert isinstance(self._device, torch.device)
             together = self._pool.submit(
+                self.work,
                 decode_nvjpeg,
                 [self._files(planned.index) for planned in batch],
                 self._device,
@@ -142,10 +169,10 @@ class UnitDecoder:
                 exif=self._decoding.exif,
             )
             return [
-                (planned, self._pool.submit(self._from_gpu, planned, together, place))
+                (planned, self._pool.submit(self.work, self._from_gpu, planned, together, place))
                 for place, planned in enumerate(batch)
             ]
-        return [(planned, self._pool.submit(self._decode, planned)) for planned in batch]
+        return [(planned, self._pool.submit(self.work, self._decode, planned)) for planned in batch]
 
     def _from_gpu(
         self, planned: _Planned, together: Future[list[torch.Tensor | None]], place: int

@@ -24,7 +24,7 @@ from detr.decode import ImageError
 from detr.nvjpeg import check_nvjpeg
 from detr.postprocess import Panoptic
 from pipeline import rle
-from pipeline.decoding import Batch, Decoding, UnitDecoder
+from pipeline.decoding import Batch, Decoding, UnitDecoder, Work
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS
 from pipeline.model_stream import ModelStream
@@ -80,8 +80,9 @@ class Segmenter:
     def _rows(
         self, unit: pa.Table, seconds: dict[str, float], batches: Counter[int]
     ) -> list[dict[str, Any]]:
-        """`seconds` gets, of the time in turn, how long the model worked and how long it waited;
-        `batches` how many of each size the model was given."""
+        """`seconds` gets the time in turn (total), the model's part of it, and the CPU time of the
+        threads that decoded and encoded meanwhile; `batches` how many of each size the model was
+        given."""
         rows: list[dict[str, Any]] = [
             error_row(code, message)
             for code, message in zip(
@@ -97,17 +98,21 @@ class Segmenter:
             most=self.stream.most,
             pool=self.pool,
         )
-        encoding = self.turn.submit(self._in_turn, decoder, seconds, batches).result()
-        started = time.perf_counter()
+        encode = Work()
+        encoding = self.turn.submit(self._in_turn, decoder, encode, seconds, batches).result()
         for index, future in encoding.items():
             rows[index] = future.result()
-        seconds["encode"] = time.perf_counter() - started
+        seconds["decode"], seconds["encode"] = decoder.work.seconds, encode.seconds
         for index, error in decoder.errors.items():
             rows[index] = error_row(error.code, str(error))
         return rows
 
     def _in_turn(
-        self, decoder: UnitDecoder, seconds: dict[str, float], batches: Counter[int]
+        self,
+        decoder: UnitDecoder,
+        encode: Work,
+        seconds: dict[str, float],
+        batches: Counter[int],
     ) -> dict[int, Future[dict[str, Any]]]:
         """The model on the unit's batches -> the rows under way, by index."""
         encoding: dict[int, Future[dict[str, Any]]] = {}
@@ -117,9 +122,9 @@ class Segmenter:
                 if isinstance(answer, ImageError):
                     decoder.errors[index] = answer
                 else:
-                    encoding[index] = self.pool.submit(segment_row, answer)
+                    encoding[index] = self.pool.submit(encode, segment_row, answer)
         seconds["total"] = time.perf_counter() - started
-        seconds["model"] = seconds["total"] - seconds["decode"]
+        seconds["model"] = seconds["total"] - seconds.pop("waited")
         return encoding
 
 
@@ -129,7 +134,7 @@ def _timed(batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batc
     while True:
         started = time.perf_counter()
         batch = next(waiting, None)
-        seconds["decode"] += time.perf_counter() - started
+        seconds["waited"] += time.perf_counter() - started
         if batch is None:
             return
         yield batch

@@ -282,7 +282,7 @@ def test_the_next_unit_is_decoded_while_the_model_works(tmp_path: Path) -> None:
     plain = actor.pool.submit
 
     def watch(function: Any, *arguments: Any) -> Any:
-        decoded.append(function.__name__)
+        decoded.append(arguments[0].__name__)
         return plain(function, *arguments)
 
     actor.pool.submit = watch  # type: ignore[method-assign,assignment]

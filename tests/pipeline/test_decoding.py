@@ -1,0 +1,56 @@
+"""Where an actor's time goes: what threads did beside the model is told, waited for or not."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detr.decode import decode
+from detr.postprocess import Panoptic
+from pipeline.segmenter import segment_row
+from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of
+from tests.toy_model import Toy
+
+IMAGES = 6
+
+
+class Slow(Toy):
+    """Takes so long over an image that the next one is decoded, and the last encoded, meanwhile."""
+
+    def segment(self, images: Sequence[NDArray[np.uint8]]) -> list[Panoptic]:
+        answers = super().segment(images)
+        time.sleep(0.1)
+        return answers
+
+
+def load_slow(weights: str, **settings: Any) -> Slow:
+    return Slow()
+
+
+def test_work_that_nobody_waited_for_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "none").write_bytes(b"")
+    model = "tests.pipeline.test_decoding:load_slow"
+    actor = segmenter(tmp_path / "none", model=model, batch_size=1)
+    files = [jpeg(600, 800, seed) for seed in range(IMAGES)]
+    unit = unit_of({f"{number}.jpg": data for number, data in enumerate(files)})
+    actor(unit)  # compiles what encodes
+    seconds: dict[str, float] = defaultdict(float)
+    actor._rows(unit, seconds)
+    started = time.thread_time()
+    images = [decode(data) for data in files]
+    decoding = time.thread_time() - started
+    answers = [actor.stream.model.segment([image])[0] for image in images]
+    started = time.thread_time()
+    for answer in answers:
+        segment_row(answer)
+    encoding = time.thread_time() - started
+    assert seconds["decode"] > 0.6 * decoding
+    assert seconds["encode"] > 0.6 * encoding
+    assert seconds["total"] >= seconds["model"] > 0.1 * IMAGES
+    assert set(seconds) == {"decode", "encode", "model", "total"}
