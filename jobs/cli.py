@@ -104,6 +104,13 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, ModelError):
             return _say(str(error), EXIT_USAGE)
         raise
+    except Exception as error:
+        from pipeline.entry import store_failure  # loads what a verb has loaded
+
+        sentence = store_failure(error)
+        if sentence is None:
+            raise
+        return _say(str(sentence), sentence.exit_code)
     if code == EXIT_INTERRUPTED:
         return _stopped()
     return code if isinstance(code, int) else 0

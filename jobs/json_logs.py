@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.console import LOG_SECONDS, ConsoleReporter
+from pipeline.entry import store_failure
 from pipeline.errors import UserError
 from pipeline.execute import Reporter
 from pipeline.tally import Progress
@@ -68,8 +69,10 @@ def reporting(*, verbose: bool, json_logs: bool) -> Iterator[Reporter]:
         # Not RAY_DATA_LOG_ENCODING: with it Ray 2.60 fails when a second dataset ends.
         try:
             yield JsonReporter(verbose=verbose)
-        except UserError as error:
-            log("error", message=str(error), exit_code=error.exit_code)
+        except Exception as error:
+            told = error if isinstance(error, UserError) else store_failure(error)
+            if told is not None:
+                log("error", message=str(told), exit_code=told.exit_code)
             raise
         return
     reporter = ConsoleReporter(verbose=verbose)

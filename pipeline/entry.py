@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import datetime
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from pipeline.errors import TryAgainError, UserError
+from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, TryAgainError, UserError
+
+CLIENTS: Final = ("obstore", "botocore", "aiohttp")
 
 
 class Entry(NamedTuple):
@@ -40,6 +42,8 @@ _HINTS = {
     "ConnectionRefused": "nobody listens there",
 }
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
+# At the first request these may be a mistyped endpoint or region as well as a store that is down.
+_NEVER_REACHED = ("kind: Connect", "Could not connect to the endpoint", "redirect without LOCATION")
 
 
 def classify(error: BaseException) -> tuple[str, str]:
@@ -53,9 +57,7 @@ def classify(error: BaseException) -> tuple[str, str]:
     s3_code = _S3_CODE.search(text)
     if s3_code and s3_code[1] not in line:
         line = f"{line} ({s3_code[1]})"
-    status = next(
-        (group for match in _STATUS.finditer(text) for group in match.groups() if group), ""
-    )
+    status = _status(error)
     hint = next((words for mark, words in _HINTS.items() if mark in text), None)
     line = line[:500] + (f" ({hint})" if hint else "")
     if "InvalidObjectState" in text:
@@ -75,12 +77,26 @@ def classify(error: BaseException) -> tuple[str, str]:
     return "unavailable", line
 
 
+def _status(error: BaseException) -> str:
+    """The HTTP status that a client tells in its text or, botocore, in its answer; else empty."""
+    for each in (error, error.__cause__):  # s3fs makes an OSError of botocore's
+        answer = getattr(each, "response", None)
+        if isinstance(answer, dict):
+            return str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    groups = (group for match in _STATUS.finditer(str(error)) for group in match.groups())
+    return next((group for group in groups if group), "")
+
+
 class StorageError(UserError):
     """A storage failure that stops a job; `code` as `classify` gives it."""
 
-    def __init__(self, message: str, code: str) -> None:
+    def __init__(self, message: str, code: str, exit_code: int = EXIT_USAGE) -> None:
         super().__init__(message)
         self.code = code
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str, int]]:
+        return StorageError, (str(self), self.code, self.exit_code)
 
     @property
     def may_pass(self) -> bool:
@@ -90,21 +106,48 @@ class StorageError(UserError):
 
 def of_storage(error: BaseException) -> bool:
     """True if a storage client raised this."""
-    root = type(error).__module__.partition(".")[0]
-    return isinstance(error, OSError) or root in ("obstore", "botocore", "aiohttp")
+    return isinstance(error, OSError) or of_client(error)
+
+
+def of_client(error: BaseException | None) -> bool:
+    """True for a client's own exception, and for what s3fs makes of one."""
+    if isinstance(error, OSError) and error.__cause__ is not None:
+        return of_client(error.__cause__)
+    return type(error).__module__.partition(".")[0] in CLIENTS
+
+
+def store_failure(
+    error: BaseException, what: str = "a request to the store failed"
+) -> UserError | None:
+    """The sentence if a request to a store failed behind `error`, such as in one of Ray's tasks.
+
+    None if it is anything else. For whoever has reached the store before: one that nobody answers
+    for any more is down, so the same command may work later.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, StorageError):
+            return cause
+        if of_client(cause):
+            return as_lost(cause, what)
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return None
 
 
 def as_lost(error: BaseException, what: str) -> UserError:
     """The same in the middle of a job: what another call may mend asks for one."""
-    code, _ = classify(error)
     sentence = as_user_error(error, what)
-    if code in ("timeout", "unavailable"):
-        return TryAgainError(f"{sentence}; shards already written stay: run the same command again")
+    if sentence.may_pass:
+        return TryAgainError(f"{sentence}; what is written stays: run the same command again")
     return sentence
 
 
 def as_user_error(error: BaseException, what: str) -> StorageError:
-    """The sentence for a storage failure outside the image stream, where it must stop the job."""
+    """The sentence for a storage failure outside the image stream, where it must stop the job.
+
+    Exit code 75 for a store that fails, 2 for what may be the caller's: an endpoint that is not
+    there, a bucket, credentials, a local path.
+    """
     code, line = classify(error)
     mend = {
         "not_found": "check the path and the bucket's name",
@@ -113,4 +156,12 @@ def as_user_error(error: BaseException, what: str) -> StorageError:
         "archived": "restore it from the archive tier first",
         "unavailable": "check the endpoint and the network",
     }[code]
-    return StorageError(f"{what}: {line} ({code}: {mend})", code)
+    exit_code = EXIT_TRY_AGAIN if _is_down(error, code) else EXIT_USAGE
+    return StorageError(f"{what}: {line} ({code}: {mend})", code, exit_code)
+
+
+def _is_down(error: BaseException, code: str) -> bool:
+    if code != "unavailable" or not of_client(error):
+        return code == "timeout"
+    told = any(mark in str(error) for mark in _NEVER_REACHED)
+    return not told and _status(error)[:1] in ("", "5")

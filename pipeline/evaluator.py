@@ -260,7 +260,7 @@ def _result(task: ray.ObjectRef) -> Any:
         return ray.get(task)
     except RayTaskError as error:
         if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
+            raise error.cause from None
         raise
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, cast
 
 import ray
@@ -21,6 +22,7 @@ from ray.exceptions import (
 from detr.config import ModelError
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
+from pipeline.entry import StorageError
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.graph import compute_shards, configure_ray_data, rewrite_shards
 from pipeline.placement import Placement
@@ -101,11 +103,15 @@ def execute(
             for number in sorted({rewrite.generation for rewrite in rewrites}):
                 owed_copies = [each for each in rewrites if each.generation == number]
                 rewrite_shards(run, owed_copies, tally)
-    except Exception as error:
-        _raise_sentence(error, tally)
+    except BaseException as error:
+        with suppress(Exception):  # a store that is down: why the job stopped matters more
+            done(watch.last)
+        if isinstance(error, Exception):
+            _raise_sentence(error, tally)
         raise
-    finally:
+    else:
         done(watch.last)
+    finally:
         _kill(tally)
     return watch.last
 
@@ -123,8 +129,10 @@ def _raise_sentence(error: BaseException, tally: ActorHandle) -> None:
         ) from None
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, UserError):
-            raise type(cause)(str(cause)) from None
+        if isinstance(cause, UserError) and not isinstance(cause, RayError):  # Ray's are both
+            if isinstance(cause, StorageError) and cause.may_pass:
+                raise TryAgainError(f"{cause}; run the same command again") from None
+            raise cause from None
         if isinstance(cause, ModelError):
             raise UserError(str(cause)) from None
         if isinstance(cause, LOST):

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, Final
 
-from pipeline.entry import as_user_error
+from pipeline.entry import as_user_error, store_failure
 from pipeline.errors import LeaseError, TryAgainError
 from pipeline.processes import alive, machine, process_start
 from pipeline.storage import Storage
@@ -51,7 +51,8 @@ def lease(storage: Storage) -> Iterator[None]:
     except LeaseError:
         raise
     except Exception as error:
-        raise as_user_error(error, f"can't write to {storage.url}") from error
+        what = f"can't write to {storage.url}"
+        raise store_failure(error, what) or as_user_error(error, what) from error
     renewer = threading.Thread(target=held.renew, name="lease", daemon=True)
     try:
         with _interruptible():

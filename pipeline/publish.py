@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from pipeline.budget import Failures, failures_of, merged, over_budget
+from pipeline.entry import of_client
 from pipeline.errors import ErrorBudgetError, UserError
 from pipeline.plan import Generation
 from pipeline.run import Run, ShardEntry, Snapshot
@@ -104,6 +105,8 @@ def footers(run: Run, paths: Iterable[str], sizes: Mapping[str, int]) -> list[Sh
         try:
             return read_footer(run.storage, path, sizes[path])
         except (OSError, ValueError) as error:  # pyarrow's errors are both
+            if of_client(error) and not isinstance(error, FileNotFoundError):
+                raise  # the store failed, and says nothing of the shard
             raise UserError(
                 f"shard {path} of {run.storage.url} is broken ({error}): delete it and run again"
             ) from error

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detr.categories import Categories
-from pipeline.entry import as_user_error
+from pipeline.entry import as_user_error, of_client
 from pipeline.errors import UserError
 from pipeline.plan import Generation, WorkUnit, manifest_folder, segments_folder
 from pipeline.pointer import forward
@@ -229,6 +229,8 @@ class Run:
                 "command again to recompute it"
             ) from None
         except (pa.ArrowInvalid, OSError) as error:
+            if of_client(error):  # the store failed, and says nothing of the shard
+                raise
             raise UserError(f"shard {path} of {self.storage.url} is broken: {error}") from error
 
 

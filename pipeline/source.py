@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import IMAGE_SUFFIXES, RunConfig
-from pipeline.entry import Entry, as_user_error
+from pipeline.entry import Entry, as_lost, as_user_error
 from pipeline.errors import UserError
 from pipeline.inventory import Inventory, is_inventory
 from pipeline.node_cache import local_copy
@@ -83,7 +83,8 @@ class Source:
         except FileNotFoundError as error:
             raise UserError(f"--source {self.url} does not exist") from error
         except Exception as error:
-            raise as_user_error(error, f"can't list {self.url}") from error
+            as_sentence = as_lost if count else as_user_error
+            raise as_sentence(error, f"can't list {self.url}") from error
 
     def _folder(self) -> Iterator[pa.Table]:
         storage = Storage(self.url, self.options)

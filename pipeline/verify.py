@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.entry import of_client
 from pipeline.manifest import Staging
 from pipeline.plan import name_hash
 from pipeline.run import Run, ShardEntry, Snapshot
@@ -103,6 +104,8 @@ def _live(
         except FileNotFoundError:
             return entry, None, {}, "is missing"
         except (OSError, ValueError) as error:  # pyarrow's errors are both
+            if of_client(error):  # the store failed, and says nothing of the shard
+                raise
             return entry, None, {}, f"can't be read: {error}"
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
