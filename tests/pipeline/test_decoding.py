@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def test_work_that_nobody_waited_for_is_counted(tmp_path: Path) -> None:
     unit = unit_of({f"{number}.jpg": data for number, data in enumerate(files)})
     actor(unit)  # compiles what encodes
     seconds: dict[str, float] = defaultdict(float)
-    actor._rows(unit, seconds)
+    actor._rows(unit, seconds, Counter())
     started = time.thread_time()
     images = [decode(data) for data in files]
     decoding = time.thread_time() - started

@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def reasons(run: Run, number: int, live: int) -> list[str]:
-    config = NightlyConfig(source="/x", out="/y", weights="r50")
+    config = NightlyConfig.model_validate({"source": "/x", "out": "/y", "weights": "r50"})
     return judge_shares(Edition(run, number), Edition(run, live), config, same_weights=True)
 
 
