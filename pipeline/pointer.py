@@ -33,6 +33,13 @@ def back(pointer: Mapping[str, Any], key: str) -> dict[str, Any] | None:
     return _pointer(key, previous[-1], previous[:-1], withdrawn)
 
 
+def instead(pointer: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The pointer after taking the last publication back for `value`, whatever that was before."""
+    withdrawn = [*pointer.get("withdrawn", ()), pointer[key]]
+    previous = [own for own in pointer.get("previous", ()) if own != value]
+    return _pointer(key, value, previous, [own for own in withdrawn if own != value])
+
+
 def _pointer(key: str, value: Any, previous: list[Any], withdrawn: list[Any]) -> dict[str, Any]:
     history = {"previous": previous[-REMEMBERED:], "withdrawn": withdrawn[-REMEMBERED:]}
     return {key: value, **{name: own for name, own in history.items() if own}}

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.lease import lease
 from pipeline.nights import PREFIX, Nights
-from pipeline.pointer import back, forward
+from pipeline.pointer import back, forward, instead
 from pipeline.run import RUN_FILE, Run, open_run
 from pipeline.storage import Storage
 
@@ -56,7 +57,7 @@ def _move_nights(nights: Nights, to: str | None) -> None:
         if target is None or target.latest() is None:
             known = ", ".join(nights.run_names())
             raise UserError(f"{to} is no published run folder here (there are: {known})")
-        nights.move(forward(pointer, "run", to))
+        nights.move(_to_run(pointer, to))
         return
     if to is not None or _step(run) is not None:
         _move_run(run, to)
@@ -85,13 +86,30 @@ def _move_run(run: Run, to: str | None) -> None:
     if not to.isdigit() or int(to) not in run.snapshot_numbers():
         known = ", ".join(map(str, run.snapshot_numbers()))
         raise UserError(f"--to {to}: {run.storage.url} has no such snapshot (there are: {known})")
+    run.move(_to_snapshot(pointer, int(to)))
+
+
+def _to_run(pointer: dict[str, Any], name: str) -> dict[str, Any]:
+    """The pointer at this run folder, with what was published after it, or is live in place of it,
+    withdrawn. One that was itself withdrawn is published again, on top of what is live."""
+    if name == pointer["run"] or name in pointer.get("withdrawn", ()):
+        return forward(pointer, "run", name)
+    moved: dict[str, Any] | None = pointer
+    while moved is not None and name in moved.get("previous", ()):
+        moved = back(moved, "run")
+        if moved is not None and moved["run"] == name:
+            return moved
+    return instead(pointer, "run", name)
+
+
+def _to_snapshot(pointer: dict[str, Any], number: int) -> dict[str, Any]:
+    """The pointer at this snapshot, with every later one that was published withdrawn."""
     moved = pointer
-    while moved is not None and int(to) in moved.get("previous", ()):
-        moved = back(moved, "snapshot")
-        if moved is not None and moved["snapshot"] == int(to):
-            run.move(moved)
-            return
-    run.publish(int(to))
+    while moved["snapshot"] > number and (before := back(moved, "snapshot")) is not None:
+        moved = before
+    if moved["snapshot"] > number:  # nothing as old was published
+        return instead(moved, "snapshot", number)
+    return forward(moved, "snapshot", number)
 
 
 def _step(run: Run) -> dict[str, object] | None:

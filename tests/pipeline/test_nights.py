@@ -87,6 +87,30 @@ def test_rollback_to_a_snapshot_or_a_run(nights: Nights) -> None:
     )
 
 
+def test_a_run_that_was_left_by_name_is_withdrawn(nights: Nights) -> None:
+    rollback(nights.storage.url, "run-a")
+    assert nights.pointer() == {"run": "run-a", "withdrawn": ["run-b"]}
+    rollback(nights.storage.url, "run-b")  # and forward again
+    assert nights.pointer() == {"run": "run-b", "previous": ["run-a"]}
+    nights.move({"run": "run-b"})  # as after a prune: the way back is forgotten
+    rollback(nights.storage.url, "run-a")
+    assert nights.pointer() == {"run": "run-a", "withdrawn": ["run-b"]}
+
+
+def test_every_snapshot_after_the_one_that_is_named_is_withdrawn(nights: Nights) -> None:
+    run = a_run(nights, "run-a")
+    nights.move({"run": "run-a"})
+    run.move({"snapshot": 3, "previous": [1]})  # 2 was stopped by the gate
+    rollback(nights.storage.url, "2")
+    assert run.pointer() == {"snapshot": 2, "previous": [1], "withdrawn": [3]}
+    run.move({"snapshot": 3})
+    rollback(nights.storage.url, "2")
+    assert run.pointer() == {"snapshot": 2, "withdrawn": [3]}
+    run.move({"snapshot": 2, "previous": [1]})  # 3 was stopped, and is accepted
+    rollback(nights.storage.url, "3")
+    assert run.pointer() == {"snapshot": 3, "previous": [1, 2]}
+
+
 @pytest.mark.parametrize("to", ["9", "nonsense", "run-c"])
 def test_rollback_to_what_is_not_there_moves_nobody(nights: Nights, to: str) -> None:
     with pytest.raises(UserError, match="there are:"):

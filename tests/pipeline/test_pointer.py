@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.pointer import REMEMBERED, back, forward
+from pipeline.pointer import REMEMBERED, back, forward, instead
 from pipeline.publish import finish
 from tests.pipeline.made_run import made_scenes, make_run, shard_row
 
@@ -31,6 +31,12 @@ def test_going_back_withdraws_what_was_live() -> None:
 def test_publishing_again_by_hand_ends_a_withdrawal() -> None:
     pointer = {"snapshot": 3, "previous": [1], "withdrawn": [4]}
     assert forward(pointer, "snapshot", 4) == {"snapshot": 4, "previous": [1, 3]}
+
+
+def test_what_is_live_can_be_taken_back_for_anything() -> None:
+    pointer = {"snapshot": 4, "previous": [1, 3], "withdrawn": [2]}
+    expected = {"snapshot": 2, "previous": [1, 3], "withdrawn": [4]}
+    assert instead(pointer, "snapshot", 2) == expected
 
 
 def test_the_history_is_bounded() -> None:
