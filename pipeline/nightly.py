@@ -201,6 +201,7 @@ class _Night:
     # -- how it ends
 
     def _nothing_to_do(self, edition: Edition, pin: bool) -> NightSummary:
+        edition.run.mark_success(True)  # a call may have been killed right before it
         if edition.number in (edition.run.pointer() or {}).get("withdrawn", ()):
             self.reporter.note(
                 f"snapshot {edition.number} was rolled back and nothing has changed since: publish "

@@ -180,9 +180,10 @@ class Run:
 
     def mark_success(self, done: bool) -> None:
         """`_SUCCESS` is there only while no generation is being made."""
-        if done:
+        there = self.storage.exists(SUCCESS_FILE)
+        if done and not there:
             self.storage.write(SUCCESS_FILE, b"")
-        elif self.storage.exists(SUCCESS_FILE):
+        elif there and not done:
             self.storage.delete(SUCCESS_FILE)
 
     # -- rows

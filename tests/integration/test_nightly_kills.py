@@ -96,3 +96,31 @@ def test_killed_between_two_runs_no_reader_moves_until_the_last_write(tmp_path: 
     assert folder.killed() == [0]
     assert folder.live() != first
     assert set(folder.rows()) == {path.name for path in folder.photos.iterdir()}
+
+
+def test_killed_at_each_step_a_night_of_changes_ends_the_same(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    folder.put(*range(12))
+    assert folder.killed() == [0]
+    before = folder.rows()
+    folder.put(20)
+    (folder.photos / "007.png").write_bytes(png(107))
+    (folder.photos / "011.png").unlink()
+    steps = (
+        *("0002/dropped.parquet", "0002/generation.json", "stats/0002.json"),
+        *("snapshots/0002.parquet", "0002/gt/pq.json", "/nights/*.json", "/latest.json"),
+        "/_SUCCESS",
+    )
+    assert folder.killed(*steps) == [-9] * len(steps) + [0]
+    after = folder.rows()
+    assert set(after) == {path.name for path in folder.photos.iterdir()}
+    assert {name for name in after if after[name] != before.get(name)} == {"007.png", "020.png"}
+    run = Path(open_run(str(folder.out)).storage.url)
+    assert sorted(path.name for path in (run / "snapshots").iterdir()) == [
+        *("0001.parquet", "0002.parquet"),
+    ]
+    assert (run / "_SUCCESS").exists()  # though the call that published was killed before it
+    fresh = [path.name for path in (run / "segments/0002").iterdir()]
+    assert [name for name in fresh if name.startswith("shard-")] == [
+        "shard-000000-of-000001.parquet"
+    ]
