@@ -95,7 +95,8 @@ class _Night:
             edition = Edition(run, 1)
             judged = self._judge_truth(edition)
             if judged.reasons:
-                return self._stop(edition, judged)
+                reasons = (*judged.reasons, *self._report(edition))
+                return self._stop(edition, dataclasses.replace(judged, reasons=reasons))
             self._brake(run)
         if self._difference(run):
             self._compute(run)

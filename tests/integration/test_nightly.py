@@ -194,7 +194,10 @@ def test_other_weights(bucket: Bucket, night: Night, capsys: pytest.CaptureFixtu
     # Worse weights stop after the images with ground truth, and no reader moves.
     before = bucket.state()
     bucket.weights.write_text("90")
+    told = bucket.folder / "told"
+    bucket.write_toml(report=["sh", "-c", f"echo {{run}} > {told}"])
     code, fourth = night()
+    assert told.read_text() == f"s3://data/nights/{fourth['run']}\n"  # the report sees it too
     assert (code, fourth["outcome"], fourth["published"]) == (3, "stopped", False)
     assert "PQ dropped by" in fourth["reasons"][0]
     assert (fourth["computed"], fourth["why"]) == (10, {"other weights": 10})
@@ -218,7 +221,11 @@ def test_other_weights(bucket: Bucket, night: Night, capsys: pytest.CaptureFixtu
     assert len(bucket.rows()) == 20
 
     # Rolled back, readers are on the old weights again, and no night undoes it.
-    assert panoptic(["rollback", "s3://data/nights", *out_options(bucket)]) == 0
+    rollback = ["rollback", "s3://data/nights", *out_options(bucket)]
+    assert panoptic(rollback) == 0
+    assert panoptic([*rollback, "--to", fifth["run"]]) == 0  # forward again, and back by name
+    assert bucket.run().storage.url.endswith(fifth["run"])
+    assert panoptic([*rollback, "--to", good]) == 0
     assert bucket.run().storage.url.endswith(good)
     assert bucket.run().latest() == 1
     code, refused = night()
