@@ -6,6 +6,7 @@ holds the failed images, how many they are, and one of the store's own messages.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -70,6 +71,11 @@ def common_folder(one: str, other: str) -> str:
 
 def counts(failures: ByCode) -> Counter[str]:
     return Counter({code: found.count for code, found in failures.items()})
+
+
+def enough_rate(images: int, failed: int) -> float:
+    """The smallest error rate, in thousandths, that allows so many."""
+    return math.ceil(1000 * failed / images) / 1000
 
 
 def over_budget(images: int, failures: ByCode, max_error_rate: float) -> str | None:

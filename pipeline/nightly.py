@@ -18,10 +18,11 @@ import time
 from datetime import UTC, datetime
 from typing import Final
 
+from pipeline.budget import enough_rate, over_budget
 from pipeline.edition import Edition
 from pipeline.engine_model import ModelSpec, run_fingerprint
 from pipeline.entry import StorageError, as_user_error, of_storage
-from pipeline.errors import TryAgainError, UserError
+from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.execute import Reporter
 from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.job import check_same, describe_run, work
@@ -32,6 +33,7 @@ from pipeline.night_plan import brake_full, check_truth, night_device, only_with
 from pipeline.night_summary import NightSummary, summarize
 from pipeline.nightly_config import NightlyConfig
 from pipeline.nights import PREFIX, Nights, Pinned
+from pipeline.publish import failures
 from pipeline.run import Run, create_run
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.source import Source
@@ -89,20 +91,22 @@ class _Night:
             check_same(run, self.settings, self.description)
         if run is None or not run.generations():
             run = self._first(run)
-        self._compute(run)
-        judged = Judged(())
+        computed = self._compute(run)
         if not self.same_weights and self.config.truth and max(run.generations()) == 1:
             edition = Edition(run, 1)
+            self._refuse_failures(edition, f"delete {run.storage.url}, mend the source")
             judged = self._judge_truth(edition)
             if judged.reasons:
                 reasons = (*judged.reasons, *self._report(edition))
                 return self._stop(edition, dataclasses.replace(judged, reasons=reasons))
             self._brake(run)
-        if self._difference(run):
+        # What failed a moment ago is left to the next call.
+        if self._difference(run, retry=not computed):
             self._compute(run)
         edition = Edition(run, max(run.generations()))
         if self._is_live(edition):
             return self._nothing_to_do(edition, pin)
+        self._refuse_failures(edition, "mend the source (transient failures are tried again)")
         judged = self._judge(edition)
         if judged.reasons:
             return self._stop(edition, judged)
@@ -137,10 +141,10 @@ class _Night:
         self.reporter.note(f"{images:,} images to compute in {self.name}")
         return run
 
-    def _difference(self, run: Run) -> bool:
+    def _difference(self, run: Run, *, retry: bool) -> bool:
         """Plan what is new, changed, gone or worth another try; False if that is nothing."""
         config = self.config
-        brake = config.allow_full or not self.same_weights
+        free = config.allow_full or self.live is None or not self.same_weights
         generation = plan_refresh(
             run,
             self._source(),
@@ -148,8 +152,8 @@ class _Night:
             images_per_shard=config.images_per_shard,
             brakes=Brakes(
                 max_removed_rate=config.max_removed_rate,
-                max_recompute=None if brake else config.max_recompute,
-                retry_codes=tuple(sorted(TRANSIENT_CODES)),
+                max_recompute=None if free else config.max_recompute,
+                retry_codes=tuple(sorted(TRANSIENT_CODES)) if retry else (),
                 retries=config.retries,
             ),
             progress=self.reporter.listed,
@@ -160,12 +164,27 @@ class _Night:
         self.reporter.note(f"generation {generation.number}: {kinds}")
         return True
 
-    def _compute(self, run: Run) -> None:
-        """Finish the newest generation, unpublished."""
+    def _compute(self, run: Run) -> int:
+        """Finish the newest generation, unpublished; returns how many images that took."""
         with lease(run.storage):
-            work(
+            done = work(
                 run, self.settings, self.spec, self.device, self.reporter, self.began, publish=False
             )
+        return done.computed
+
+    def _refuse_failures(self, edition: Edition, mend: str) -> None:
+        """Raises ErrorBudgetError, its summary written, if too many images failed."""
+        snapshot, limit = edition.snapshot, self.config.max_error_rate
+        reason = over_budget(snapshot.rows, failures(edition.run, snapshot), limit)
+        if reason is None:
+            return
+        reason += (
+            f"; nothing is published: see `panoptic errors {edition.run.storage.url}`, {mend} and "
+            "call the night again, or set max_error_rate = "
+            f"{enough_rate(snapshot.rows, snapshot.error):g} in its settings"
+        )
+        self._stop(edition, Judged((reason,)))
+        raise ErrorBudgetError(reason)
 
     def _judge_truth(self, edition: Edition) -> Judged:
         pinned = self.nights.pinned()

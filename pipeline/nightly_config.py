@@ -49,7 +49,7 @@ class NightlyConfig(RunConfig):
         0.5, ge=0, description="Stop before computing a larger part of the images than this."
     )
     allow_full: bool = Field(False, description="Compute them however many they are.")
-    retries: int = Field(3, ge=0, description="Nights on which a transient failure is tried again.")
+    retries: int = Field(3, ge=0, description="Later calls that try a transient failure again.")
     report: tuple[str, ...] = Field(
         (),
         description="Command run before publishing; {run} {snapshot} {baseline} {out} are filled.",

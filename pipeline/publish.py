@@ -7,13 +7,12 @@ snapshot and the next call finishes the rest.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Final
 
-from pipeline.budget import Failures, failures_of, merged, over_budget
+from pipeline.budget import Failures, enough_rate, failures_of, merged, over_budget
 from pipeline.entry import of_client
 from pipeline.errors import ErrorBudgetError, UserError
 from pipeline.plan import Generation
@@ -35,29 +34,30 @@ def finish(
 ) -> Snapshot:
     """Make and publish the snapshot of a generation whose objects are all there.
 
-    sizes: bytes of every shard object of the run; publish: False leaves readers where they are, for
-    whoever looks at the snapshot first. A snapshot that was rolled back stays so.
+    sizes: bytes of every shard object of the run; publish: False only makes it, for whoever judges
+    it and publishes it then. A snapshot that was rolled back stays so.
 
     Raises ErrorBudgetError if too many images failed: the snapshot is then there for `retry` and
     `errors`, but not published.
     """
     snapshot = _snapshot(run, generation, sizes)
+    if not publish:
+        return snapshot
     failed = failures(run, snapshot)
     reason = over_budget(snapshot.rows, failed, max_error_rate)
     if reason is not None:
         url = run.storage.url
         again = f"`panoptic retry {url}`, or " if TRANSIENT_CODES & failed.keys() else ""
-        enough = math.ceil(1000 * snapshot.error / snapshot.rows) / 1000
+        enough = enough_rate(snapshot.rows, snapshot.error)
         raise ErrorBudgetError(
             f"{reason}; every shard is written but nothing is published: see `panoptic errors "
             f"{url}`, then {again}mend the source and --refresh, or run again with "
             f"--max-error-rate {enough:g}"
         )
-    if publish:
-        pointer = run.pointer() or {}
-        if snapshot.number not in (pointer.get("snapshot"), *pointer.get("withdrawn", ())):
-            run.publish(snapshot.number)
-        run.mark_success(True)
+    pointer = run.pointer() or {}
+    if snapshot.number not in (pointer.get("snapshot"), *pointer.get("withdrawn", ())):
+        run.publish(snapshot.number)
+    run.mark_success(True)
     return snapshot
 
 

@@ -186,6 +186,45 @@ def test_three_nights(bucket: Bucket, night: Night) -> None:
     assert [name for name, row in rows.items() if row["status"] == "error"] == ["019.png"]
     assert rows["020.png"]["attempts"] == 2
 
+    # Pruned to what is live and the baseline, and killed right before its last write: it goes on.
+    done = f"nights/{third['run']}/_SUCCESS"
+    bucket.delete(done)
+    prune = ["prune", "s3://data/nights", "--keep", "1", "--delete", *out_options(bucket)]
+    assert panoptic(prune) == 0
+    assert run.snapshot_numbers() == [1, latest]
+    code, quiet = night()
+    assert (code, quiet["outcome"]) == (0, "nothing to do")
+    assert bucket.rows() == rows
+    assert bucket.get(done) == b""
+
+
+def test_a_night_over_its_error_budget_goes_on_once_the_source_is_mended(
+    bucket: Bucket, night: Night
+) -> None:
+    for number, name in enumerate(NAMES[:6]):
+        bucket.put(name, png(number), StorageClass="GLACIER" if number < 3 else "STANDARD")
+    bucket.put(NAMES[6], b"no picture")
+    code, said = night()
+    assert code == 4
+    assert "4 of 7 images failed (archived 3, not_an_image 1)" in said["sentence"]
+    assert "or set max_error_rate = 0.572 in its settings" in said["sentence"]
+    [path] = [
+        e.path
+        for e in Storage("s3://data/nights/nights", bucket.options).list()
+        if ".json" in e.path
+    ]
+    told = json.loads(bucket.get(f"nights/nights/{path}"))
+    assert (told["outcome"], told["published"], told["computed"]) == ("stopped", False, 7)
+    assert told["reasons"][0] in said["sentence"]
+    assert "latest.json" not in bucket.state()
+
+    for number, name in enumerate(NAMES[:7]):
+        bucket.put(name, png(number))
+    code, mended = night()
+    assert (code, mended["outcome"], mended["ok"]) == (0, "published", 7)
+    assert mended["why"] == {"new": 7, "changed": 1, "retry": 3}
+    assert len(bucket.rows()) == 7
+
 
 @pytest.mark.slow
 def test_other_weights(bucket: Bucket, night: Night, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from detr.postprocess import Panoptic, Segment
+from pipeline.config import load_config
 from pipeline.edition import Edition
 from pipeline.night_gate import judge_shares
 from pipeline.nightly_config import NightlyConfig
@@ -33,7 +34,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def reasons(run: Run, number: int, live: int) -> list[str]:
-    config = NightlyConfig.model_validate({"source": "/x", "out": "/y", "weights": "r50"})
+    config = load_config(NightlyConfig, {"source": "/x", "out": "/y", "weights": "r50"})
     return judge_shares(Edition(run, number), Edition(run, live), config, same_weights=True)
 
 

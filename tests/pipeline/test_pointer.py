@@ -54,12 +54,13 @@ def test_a_job_does_not_publish_what_was_rolled_back(tmp_path: Path) -> None:
     assert run.latest() == 7
 
 
-def test_a_snapshot_can_be_made_without_publishing_it(tmp_path: Path) -> None:
+def test_a_snapshot_can_be_made_without_judging_or_publishing_it(tmp_path: Path) -> None:
     rows = {name: shard_row(name, own) for name, own in made_scenes(3).items()}
+    rows["broken.jpg"] = shard_row("broken.jpg", "truncated")
     run = make_run(tmp_path, rows)
     for name in ("latest.json", "_SUCCESS", "snapshots/0001.parquet"):
         run.storage.delete(name)
-    finish(run, run.generation(1), run.present(1), 1.0, publish=False)
+    assert finish(run, run.generation(1), run.present(1), 0.0, publish=False).error == 1
     assert run.snapshot_numbers() == [1]
     assert run.latest() is None
     assert not run.storage.exists("_SUCCESS")
