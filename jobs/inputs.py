@@ -17,7 +17,8 @@ from pipeline.storage import Storage
 
 FILES: Final = ("weights", "truth", "source")  # settings that may be one local file
 FOLDERS: Final = ("weights", "truth_masks")  # or a local folder
-STAY: Final = ("image_root",)  # never sent
+# Settings whose local files stay here: too much to send, or worked on best where they lie.
+STAY: Final = ("image_root", "predictions", "prediction_masks", "dataset", "photo")
 PLACES: Final = frozenset((*FILES, *FOLDERS, *STAY, "out"))
 
 
@@ -30,7 +31,7 @@ class Inputs:
 
     def travel(self, name: str, value: str) -> str:
         """The value of a setting as the cluster sees it. Raises UserError if it can't travel."""
-        if name not in PLACES or "://" in value:
+        if name not in PLACES or not value or "://" in value:
             return value
         if name == "out":
             self._refuse(name, value, "the nodes of a cluster write to a bucket")

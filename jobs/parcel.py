@@ -14,18 +14,23 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from jobs.inputs import PLACES, Inputs
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from jobs.inputs import Inputs, content_hash
 from pipeline.errors import UserError
 from pipeline.version import code_version
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGES: Final = ("detr", "pipeline", "jobs")
 CONFIG: Final = "config.toml"
+SYSTEM: Final = ("/bin/", "/opt/", "/sbin/", "/usr/")  # programs that the nodes have too
+SCRIPTS: Final = (".py", ".sh")
 # Where the data is, not who may read it.
 ENVIRONMENT: Final = (
     *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_REQUEST_CHECKSUM_CALCULATION"),
@@ -40,6 +45,7 @@ class Parcel:
     words: tuple[str, ...]  # the verb and its arguments
     config: str | None  # the text of CONFIG, where the verb takes one
     environment: dict[str, str]
+    files: dict[str, Path]  # what goes beside the code, by its name there
 
     @property
     def submission_id(self) -> str:
@@ -54,31 +60,59 @@ def pack(words: Sequence[str], *, shared_files: bool) -> Parcel:
     shared_files: local paths are the same on every node (NFS, or a cluster of this machine), so
     they stay. Raises UserError naming what can't travel.
     """
-    values, places = _options(words)
-    config = _config_of(words, values)
-    settings = _read(config[1]) if config else {}
-    out = values.get("out") or settings.get("out") or _positional_out(words)
-    options = _pairs(words, "--out-option") or settings.get("out_options", {})
+    found = given(words)
+    values = {each.name: each.value for each in found}
+    config = values.get("config")
+    settings = _read(config) if config is not None else {}
+    out = values.get("out") or settings.get("out")
+    pairs = [each.value.partition("=") for each in found if each.name == "out_option"]
+    options = {key: value for key, _, value in pairs} or settings.get("out_options", {})
+    inputs = Inputs(out, options)
     sent = list(words)
+    files: dict[str, Path] = {}
     if not shared_files:
-        inputs = Inputs(out, options)
-        for name, value in values.items():
-            sent[places[name]] = _on_cluster(inputs, name, value, words[places[name]])
+        for each in found:
+            travelled = inputs.travel(each.name, each.value)
+            sent[each.place] = each.replaced(sent[each.place], travelled)
         for name, value in settings.items():
             if isinstance(value, str):
                 settings[name] = inputs.travel(name, value)
-    text = None
-    if config:
-        place, path = config
-        sent[place] = sent[place].replace(path, CONFIG)
-        text = toml_text(settings)
+    if isinstance(settings.get("report"), list):
+        settings["report"] = [*_report(settings["report"], files)]
+    for each in found:
+        if each.name == "config":
+            sent[each.place] = each.replaced(words[each.place], CONFIG)
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     environment["PANOPTIC_CODE_VERSION"] = code_version()
-    return Parcel(tuple(sent), text, environment)
+    text = toml_text(settings) if config is not None else None
+    return Parcel(tuple(sent), text, environment, files)
+
+
+def _report(command: Sequence[str], files: dict[str, Path]) -> Iterator[str]:
+    """The report command as the job runs it: its scripts go along, under names of their own."""
+    for place, word in enumerate(command):
+        path = Path(word)
+        if word.startswith(SYSTEM) or (place == 0 and "/" not in word):
+            yield word
+        elif path.is_file() and place == 0:
+            raise UserError(
+                f"report: {word!r} does not travel as a program: put what runs it before it, as in "
+                '["python", "send.py"]'
+            )
+        elif path.is_file():
+            files[f"inputs/{content_hash(path)[:12]}/{path.name}"] = path
+            yield next(reversed(files))
+        elif path.suffix in SCRIPTS and not path.is_absolute():
+            raise UserError(
+                f"report: there is no {word!r} in {Path.cwd()}, so it can't travel: submit from "
+                "its folder, or give its path on the nodes"
+            )
+        else:
+            yield word
 
 
 def stage_code(folder: Path, parcel: Parcel) -> None:
-    """Copy the packages, the user's own model if one is named, and the config file."""
+    """Copy the packages, the user's own model if one is named, the config and its scripts."""
     sources = [ROOT / package for package in PACKAGES]
     sources += [path for path in (_model_package(parcel),) if path is not None]
     for source in sources:
@@ -87,6 +121,9 @@ def stage_code(folder: Path, parcel: Parcel) -> None:
             shutil.copytree(source, folder / source.name, ignore=skip)
         else:
             shutil.copy(source, folder / source.name)
+    for name, path in parcel.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / name)
     shutil.copy(ROOT / "requirements.lock", folder)
     if parcel.config is not None:
         (folder / CONFIG).write_text(parcel.config)
@@ -94,7 +131,7 @@ def stage_code(folder: Path, parcel: Parcel) -> None:
 
 def _model_package(parcel: Parcel) -> Path | None:
     """Where `--model package.module:load` lives, if it is neither ours nor installed."""
-    values, _ = _options(parcel.words)
+    values = {each.name: each.value for each in given(parcel.words)}
     settings = tomllib.loads(parcel.config) if parcel.config else {}
     package = (
         str(values.get("model") or settings.get("model") or "").partition(":")[0].split(".")[0]
@@ -125,45 +162,47 @@ def toml_text(settings: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _on_cluster(inputs: Inputs, name: str, value: str, word: str) -> str:
-    if name not in PLACES:
-        return word
-    travelled = inputs.travel(name, value)
-    return f"{word.partition('=')[0]}={travelled}" if word.startswith("--") else travelled
+@dataclass(frozen=True)
+class Given:
+    """A value on the command line: of which setting, and which word holds it."""
+
+    name: str
+    value: str
+    place: int
+
+    def replaced(self, word: str, value: str) -> str:
+        """The word with another value; `--flag=value` is one word."""
+        return word.removesuffix(self.value) + value
 
 
-def _options(words: Sequence[str]) -> tuple[dict[str, str], dict[str, int]]:
-    """Values by setting, and the place of the word that holds each. SOURCE is `segment`'s first."""
-    values: dict[str, str] = {}
-    places: dict[str, int] = {}
-    for place, word in enumerate(words[1:], start=1):
-        if word.startswith("--") and "=" in word:
-            name, _, value = word[2:].partition("=")
-        elif word.startswith("--") and place + 1 < len(words):
-            name, value, place = word[2:], words[place + 1], place + 1
-        elif place == 1 and words[0] in ("segment", "plan", "doctor"):
-            name, value = "source", word
-        else:
-            continue
-        values[name.replace("-", "_")] = value
-        places[name.replace("-", "_")] = place
-    return values, places
+def given(words: Sequence[str]) -> list[Given]:
+    """The values on a verb's command line; the verb itself says what its words mean."""
+    from jobs.cli import make_app  # which knows submit, and so this module
 
-
-def _pairs(words: Sequence[str], flag: str) -> dict[str, str]:
-    """The KEY=VALUE words of a repeatable flag."""
-    found = [words[i + 1] for i, word in enumerate(words[:-1]) if word == flag]
-    return {pair.partition("=")[0]: pair.partition("=")[2] for pair in found}
-
-
-def _config_of(words: Sequence[str], values: Mapping[str, str]) -> tuple[int, str] | None:
-    """Place and path of the TOML file: --config, or nightly's argument."""
-    path = values.get("config")
-    if path is None and words[0] == "nightly" and len(words) > 1:
-        path = words[1]
-    if path is None:
-        return None
-    return next(i for i, word in enumerate(words) if word.endswith(path)), path
+    group = get_command(make_app(words))
+    assert isinstance(group, TyperGroup)
+    parameters = group.commands[words[0]].params
+    arguments = [each.name for each in parameters if each.param_type_name == "argument"]
+    switches = {
+        flag
+        for each in parameters
+        for flag in (*each.opts, *each.secondary_opts)
+        if getattr(each, "is_flag", False)
+    }
+    found = []
+    places = iter(range(1, len(words)))
+    for place in places:
+        word = words[place]
+        if word.startswith("--"):
+            flag, equals, value = word.partition("=")
+            if not equals:
+                place = next(places, None) if flag not in switches else None
+                value = "" if place is None else words[place]
+            if place is not None:
+                found.append(Given(flag[2:].replace("-", "_"), value, place))
+        elif arguments:
+            found.append(Given(str(arguments.pop(0)), word, place))
+    return found
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -173,8 +212,3 @@ def _read(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} can't be read as TOML: {error}") from error
-
-
-def _positional_out(words: Sequence[str]) -> str | None:
-    """OUT of a verb that takes a run folder first."""
-    return words[1] if len(words) > 1 and not words[1].startswith("-") else None

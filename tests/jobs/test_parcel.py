@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.parcel import pack, stage_code, toml_text
+from jobs.parcel import Parcel, pack, stage_code, toml_text
 from pipeline.errors import UserError
 from tests.servers import S3Server
 
@@ -110,6 +110,58 @@ def test_a_config_file_travels_rewritten(out: str, weights: Path, tmp_path: Path
     assert not list(staged.rglob("__pycache__"))
 
 
+def test_inputs_go_to_the_run_folder_whatever_order_words_have(
+    moto: S3Server, out: str, weights: Path
+) -> None:
+    moto.client().create_bucket(Bucket="images")  # may be read alone
+    for words in (
+        ["doctor", "s3://images/photos", out, f"--weights={weights}"],
+        ["segment", "--refresh", "s3://images/photos", "--weights", str(weights), "--out", out],
+    ):
+        parcel = pack(words, shared_files=False)
+        sent = next(word for word in parcel.words if word.endswith("weights.pth"))
+        assert sent.removeprefix("--weights=").startswith(f"{out}/inputs/")
+    assert "Contents" not in moto.client().list_objects_v2(Bucket="images")
+
+
+def test_flags_may_come_before_the_file_of_a_night(tmp_path: Path) -> None:
+    toml = tmp_path / "nightly.toml"
+    toml.write_text('source = "s3://b/p"\nout = "s3://b/o"\n')
+    words = ["nightly", "--allow-full", "--max-recompute", "0.9", str(toml)]
+    parcel = pack(words, shared_files=False)
+    assert parcel.words == ("nightly", "--allow-full", "--max-recompute", "0.9", "config.toml")
+    assert tomllib.loads(parcel.config or "")["source"] == "s3://b/p"
+
+
+def test_the_scripts_of_the_report_command_travel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    script = tmp_path / "send.py"
+    script.write_text("print(1)")
+    settings = {"source": "s3://b/p", "out": "s3://b/o"}
+
+    def packed(*report: str) -> Parcel:
+        Path("nightly.toml").write_text(toml_text({**settings, "report": report}))
+        return pack(["nightly", "nightly.toml"], shared_files=False)
+
+    parcel = packed("python", "send.py", "/usr/bin/env", "/app/post.py", "{run}")
+    report = tomllib.loads(parcel.config or "")["report"]
+    assert [report[0], *report[2:]] == ["python", "/usr/bin/env", "/app/post.py", "{run}"]
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    stage_code(staged, parcel)
+    assert (staged / report[1]).read_text() == "print(1)"
+    script.write_text("print(2)")
+    again = packed("python", "send.py", "/usr/bin/env", "/app/post.py", "{run}")
+    assert again.submission_id != parcel.submission_id
+
+    with pytest.raises(UserError, match=r"there is no 'sent\.py' in"):
+        packed("python", "sent.py")
+    with pytest.raises(UserError, match="does not travel as a program"):
+        packed("./send.py")
+
+
 def test_a_model_of_one_s_own_travels(tmp_path: Path) -> None:
     words = ["segment", "s3://b/p", "--out", "s3://b/r", "--model", "tests.toy_model:load"]
     parcel = pack(words, shared_files=False)
@@ -123,7 +175,10 @@ def test_a_model_of_one_s_own_travels(tmp_path: Path) -> None:
         ("segment {folder} --out s3://data/run", "source '{folder}': a folder of this machine"),
         ("segment s3://b/p --out {folder}/run", "the nodes of a cluster write to a bucket"),
         ("nightly {folder}/none.toml", "no such file"),
-        ("evaluate s3run --truth {weights}", "no bucket to put them in"),
+        ("evaluate {folder} --truth s3://b/gt.json", "the nodes of a cluster write to a bucket"),
+        ("evaluate --truth {weights}", "no bucket to put them in"),
+        ("evaluate --predictions {weights} --truth s3://b/gt.json", "predictions '{weights}': a"),
+        ("doctor s3://b/p {folder}", "the nodes of a cluster write to a bucket"),
         ("segment s3://b/p --out s3://b/r --model no.such:load", "can't be imported here"),
     ],
 )
