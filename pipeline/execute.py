@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, cast
 
 import ray
@@ -85,7 +87,7 @@ def execute(
         f"{total:,} images on {placement.min_actors} to {placement.max_actors} "
         f"{placement.device} model actors of {placement.threads} threads"
     )
-    watch = Watch(tally, reporter, Watchdog(placement))
+    watch = Watch(tally, reporter, placement)
     try:
         with watch:
             for number, owed in units.items():
@@ -151,14 +153,30 @@ def _kill(tally: ActorHandle) -> None:
         return
 
 
+class Meter:
+    """GPU-seconds of a job: the GPUs that are there, but no more than its pool may take."""
+
+    def __init__(self, most: float, now: float) -> None:
+        self.gpu_seconds = 0.0
+        self._most = most
+        self._read = now
+
+    def read(self, gpus: float, now: float) -> float:
+        """Count these GPUs since the reading before; returns what there is in all."""
+        self.gpu_seconds += min(gpus, self._most) * (now - self._read)
+        self._read = now
+        return self.gpu_seconds
+
+
 class Watch:
     """Tells the reporter about the tally once a second, from a thread of its own."""
 
-    def __init__(self, tally: ActorHandle, reporter: Reporter, watchdog: Watchdog) -> None:
+    def __init__(self, tally: ActorHandle, reporter: Reporter, placement: Placement) -> None:
         self.last = Progress(0)  # what was seen last
         self._tally = tally
         self._reporter = reporter
-        self._watchdog = watchdog
+        self._watchdog = Watchdog(placement)
+        self._meter = Meter(placement.max_actors * placement.actor_gpus, time.monotonic())
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="watch", daemon=True)
 
@@ -178,8 +196,9 @@ class Watch:
         try:
             looked = ray.get(self._tally.look.remote(), timeout=TALLY_SECONDS)
             progress, flow = cast(tuple[Progress, Flow], looked)
-            self.last = progress
-            self._reporter.progress(progress)
+            held = self._meter.read(ray.cluster_resources().get("GPU", 0.0), time.monotonic())
+            self.last = replace(progress, gpu_seconds=round(held, 3))
+            self._reporter.progress(self.last)
             for note in (self._watchdog.trouble(flow), self._stuck(flow)):
                 if note:
                     self._reporter.note(note)

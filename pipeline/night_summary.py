@@ -157,10 +157,11 @@ def _reasons(generations: dict[int, Generation], *, other_weights: bool) -> dict
 
 
 def _gpu_hours(entry: dict[str, Any]) -> float:
-    """Upper bound: the pool at its largest for all of the call. Without a GPU, machine-hours."""
-    placement = entry.get("placement", {})
-    gpus = placement.get("max_actors", 1) * placement.get("actor_gpus", 0)
-    return entry["seconds"] * (gpus or 1) / 3600
+    """Of the GPUs that were there while a call computed; without a GPU, machine-hours."""
+    seconds = entry["seconds"]
+    if entry.get("placement", {}).get("actor_gpus", 0):
+        seconds = entry.get("gpu_seconds", seconds)  # older entries: of one GPU, the least it was
+    return seconds / 3600
 
 
 def errors_by_code(edition: Edition) -> dict[str, int]:

@@ -44,6 +44,7 @@ class Progress:
     bytes_fetched: int = 0
     retries: int = 0  # GETs made again
     seconds: float = 0.0
+    gpu_seconds: float = 0.0  # of the GPUs that were there for it; the driver measures them
     codes: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
 

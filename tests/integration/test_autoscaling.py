@@ -107,6 +107,8 @@ def test_gpus_are_started_for_the_work_and_used(tmp_path: Path) -> None:
     facts = json.loads(done.stdout.splitlines()[-1])
     assert facts == {"before": 0, "grows": True, "gpus": 2, "computed": 60, "device": "cuda fp32"}
     assert live_rows(tmp_path / "run").num_rows == 60
+    [call] = json.loads((tmp_path / "run/stats/0001.json").read_text())
+    assert 0 < call["gpu_seconds"] <= 2 * call["seconds"]  # of the GPUs that came, as they came
     processes = weights.with_suffix(".log").read_text().split()
     assert len(processes) == 60
     assert len(set(processes)) == 2  # an actor on each of them

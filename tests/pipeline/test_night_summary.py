@@ -61,13 +61,14 @@ def test_a_quiet_night_is_short_and_a_stopped_one_says_why() -> None:
 def test_work_is_that_of_the_generations_since_the_live_edition(tmp_path: Path) -> None:
     run = make_run(tmp_path, [MadeImage(f"{n}.png", f"/x/{n}.png", "timeout") for n in range(6)])
     add_generation(run, [MadeImage("9.png", "/x/9.png", "empty")], number=2, shards=1)
-    entry = {"done": 6, "seconds": 10.0, "placement": {"max_actors": 4, "actor_gpus": 1.0}}
+    placement = {"max_actors": 2_000, "actor_gpus": 1.0}  # an actor for each shard, were there GPUs
+    entry = {"done": 6, "seconds": 10.0, "gpu_seconds": 40.0, "placement": placement}
     for number, done in ((1, 6), (2, 1)):
         stats = json.dumps([{**entry, "done": done}]).encode()
         run.storage.write(f"stats/{number:04d}.json", stats)
     everything = work_since(run, None)
     assert (everything.computed, everything.seconds) == (7, 20.0)
-    assert everything.gpu_hours == 20 * 4 / 3600
+    assert everything.gpu_hours == 2 * 40 / 3600
     since = work_since(run, Edition(run, 1))
     assert (since.computed, since.images_per_second) == (1, 0.1)
     assert errors_by_code(Edition(run, 2)) == {"timeout": 6, "empty": 1}
@@ -75,7 +76,9 @@ def test_work_is_that_of_the_generations_since_the_live_edition(tmp_path: Path) 
 
 def test_cost_is_gpu_hours_times_the_price(tmp_path: Path) -> None:
     run = make_run(tmp_path, [MadeImage("1.png", "/x/1.png", "timeout")])
-    stats = [{"done": 1, "seconds": 3600.0, "placement": {"max_actors": 2, "actor_gpus": 1.0}}]
+    gpus = {"gpu_seconds": 3600.0, "placement": {"max_actors": 9, "actor_gpus": 1.0}}
+    machine = {"gpu_seconds": 0.0, "placement": {"max_actors": 4, "actor_gpus": 0.0}}
+    stats = [{"done": 1, "seconds": 3600.0, **where} for where in (gpus, machine)]
     run.storage.write("stats/0001.json", json.dumps(stats).encode())
     found = summarize(
         Edition(run, 1),
