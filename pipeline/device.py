@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import ray
 import torch
+from ray.exceptions import GetTimeoutError
 
 from detr.card import resolve_dtype
 from pipeline.capacity import capacity, wait_for_gpu
 from pipeline.cluster import connect, is_local
 from pipeline.config import RunConfig
-from pipeline.errors import UserError
+from pipeline.errors import TryAgainError, UserError
 from pipeline.placement import NO_GPU, Capacity
 
 GPU_PROBE_SECONDS = 600
@@ -34,8 +35,8 @@ class Device:
 def decide_device(config: RunConfig, note: Callable[[str], None]) -> Device:
     """CPU or GPU, its name and the precision. Connects to Ray only where the answer needs it.
 
-    Where an autoscaler may start GPUs the first is waited for. Raises TryAgainError if none comes,
-    UserError for a GPU that can't be had.
+    Where an autoscaler may start GPUs the first is waited for. Raises TryAgainError if none comes
+    or none is free, UserError for a GPU that can't be had.
     """
     if config.device == "cpu":
         return _cpu(config)
@@ -83,10 +84,21 @@ def _cpu(config: RunConfig) -> Device:
 
 
 def _probe(dtype: str) -> Device:
-    """Ask a GPU of the cluster for its name and native precision; the driver may have none."""
+    """Ask a GPU of the cluster for its name and native precision; the driver may have none.
+
+    Raises TryAgainError if other jobs hold them all for so long.
+    """
 
     @ray.remote(num_gpus=1, num_cpus=0)
     def ask() -> Device:
         return Device("cuda", torch.cuda.get_device_name(), resolve_dtype(dtype, "cuda"))
 
-    return ray.get(ask.remote(), timeout=GPU_PROBE_SECONDS)
+    asked = ask.remote()
+    try:
+        return ray.get(asked, timeout=GPU_PROBE_SECONDS)
+    except GetTimeoutError:
+        ray.cancel(asked)
+        raise TryAgainError(
+            f"no GPU of the cluster was free for {GPU_PROBE_SECONDS} s (see `ray status`): run it "
+            "again later, or use --device cpu"
+        ) from None

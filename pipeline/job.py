@@ -247,11 +247,12 @@ def work(
             run.storage.sweep(folder)
         connect(config.address)
         found = capacity(config.address)
-        if device.kind == "cuda" and found.ceiling("GPU") >= 1:
+        kind = device.kind if todo.images else "cpu"  # rows are copied without the model
+        if kind == "cuda" and found.ceiling("GPU") >= 1:
             found = with_a_gpu(found, config, reporter.note)  # its node says how many cores it has
         units = sum(len(units) for units in todo.units.values())
         placement = place(
-            found, device=device.kind, actors=config.actors(), units=units, images=todo.images
+            found, device=kind, actors=config.actors(), units=units, images=todo.images
         )
         if placement.device == "cpu" and todo.images >= WORTH_MEASURING:
             hours = cpu_hours(spec, placement, todo.images)
