@@ -59,7 +59,8 @@ def submit(
 
         panoptic submit --address http://head:8265 --no-wait -- segment s3://b/images --out s3://b/o
 
-    Exit codes: the job's own; 2 for a wrong address, token or version; 75 if the head stays silent.
+    Exit codes: the job's own; 2 for a wrong address, token or version; 75 if the head stays silent
+    or somebody stopped the job there.
     """
     from jobs.cli import VERBS
 
