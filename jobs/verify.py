@@ -97,6 +97,8 @@ def _print(facts: dict[str, Any]) -> None:
             f"all), {len(sample['other'])} with another outcome; {sample['skipped']} skipped, "
             "whose files can't be had or have changed"
         )
+        if sample["note"]:
+            console.print(f"  {sample['note']}", markup=False, soft_wrap=True)
         for name, part in sorted(sample["differences"].items(), key=lambda item: -item[1])[:5]:
             console.print(f"  {part:.4%} of {name}", markup=False, soft_wrap=True)
         for words in sample["other"]:
