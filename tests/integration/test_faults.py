@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tenacity import wait_fixed
 from pipeline.body import _buckets
 from pipeline.fetch import TRIES, Body, UnitFetch
 from pipeline.source import Source
+from pipeline.storage import Storage
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
 from tests.killing import JOB_SECONDS, make_field
 from tests.servers import S3Server, rclone_server
@@ -176,6 +178,23 @@ def test_what_is_refused_is_not_asked_for_twice_and_what_is_replaced_not_for_lon
         proxy.requests.clear()
         assert {body.code for body in fetched(proxy, with_etag(manifest, "0" * 32))} == {"changed"}
     assert proxy.methods() == {"GET": 4 * TRIES["changed"]}
+
+
+@pytest.mark.usefixtures("rclone")
+def test_writes_hold_a_network_that_loses_most_of_them(
+    rclone: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert rclone.folder is not None
+    (rclone.folder / "bucket").mkdir()
+    faults = Faults(unavailable=0.6, reset=0.1)
+    with fault_proxy(rclone, faults, seed=8, applies=lambda *key: key[0] == "PUT") as proxy:
+        proxy.server.point(monkeypatch)
+        storage = Storage("s3://bucket/run")
+        names = [f"{number}.bin" for number in range(12)]
+        with ThreadPoolExecutor(len(names)) as threads:
+            list(threads.map(lambda name: storage.write(name, name.encode()), names))
+    assert max(proxy.requests.values()) > 6  # one of them would have been given up
+    assert all((rclone.folder / "bucket/run" / name).read_text() == name for name in names)
 
 
 def test_a_source_that_refuses_everything_ends_the_job_before_the_model_works(
