@@ -20,6 +20,7 @@ from pipeline.run import Run, ShardEntry, Snapshot
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.shards import ERROR_COLUMNS, read_footer
 from pipeline.tally import Progress
+from pipeline.version import versions
 
 FOOTER_THREADS: Final = 32
 
@@ -132,7 +133,8 @@ def record_stats(run: Run, generation: int, progress: Progress, facts: dict[str,
         return  # stopped before anything was seen
     path = stats_path(generation)
     entries = read_stats(run, generation)
-    run.storage.write(path, json.dumps([*entries, {**facts, **asdict(progress)}]).encode())
+    entry = {**facts, "versions": versions(), **asdict(progress)}
+    run.storage.write(path, json.dumps([*entries, entry]).encode())
 
 
 def read_stats(run: Run, generation: int) -> list[dict[str, Any]]:

@@ -97,6 +97,13 @@ class Facts:
         return self.edition.run
 
     @property
+    def versions(self) -> tuple[str, ...]:
+        """What the calls of `segment` ran on, each set of versions once, oldest first."""
+        told = (call.get("versions", {}) for call in self.calls)
+        texts = (", ".join(f"{name} {own}" for name, own in versions.items()) for versions in told)
+        return tuple(dict.fromkeys(text for text in texts if text))
+
+    @property
     def failed(self) -> int:
         return self.images - self.ok
 

@@ -1,12 +1,22 @@
-"""The code version that shards record: the package's, and the commit where it runs from a clone."""
+"""Versions: of the code, which shards record, and of what it runs on, which statistics record.
+
+That of the code is the package's, and the commit where it runs from a clone.
+"""
 
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+
+def versions() -> dict[str, str]:
+    """What computes here: Python, the libraries that results may depend on, and this package."""
+    libraries = {name: version(name) for name in ("ray", "torch")}
+    return {"python": platform.python_version(), **libraries, "detr-panoptic": code_version()}
 
 
 @cache

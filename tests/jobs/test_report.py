@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import platform
 import webbrowser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import ray
 import typer
 
 from detr.categories import Categories, Category
 from jobs.report import report
 from jobs.scenes import SCENE_CATEGORIES
+from pipeline.edition import open_edition
 from pipeline.errors import UserError
+from pipeline.publish import record_stats
+from pipeline.report import points
 from pipeline.storage import Storage
+from pipeline.tally import Progress
 from tests import spoilt
 from tests.pipeline import made_run
 
@@ -67,6 +73,24 @@ def test_json_names_the_file(out: str, tmp_path: Path, capsys: pytest.CaptureFix
     call(out, "--output", str(target), "--json", "--gallery", "0")
     facts = json.loads(capsys.readouterr().out)
     assert facts == {"report": str(target), "bytes": target.stat().st_size}
+
+
+def test_every_figure_has_its_interval_and_every_call_its_versions(tmp_path: Path) -> None:
+    scenes = made_run.made_scenes(6)
+    worse = {name: made_run.damaged(made, seed) for seed, (name, made) in enumerate(scenes.items())}
+    json_file = made_run.write_coco(tmp_path / "truth", "gt", scenes)
+    rows = {name: made_run.shard_row(name, made) for name, made in worse.items()}
+    run = made_run.make_run(tmp_path / "run", rows)
+    result = spoilt.evaluate(run, json_file)
+    record_stats(run, 1, Progress(total=6, done=6, seconds=2.0), {})
+    call(str(tmp_path / "run"), "--gallery", "0")
+    page = (tmp_path / "run" / "report" / "0001.html").read_text()
+    for group in ("All", "Things", "Stuff"):
+        for key in ("pq", "sq", "rq"):
+            low, high = result[group][f"{key}_interval"]
+            assert f'<td class="n">{points(low)} to {points(high)}</td>' in page, (group, key)
+    versions = f"python {platform.python_version()}, ray {ray.__version__}, torch "
+    assert f"<dt>Versions</dt><dd>{versions}" in page
 
 
 def test_truth_may_have_classes_that_the_model_never_learnt(tmp_path: Path) -> None:
