@@ -28,10 +28,24 @@ WHOLE_BYTES: Final = 8 << 20
 SEGMENT_COLUMNS = ("height", "width", "segment_id", "category_id", "isthing", "score", "counts")
 
 
+class NoImageError(UserError):
+    """The run has no image of this name."""
+
+
+def has_row(run: Run, file_name: str) -> bool:
+    """Whether the published snapshot has an image of this name. Raises UserError if its shard can't
+    be read."""
+    try:
+        find_row(run, file_name)
+    except NoImageError:
+        return False
+    return True
+
+
 def find_row(run: Run, file_name: str, *, snapshot: Snapshot | None = None) -> dict[str, Any]:
     """The row of one image in a snapshot (by default the published one), all columns.
 
-    Raises UserError if the run has no such image.
+    Raises NoImageError if the run has no such image.
     """
     [row] = find_rows(run, [file_name], snapshot=snapshot)
     return row
@@ -42,7 +56,7 @@ def find_rows(
 ) -> Iterator[dict[str, Any]]:
     """The rows of some images, each once, shard by shard: a shard is read once for all of them.
 
-    Raises UserError naming an image that the run doesn't have.
+    Raises NoImageError naming an image that the run doesn't have.
     """
     for _, row in locate_rows(run, file_names, snapshot=snapshot):
         yield row
@@ -64,7 +78,7 @@ def locate_rows(
             missing.discard(row["file_name"])
             yield path, row
     if missing:
-        raise UserError(
+        raise NoImageError(
             f"{run.storage.url} has no image {min(missing)!r}: names are paths relative to the "
             "source, as in the shards' file_name column"
         )

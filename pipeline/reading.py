@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from detr.categories import Categories, Category
 from pipeline import rle
 from pipeline.errors import UserError
+from pipeline.lookup import find_row
 from pipeline.run import Run, Snapshot
 from pipeline.schema import SHARD_SCHEMA
 
@@ -98,6 +99,11 @@ class ImageRow:
     def masks(self) -> NDArray[np.bool_]:
         """(N, H, W): one mask per segment, in the order of `segments`."""
         return self.map[None] == np.array(self.row["segment_id"])[:, None, None]
+
+
+def read_image(run: Run, file_name: str) -> ImageRow:
+    """One image of the published snapshot. Raises UserError if the run hasn't got it."""
+    return ImageRow(find_row(run, file_name), run.info.categories)
 
 
 def read_table(run: Run, snapshot: Snapshot, columns: Sequence[str] | None = None) -> pa.Table:

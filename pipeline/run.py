@@ -190,16 +190,21 @@ class Run:
 
     def __getitem__(self, file_name: str) -> ImageRow:
         """One image of the published snapshot. Raises UserError if the run hasn't got it."""
-        from pipeline.lookup import find_row  # here: it is built on this module
-        from pipeline.reading import ImageRow
+        from pipeline.reading import read_image  # here: it is built on this module
 
-        return ImageRow(find_row(self, file_name), self.info.categories)
+        return read_image(self, file_name)
+
+    def __contains__(self, file_name: str) -> bool:
+        from pipeline.lookup import has_row
+
+        return has_row(self, file_name)
+
+    __iter__ = None  # millions of rows are read by `table`; Python would ask for run[0], run[1] ...
 
     def table(
         self, columns: Sequence[str] | None = None, *, snapshot: int | None = None
     ) -> pa.Table:
-        """The rows of a snapshot, by default the published one; without the masks (`counts`)
-        unless they are asked for."""
+        """The rows of a snapshot, by default the published one; masks (`counts`) if asked for."""
         from pipeline.reading import read_table
 
         return read_table(self, self.snapshot(snapshot), columns)
@@ -222,7 +227,7 @@ class Run:
                 shard = pq.ParquetFile(file)
                 groups = range(shard.num_row_groups)
                 if names is not None:
-                    groups = [g for g in groups if _holds(shard.read_row_group(g, _NAME), names)]
+                    groups = [g for g in groups if _holds(shard, g, names)]
                 return shard.read_row_groups(groups, None if columns is None else list(columns))
         except FileNotFoundError:
             raise UserError(
@@ -235,11 +240,9 @@ class Run:
             raise UserError(f"shard {path} of {self.storage.url} is broken: {error}") from error
 
 
-_NAME = ["file_name"]
-
-
-def _holds(group: pa.Table, names: Collection[str]) -> bool:
-    return not set(names).isdisjoint(group["file_name"].to_pylist())
+def _holds(shard: pq.ParquetFile, group: int, names: Collection[str]) -> bool:
+    table = shard.read_row_group(group, ["file_name"])
+    return not set(names).isdisjoint(table["file_name"].to_pylist())
 
 
 def open_run(url: str, options: Mapping[str, str] | None = None) -> Run:

@@ -110,6 +110,17 @@ def test_where_only_copies_are_live_their_plan_says_how_many_shards_there_were(
     assert [run[f"{n}.jpg"].file_name for n in range(40)] == [f"{n}.jpg" for n in range(40)]
 
 
+def test_a_name_is_in_the_run_or_not_and_a_run_is_not_looped_over(tmp_path: Path) -> None:
+    run = make_run(tmp_path, images(["a.jpg"]), shards=1)
+    assert "a.jpg" in run
+    assert "b.jpg" not in run
+    with pytest.raises(TypeError, match="not iterable"):
+        iter(run)  # type: ignore[call-overload]
+    (tmp_path / run.snapshot().shards[0].path).unlink()
+    with pytest.raises(UserError, match="is missing"):  # nobody knows whether it is in it
+        _ = "a.jpg" in run
+
+
 def test_an_unknown_name_is_said(tmp_path: Path) -> None:
     run = make_run(tmp_path, images(["a.jpg"]))
     with pytest.raises(UserError, match=r"has no image 'b\.jpg'"):
