@@ -40,12 +40,13 @@ CARDS: Final = 8
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some images with a title; `id` is its anchor."""
+    """Some images with a title; `id` is its anchor. cut: the page had no room for more of them."""
 
     id: str
     title: str
     about: str
     cards: Sequence[Card]
+    cut: bool
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def render(
             stage_color=_STAGE_COLORS,
             galleries=galleries,
             kinds=KINDS,
+            max_bytes=MAX_BYTES,
             names={own.category.id: own.category.name for own in facts.classes},
             comparison=comparison,
             changed={own.file_name: own for own in comparison.changed} if comparison else {},
@@ -151,13 +153,15 @@ def _galleries(
         about = f"highest PQ of the image{where}; of equals, those with most segments"
         wanted.append(("best", "Best", about, quality.best, ()))
     wanted.append(("random", "Random", "drawn by lot", names, ()))
-    budget = Budget(PICTURE_BYTES)
-    found = []
-    for name, title, about, files, others in wanted:
+    left, found = PICTURE_BYTES, []
+    for place, (name, title, about, files, others) in enumerate(wanted):
         note(f"drawing: {title.lower()}")
+        share = left // (len(wanted) - place)  # what one leaves over goes to those after it
+        budget = Budget(share)
         shown = artist.cards(files, cards, budget, others)
-        found.append(Gallery(name, title, about, shown))
-    return [gallery for gallery in found if gallery.cards]
+        left -= share - budget.left
+        found.append(Gallery(name, title, about, shown, cut=budget.spent))
+    return [gallery for gallery in found if gallery.cards or gallery.cut]
 
 
 def settings(run: Run) -> list[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 Everything is drawn at the size at which it is shown, from the rows of the run and of its evaluation
 and from the photo where the run read it. A photo that is gone costs its own picture only. Pictures
-are embedded, so there is a budget of bytes; when it is spent, the rest is left out and said so.
+are embedded, so there is a budget of bytes; when it is spent, the rest is left out, and the budget
+knows, so that the page can say so.
 """
 
 from __future__ import annotations
@@ -40,14 +41,16 @@ class Card:
 
 @dataclass
 class Budget:
-    """Bytes that pictures may still take."""
+    """Bytes that pictures may still take; `spent` once some didn't fit."""
 
     left: int
+    spent: bool = False
 
     def take(self, pictures: Sequence[Picture]) -> bool:
         """True, and the bytes are spent, if they all fit."""
         size = sum(len(picture.data) for picture in pictures)
         if size > self.left:
+            self.spent = True
             return False
         self.left -= size
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import webbrowser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -15,7 +16,6 @@ import typer
 from detr.categories import Categories, Category
 from jobs.report import report
 from jobs.scenes import SCENE_CATEGORIES
-from pipeline.edition import open_edition
 from pipeline.errors import UserError
 from pipeline.publish import record_stats
 from pipeline.report import points
@@ -91,6 +91,30 @@ def test_every_figure_has_its_interval_and_every_call_its_versions(tmp_path: Pat
             assert f'<td class="n">{points(low)} to {points(high)}</td>' in page, (group, key)
     versions = f"python {platform.python_version()}, ray {ray.__version__}, torch "
     assert f"<dt>Versions</dt><dd>{versions}" in page
+
+
+def test_galleries_share_the_room_for_pictures_and_say_what_it_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = made_run.made_scenes(6)
+    rows = {name: made_run.shard_row(name, made) for name, made in scenes.items()}
+    run = made_run.make_run(tmp_path / "run", rows)
+    spoilt.evaluate(run, made_run.write_coco(tmp_path / "truth", "gt", scenes))
+    words = "More were asked for: the 15 MB that a report may have"
+    page = tmp_path / "run" / "report" / "0001.html"
+    call(str(tmp_path / "run"), "--gallery", "6")
+    whole = page.read_text()
+    assert (whole.count('<article class="card">'), whole.count(words)) == (18, 0)
+    pictures = sum(len(uri) for uri in re.findall(r'src="data:image/webp;base64,([^"]*)"', whole))
+    monkeypatch.setattr("pipeline.report.PICTURE_BYTES", pictures * 3 // 4 // 2)
+    call(str(tmp_path / "run"), "--gallery", "6")
+    sections = re.split(r'<h2 id="(?:worst|best|random|errors)">', page.read_text())[1:4]
+    for section in sections:
+        assert words in section
+        assert 1 <= section.count('<article class="card">') < 6
+    monkeypatch.setattr("pipeline.report.PICTURE_BYTES", 0)
+    call(str(tmp_path / "run"), "--gallery", "6")
+    assert page.read_text().count(words) == 3
 
 
 def test_truth_may_have_classes_that_the_model_never_learnt(tmp_path: Path) -> None:
