@@ -3,7 +3,8 @@
     python benchmarks/demo_weights.py [--weights FILE] [--scenes 500] [--seed 3] [--record]
 
 The claim: PQ >= 70 (things >= 55, stuff >= 90), computed by `panoptic evaluate` from the shards of
-`panoptic segment`. `--record` writes the figures beside the weights.
+`panoptic segment`. `--record` writes the figures beside the weights, with the scenes, the seed and
+the stages of the training as the Makefile's target runs them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +34,23 @@ def panoptic(*arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "jobs.cli", *arguments, "--json"]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
+
+
+def training() -> dict[str, Any]:
+    """How `make demo-weights` trains: scenes by name, the seed, and the arguments of each stage."""
+    lines = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    variables = dict(re.findall(r"^(SMALL|LARGE|TRAIN) = (.*)$", lines, re.M))
+    stages = []
+    for data, arguments in re.findall(r"^\t\$\(TRAIN\) \$\((SMALL|LARGE)\) (.*)$", lines, re.M):
+        common = variables["TRAIN"].partition("panoptic train ")[2]
+        stages.append(" ".join(f"{common} {variables[data]} {arguments}".split()))
+    scenes = {
+        name: {"images": int(images), "seed": int(seed)}
+        for name, images, seed in re.findall(r'"(\w+) (\d+) (\d+)"', lines)
+    }
+    seeds = {int(seed) for stage in stages for seed in re.findall(r"--seed (\d+)", stage)}
+    [seed] = seeds
+    return {"command": "make demo-weights", "scenes": scenes, "seed": seed, "stages": stages}
 
 
 def main() -> None:
@@ -68,6 +87,7 @@ def main() -> None:
         "scenes": found["images"]["scored"],
         "seed": options.seed,
         "segments": segment["segments"],
+        "training": training(),
         **{g: {k: found[g][k] for k in ("pq", "sq", "rq", "n", "pq_interval")} for g in TARGETS},
     }
     if options.record:

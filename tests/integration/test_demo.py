@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from benchmarks.demo_weights import training
 from jobs.cli import run
-from jobs.demo import DEMO_RECORD, make_demo_scenes
+from jobs.demo import DEMO_RECORD, beside_record, make_demo_scenes
 from pipeline.errors import UserError
 from tests.browser import opened
 from tests.run_rows import live_rows
@@ -20,7 +23,10 @@ IMAGES, BROKEN = 60, 4
 def demo(tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> Path:
     """The folder of a demo that ran with its defaults; read only."""
     folder = tmp_path_factory.mktemp("demo") / "demo"
-    assert run(["demo", "--folder", str(folder)]) == 0
+    said = io.StringIO()
+    with redirect_stdout(said):
+        assert run(["demo", "--folder", str(folder)]) == 0
+    (folder / "said.txt").write_text(said.getvalue())
     return folder
 
 
@@ -31,6 +37,18 @@ def test_the_demo_weights_segment_as_well_as_their_record_says(demo: Path) -> No
     assert result["images"]["scored"] == IMAGES
     for group in ("All", "Things", "Stuff"):
         assert result[group]["pq"] == pytest.approx(record[group]["pq"], abs=0.05), group
+
+
+def test_it_says_that_its_figure_is_near_the_record(demo: Path) -> None:
+    record = json.loads(DEMO_RECORD.read_text())
+    recorded = f"{100 * record['All']['pq']:.1f} recorded on 500 others"
+    said = " ".join((demo / "said.txt").read_text().split())
+    assert f"is within 5 points of the {recorded}" in said
+    assert "PQ 75.3 is NOT within 5 points" in beside_record(0.753, record)
+
+
+def test_the_record_tells_the_training_that_the_makefile_runs() -> None:
+    assert json.loads(DEMO_RECORD.read_text())["training"] == training()
 
 
 def test_every_file_has_a_row_and_the_broken_ones_say_why(demo: Path) -> None:
