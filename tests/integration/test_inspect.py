@@ -9,10 +9,11 @@ import pytest
 import typer
 from PIL import Image
 
+from jobs.cli import run
 from jobs.inspect_photo import inspect
 from pipeline.errors import UserError
 from tests.browser import opened
-from tests.random_weights import made_images
+from tests.random_weights import made_images, write_official_r50
 
 app = typer.Typer()
 app.command()(inspect)
@@ -62,3 +63,36 @@ def test_shapes_as_json(
 def test_absent_weights_are_named(photo: Path, tiny_weights: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         call(str(photo), "--weights", "absent.pth")
+
+
+def test_a_coco_photo_with_r50_has_the_shapes_of_the_published_model(
+    coco_val100: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """640 x 480 at 800 x 1066. The weights are random, laid out as the official file."""
+    photos = sorted((coco_val100 / "images").glob("*.jpg"))
+    photo = next(path for path in photos if Image.open(path).size == (640, 480))
+    weights = tmp_path / "r50.pth"
+    write_official_r50(weights, photos=made_images(2, 0, 240))
+    arguments = ["--weights", str(weights), "--queries", "2", "--device", "cpu", "--json"]
+    assert run(["inspect", str(photo), *arguments, "--output", str(tmp_path / "seen.html")]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    shapes = {stage["stage"]: stage["shape"] for stage in facts["stages"]}
+    for name, channels, size in (
+        ("Res2", 256, [200, 267]),
+        ("Res3", 512, [100, 134]),
+        ("Res4", 1024, [50, 67]),
+        ("Res5", 2048, [25, 34]),
+    ):
+        assert shapes[name] == [1, channels, *size]
+        assert shapes[f"{name} mask"] == [1, *size]
+        assert shapes[f"{name} position"] == [1, 256, *size]
+    assert shapes["tokens"] == [1, 850, 256]
+    assert shapes["encoded image"] == [1, 256, 25, 34]
+    assert shapes["box embeddings"] == [1, 100, 256]
+    assert shapes["attention maps"] == [100, 8, 25, 34]
+    assert shapes["enlarged + Res4"][2:] == [50, 67]
+    assert shapes["enlarged + Res3"][2:] == [100, 134]
+    assert shapes["enlarged + Res2"][2:] == [200, 267]
+    assert shapes["mask logits"] == [facts["kept"], 1, 200, 267]
+    assert shapes["panoptic map"] == [480, 640]
+    assert "Res5 position" in (tmp_path / "seen.html").read_text()

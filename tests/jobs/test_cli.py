@@ -6,9 +6,12 @@ import inspect
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import ray
+import torch
 
 from jobs.cli import VERBS, help_text, load, run
 from pipeline.config import RunConfig
@@ -33,6 +36,15 @@ def test_segment_has_a_flag_for_every_setting(capsys: pytest.CaptureFixture[str]
     for name in RunConfig.model_fields:
         flag = {"source": "SOURCE", "source_options": "--source-option"}.get(name)
         assert (flag or "--" + name.replace("_", "-").removesuffix("s"))[:20] in shown
+
+
+def test_the_version_comes_with_ray_torch_and_the_device(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["--version"]) == 0
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    libraries = f"ray {ray.__version__}, torch {torch.__version__}, device {device}"
+    assert capsys.readouterr().out == f"panoptic {version('detr-panoptic')} ({libraries})\n"
 
 
 def test_help_loads_neither_ray_nor_torch() -> None:
