@@ -48,6 +48,12 @@ def evaluate(
     address: Annotated[
         str | None, typer.Option(help="Ray cluster. Default: RAY_ADDRESS, else this machine.")
     ] = None,
+    source_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Storage option of the truth (and of --predictions)."
+        ),
+    ] = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
@@ -71,10 +77,13 @@ def evaluate(
         raise UserError("--truth is missing: give the COCO panoptic JSON of the ground truth")
     if (out is None) == (predictions is None):
         raise UserError("give either a run folder OUT or --predictions FILE")
+    truth_options = parse_options(source_option, "--source-option") or None
     try:
         if predictions is not None:
             _refuse(name=name, snapshot=snapshot, follow=follow or None, address=address)
-            result = evaluate_files(predictions, truth, prediction_masks, truth_masks, note=note)
+            result = evaluate_files(
+                predictions, truth, prediction_masks, truth_masks, options=truth_options, note=note
+            )
         else:
             assert out is not None
             _refuse(prediction_masks=prediction_masks)
@@ -87,6 +96,7 @@ def evaluate(
                 follow=follow,
                 address=address,
                 options=parse_options(out_option, "--out-option"),
+                truth_options=truth_options,
                 note=note,
             )
     except InvalidError as error:

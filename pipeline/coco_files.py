@@ -8,7 +8,7 @@ JSON is staged, the PNGs are read in chunks: a few thousand images or a few hund
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -36,23 +36,24 @@ def evaluate_files(
     prediction_masks: str | None = None,
     truth_masks: str | None = None,
     *,
+    options: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Score `predictions` (a COCO panoptic JSON) against `truth`, joined by image_id.
 
-    Each JSON's PNGs lie in the folder of its name unless another is given. The result has the
-    structure of `evaluate_run`. Raises UserError for files that can't be read; InvalidError, with
-    the figures of all others, for images that can't be scored: by panopticapi's rules a truth
-    without a prediction is one of them.
+    Each JSON's PNGs lie in the folder of its name unless another is given; options are those of
+    their storage. The result has the structure of `evaluate_run`. Raises UserError for files that
+    can't be read; InvalidError, with the figures of all others, for images that can't be scored: by
+    panopticapi's rules a truth without a prediction is one of them.
     """
     started = time.monotonic()
     folders = {
-        "prediction": Storage(prediction_masks or masks_of(predictions)),
-        "truth": Storage(truth_masks or masks_of(truth)),
+        "prediction": Storage(prediction_masks or masks_of(predictions), options),
+        "truth": Storage(truth_masks or masks_of(truth), options),
     }
     with Staging() as staging:
-        categories = stage_truth(staging, CocoFile(truth))
-        predicted = category_names(stage_predictions(staging, CocoFile(predictions)))
+        categories = stage_truth(staging, CocoFile(truth, options))
+        predicted = category_names(stage_predictions(staging, CocoFile(predictions, options)))
         for number, own, other in renamed(categories, predicted)[:1]:
             note(
                 f"category {number} is {other!r} in {predictions} and {own!r} in {truth}: are they "

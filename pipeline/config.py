@@ -128,6 +128,14 @@ class RunConfig(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else tuple(value)
 
+    def options_of(self, url: str) -> dict[str, str]:
+        """Storage options for an input that a setting names: of the bucket that it lies in, by
+        default the source's (`submit` puts local files beside the run folder)."""
+        bucket = url.split("/")[:3]
+        outside = bucket != self.source.split("/")[:3]
+        beside = outside and bucket == self.out.split("/")[:3]
+        return self.out_options if beside else self.source_options
+
     def actors(self) -> tuple[int, int] | None:
         """The pool's smallest and largest size, or None to fill the cluster."""
         if self.num_actors is None:

@@ -70,7 +70,7 @@ class ModelSpec:
             device=device,
             compile=config.compile,
             output_size=config.output_size,
-            options=config.source_options,
+            options=config.options_of(config.weights),
         )
 
     def load(self) -> PanopticModel:

@@ -30,7 +30,7 @@ from pipeline.partial import NAMED, Partial, broken_shard, hashes_of, refuse_inv
 from pipeline.pq import Sums
 from pipeline.quality import per_class_table, results
 from pipeline.run import Run, open_run, parquet_bytes
-from pipeline.storage import Storage, open_file
+from pipeline.storage import Storage, normalize, open_file
 from pipeline.truth import Part, Truth, check_categories, load, prepare
 
 POLL_SECONDS: Final = 2.0
@@ -110,14 +110,15 @@ def evaluate_run(
     follow: bool = False,
     address: str | None = None,
     options: dict[str, str] | None = None,
+    truth_options: dict[str, str] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Score a run's shards against ground truth; write and return `pq.json`.
 
     truth: a COCO panoptic JSON (its PNGs in the folder of its name, or `masks`), or the `truth`
-    folder of an earlier evaluation of this run. Without a published snapshot the shards that are
-    there are scored (each is a uniform sample of the images). follow: go on until the generation
-    being made is done.
+    folder of an earlier evaluation of this run. truth_options: of its storage; by default the
+    run's, if it lies there. Without a published snapshot the shards that are there are scored
+    (each is a uniform sample of the images). follow: go on until the generation being made is done.
 
     Raises UserError before anything is scored; InvalidError, with the result, if something could
     not be.
@@ -137,12 +138,22 @@ def evaluate_run(
     folder = f"evaluation/{live.number:04d}/{name}"
     started = time.monotonic()
     connect(address)
-    ready = load(*open_file(truth))
+    if truth_options is None and normalize(truth).startswith(f"{run.storage.url}/"):
+        truth_options = run.storage.options
+    ready = load(*open_file(truth, truth_options))
     if ready is not None:
         check_categories(run.info.categories, ready[0].categories, truth)
         prepared = ready[0]
     else:
-        prepared = prepare(run, f"{folder}/truth", truth, masks, convert=_in_parallel, note=note)
+        prepared = prepare(
+            run,
+            f"{folder}/truth",
+            truth,
+            masks,
+            options=truth_options,
+            convert=_in_parallel,
+            note=note,
+        )
     for entry in list(run.storage.list(folder)):  # rows of an earlier evaluation of this name
         if "/truth/" not in entry.path:
             run.storage.delete(entry.path)

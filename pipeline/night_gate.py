@@ -57,6 +57,7 @@ def evaluate(edition: Edition, config: NightlyConfig, note: Note) -> dict[str, A
             snapshot=edition.number,
             address=config.address,
             options=edition.run.storage.options,
+            truth_options=config.options_of(config.truth),
             note=note,
         )
     except InvalidError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from pipeline.device import Device, decide_device
 from pipeline.edition import Edition
@@ -27,20 +27,20 @@ def night_device(
     return Device("cpu" if info.device == "cpu" else "cuda", info.device, dtype)
 
 
-def check_truth(truth: str) -> None:
+def check_truth(truth: str, options: Mapping[str, str]) -> None:
     """Raises UserError now, rather than after a night's computing, if there is no such file."""
-    storage, name = open_file(truth)
+    storage, name = open_file(truth, options)
     if not storage.exists(name):
         raise UserError(f"truth {truth} does not exist: check the path in the settings")
 
 
-def only_with_truth(staging: Staging, truth: str) -> tuple[int, int]:
+def only_with_truth(staging: Staging, truth: str, options: Mapping[str, str]) -> tuple[int, int]:
     """Keep of the view `listing` the images that have ground truth.
 
     Returns how many, and their bytes. Raises UserError if there is none.
     """
     staging.connection.execute("create view manifest as from listing")
-    stage_truth(staging, CocoFile(truth))
+    stage_truth(staging, CocoFile(truth, options))
     resolve(staging, truth)
     staging.connection.execute(
         "create table judges as from listing semi join resolved using (hash)"

@@ -83,7 +83,7 @@ class _Night:
         self.same_weights = self.live is None or nights.live_name() == self.name
         self._refuse_withdrawn()
         if config.truth is not None:
-            check_truth(config.truth)
+            check_truth(config.truth, config.options_of(config.truth))
 
     def do(self, pin: bool) -> NightSummary:
         run = self.nights.run(self.name)
@@ -129,7 +129,9 @@ class _Night:
             if self.live is not None:
                 refuse_short(images, self.live, config)
             if not self.same_weights and config.truth:
-                images, size = only_with_truth(staging, config.truth)
+                images, size = only_with_truth(
+                    staging, config.truth, config.options_of(config.truth)
+                )
                 self.reporter.note(f"other weights: {images:,} images with ground truth come first")
             elif not self.same_weights:
                 self._brake(None)

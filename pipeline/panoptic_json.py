@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from detr.categories import Categories
@@ -28,8 +28,9 @@ _SPACE: Final = " \t\r\n"
 class CocoFile:
     """One panoptic JSON on any URL. `sha256` is that of the bytes once `items` is exhausted."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, options: Mapping[str, str] | None = None) -> None:
         self.url = url
+        self.options = options
         self.sha256 = ""
 
     def items(self) -> Iterator[tuple[str, Any]]:
@@ -37,7 +38,7 @@ class CocoFile:
 
         Raises UserError if the file can't be read or is no JSON object.
         """
-        storage, name = open_file(self.url)
+        storage, name = open_file(self.url, self.options)
         digest = hashlib.sha256()
         try:
             with storage.open(name) as file:

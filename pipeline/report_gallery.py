@@ -177,7 +177,7 @@ def _truth(edition: Edition, result: Mapping[str, Any] | None) -> Truth | None:
         return None
     ready = load(edition.run.storage, f"evaluation/{edition.number:04d}/{result['name']}/truth")
     if ready is None and "truth" in result:
-        ready = load(*open_file(str(result["truth"])))
+        ready = load(*open_file(str(result["truth"]), edition.run.storage.options))
     return None if ready is None else ready[0]
 
 

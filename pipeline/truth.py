@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Final
@@ -126,17 +126,19 @@ def prepare(
     truth_url: str,
     masks_url: str | None = None,
     *,
+    options: Mapping[str, str] | None = None,
     convert: Convert,
     note: Callable[[str], None] = lambda text: None,
 ) -> Truth:
     """The truth of a run, converted into `folder` of it, or as it was left there.
 
-    convert runs the given conversions of chunks, in parallel if it can. Raises UserError for a file
-    that is no panoptic JSON, other categories than the run's, ambiguous names, or no image in
-    common. One image's broken PNG is a `problem` in its row.
+    options are those of the truth's storage. convert runs the given conversions of chunks, in
+    parallel if it can. Raises UserError for a file that is no panoptic JSON, other categories than
+    the run's, ambiguous names, or no image in common. One image's broken PNG is a `problem` in its
+    row.
     """
-    masks = Storage(masks_url or masks_of(truth_url))
-    file = CocoFile(truth_url)
+    masks = Storage(masks_url or masks_of(truth_url), options)
+    file = CocoFile(truth_url, options)
     with Staging() as staging:
         categories = stage_truth(staging, file)
         check_categories(run.info.categories, categories, truth_url)

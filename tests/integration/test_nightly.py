@@ -352,6 +352,23 @@ def test_a_source_that_is_down_leaves_what_was_published(bucket: Bucket, night: 
     assert bucket.state() == before
 
 
+def test_truth_in_the_source_s_bucket_is_read_with_its_options(
+    bucket: Bucket, night: Night, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_photos(bucket)
+    for path in bucket.folder.glob("gt*/*.png"):
+        bucket.put(f"truth/gt/{path.name}", path.read_bytes())
+    bucket.put("truth/gt.json", bucket.truth.read_bytes())
+    bucket.write_toml(truth="s3://data/truth/gt.json")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # only the options say where
+    code, first = night()
+    assert (code, first["outcome"]) == (0, "published")
+    bucket.weights.write_text("129")
+    code, stopped = night("--max-recompute", "0.4")
+    assert code == 2
+    assert "they passed on the images with ground truth" in stopped["sentence"]
+
+
 def test_a_second_start_while_a_night_is_at_work_is_a_sentence_and_5(
     bucket: Bucket, night: Night
 ) -> None:

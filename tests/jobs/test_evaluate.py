@@ -17,6 +17,7 @@ from pipeline.coco_files import evaluate_files
 from pipeline.partial import InvalidError
 from pipeline.truth_table import read_png
 from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row, write_coco
+from tests.servers import S3Server
 
 TRUTH = made_scenes(8)
 
@@ -47,6 +48,22 @@ def test_prints_one_json_object_for_machines(
     assert set(result["All"]) >= {"pq", "sq", "rq", "n"}
     assert set(result["per_class"]["1"]) >= {"pq", "sq", "rq", "iou", "tp", "fp", "fn"}
     assert result["images"]["scored"] == 8
+
+
+def test_files_in_a_bucket_are_read_with_its_options(
+    files: tuple[str, str],
+    moto: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    moto.client().create_bucket(Bucket="data")
+    folder = Path(files[1]).parent
+    for path in folder.rglob("*.*"):
+        moto.client().upload_file(str(path), "data", str(path.relative_to(folder)))
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # only the option says where
+    words = ["--predictions", "s3://data/pred.json", "--truth", "s3://data/gt.json", "--json"]
+    assert panoptic(["evaluate", *words, "--source-option", f"endpoint_url={moto.url}"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"]["scored"] == 8
 
 
 @pytest.mark.usefixtures("ray_session")

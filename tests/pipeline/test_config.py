@@ -65,3 +65,14 @@ def test_a_bound_pool_is_read_as_least_and_most() -> None:
 def test_the_fingerprint_depends_on_values_and_not_on_their_order() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert fingerprint({"a": 1, "b": 2}) != fingerprint({"a": 1, "b": 3})
+
+
+def test_an_input_s_storage_options_are_those_of_its_bucket() -> None:
+    options = {"source_options": {"profile": "in"}, "out_options": {"profile": "out"}}
+    config = make_config({"source": "s3://photos/all", "out": "s3://runs/a", **options})
+    for url, profile in {
+        "s3://photos/truth.json": "in",
+        "s3://elsewhere/truth.json": "in",
+        "s3://runs/inputs/truth.json": "out",
+    }.items():
+        assert config.options_of(url) == {"profile": profile}
