@@ -3,14 +3,19 @@
 Listing a hundred million keys is a hundred thousand requests and hours; the inventory is a few
 hundred files that are there already. It is up to a day or two old: what has changed since then
 becomes an error row (`changed`, `not_found`), and the next inventory shows it to a refresh.
+
+S3 writes each one under a new dated key of its configuration's folder. The folder names the newest,
+and to a run all of them are one source.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any, Final
 from urllib.parse import unquote_plus
 
@@ -33,6 +38,29 @@ COLUMNS: Final = {
     "IsLatest": "is_latest",
     "IsDeleteMarker": "is_delete_marker",
 }
+
+
+_DATED: Final = re.compile(r"(?:^|/)\d{4}-\d\d-\d\dT\d\d-\d\dZ/manifest\.(?:json|checksum)$")
+
+
+def is_dated(path: str) -> bool:
+    """Whether S3 wrote this object beside one day's `manifest.json`, or it is that."""
+    return _DATED.search(path) is not None
+
+
+def undated(source: Any) -> Any:
+    """A source without the day, if it is the manifest of one: the configuration's folder."""
+    return _DATED.sub("", source) if isinstance(source, str) else source
+
+
+def newest_manifest(entries: Iterable[Entry]) -> str | None:
+    """The path of the newest `manifest.json` in a configuration's folder; None if there is none.
+
+    entries: in key order, in which the dated ones come before the files that they name.
+    """
+    dated = takewhile(lambda entry: is_dated(entry.path), entries)
+    manifests = [entry.path for entry in dated if entry.path.endswith(".json")]
+    return max(manifests, default=None)
 
 
 def is_inventory(data: Any) -> bool:

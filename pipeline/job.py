@@ -22,6 +22,7 @@ from pipeline.errors import UserError
 from pipeline.estimate import WORTH_MEASURING, cpu_hours
 from pipeline.execute import Reporter, execute
 from pipeline.generation import Brakes, plan_first, plan_refresh, plan_retry, stage_listing
+from pipeline.inventory import undated
 from pipeline.lease import lease
 from pipeline.manifest import Staging
 from pipeline.placement import place
@@ -139,7 +140,7 @@ def recorded_device(run: Run | None, config: RunConfig) -> Device | None:
 def check_same(run: Run, config: RunConfig, description: ModelDescription) -> None:
     """Raises UserError, naming the field, if the run was made from other things."""
     for name, value in source_fields(config).items():
-        if run.info.source.get(name) != value:
+        if undated(run.info.source.get(name)) != undated(value):
             raise UserError(
                 f"{config.out} was made with {name} {run.info.source.get(name)!r}, not {value!r}: "
                 "a run keeps its source; use another --out"

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -22,7 +22,7 @@ import pyarrow as pa
 from pipeline.config import IMAGE_SUFFIXES, RunConfig
 from pipeline.entry import Entry, as_lost, as_user_error
 from pipeline.errors import UserError
-from pipeline.inventory import Inventory, is_inventory
+from pipeline.inventory import Inventory, is_dated, is_inventory, newest_manifest
 from pipeline.node_cache import local_copy
 from pipeline.plan import name_hash
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
@@ -97,7 +97,14 @@ class Source:
                 )
             if not path.is_dir():
                 raise FileNotFoundError(self.url)
-        entries = (entry for entry in storage.list() if self._counts(entry.path, self.url))
+        found = storage.list()
+        if (first := next(found, None)) is None:
+            return
+        found = chain((first,), found)
+        if is_dated(first.path):  # in key order the first, where S3 writes its inventories
+            yield from self._newest_inventory(storage, found)
+            return
+        entries = (entry for entry in found if self._counts(entry.path, self.url))
         for chunk in _chunks(entries):
             yield _manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
 
@@ -130,6 +137,14 @@ class Source:
                 raise UserError(f"{self.url}: an entry of `images` has no `file_name`")
             entries = [Entry(name, -1, None, None) for name in names]
             yield _manifest_table(entries, [f"{root}/{name}" for name in names])
+
+    def _newest_inventory(self, storage: Storage, found: Iterable[Entry]) -> Iterator[pa.Table]:
+        path = newest_manifest(found)
+        if path is None:
+            raise UserError(
+                f"{self.url} has no complete inventory yet: S3 writes the first in a day or two"
+            )
+        yield from self._inventory(json.loads(storage.read(path)))
 
     def _inventory(self, data: dict[str, Any]) -> Iterator[pa.Table]:
         """Names are relative to `--image-root`, which then also says which keys count."""

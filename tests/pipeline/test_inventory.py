@@ -6,7 +6,9 @@ import gzip
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote_plus
 
@@ -14,12 +16,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.config import RunConfig, make_config
+from pipeline.device import Device
+from pipeline.engine_model import ModelDescription
 from pipeline.errors import UserError
+from pipeline.job import check_same, describe_run
+from pipeline.run import create_run
 from pipeline.source import Source
+from pipeline.storage import Storage
+from tests.pipeline.test_refresh import Night
 from tests.servers import S3Server
+from tests.toy_model import CATEGORIES
 
 KEYS = ["images/a.jpg", "images/sp ace+plus%.png", "images/日本.webp", "other/b.jpg", "c.txt"]
-MANIFEST = "inventory/photos/2026-11-20T00-00Z/manifest.json"
+FOLDER = "inventory/photos"
+DAY = "2026-11-20T00-00Z"
+MANIFEST = f"{FOLDER}/{DAY}/manifest.json"
 
 
 def csv_file(rows: list[dict[str, Any]]) -> bytes:
@@ -50,13 +62,20 @@ def parquet_file(rows: list[dict[str, Any]]) -> bytes:
     return sink.getvalue()
 
 
-def put_inventory(server: S3Server, kind: str, *, damage: bool = False) -> None:
+def put_inventory(
+    server: S3Server,
+    kind: str,
+    *,
+    damage: bool = False,
+    keys: Sequence[str] = KEYS,
+    day: str = DAY,
+) -> None:
     """The bucket `photos`, its inventory of two files in `lists`, with old versions besides."""
     client = server.client()
     client.create_bucket(Bucket="photos")
     client.create_bucket(Bucket="lists")
     rows = []
-    for number, key in enumerate(KEYS):
+    for number, key in enumerate(keys):
         answer = client.put_object(Bucket="photos", Key=key, Body=b"x" * number)
         modified = client.head_object(Bucket="photos", Key=key)["LastModified"].astimezone(UTC)
         rows.append(
@@ -77,7 +96,7 @@ def put_inventory(server: S3Server, kind: str, *, damage: bool = False) -> None:
     files = []
     for number, part in enumerate(([*rows[:2], old], [*rows[2:], marker])):
         data = encode(part)
-        key = f"inventory/photos/data/{number}"
+        key = f"{FOLDER}/data/{day}-{number}"
         client.put_object(Bucket="lists", Key=key, Body=data)
         md5 = hashlib.md5(data + b"!" * damage).hexdigest()
         files.append({"key": key, "size": len(data), "MD5checksum": md5})
@@ -90,7 +109,9 @@ def put_inventory(server: S3Server, kind: str, *, damage: bool = False) -> None:
         "ETag",
         "files": files,
     }
-    client.put_object(Bucket="lists", Key=MANIFEST, Body=json.dumps(manifest).encode())
+    body = json.dumps(manifest).encode()
+    client.put_object(Bucket="lists", Key=f"{FOLDER}/{day}/manifest.json", Body=body)
+    client.put_object(Bucket="lists", Key=f"{FOLDER}/{day}/manifest.checksum", Body=b"md5")
 
 
 def rows_of(source: Source) -> list[dict[str, Any]]:
@@ -130,3 +151,40 @@ def test_an_inventory_that_can_t_be_used_is_one_sentence(
         moto.client().put_object(Bucket="lists", Key="other/manifest.json", Body=body)
         with pytest.raises(UserError, match=words):
             rows_of(Source("s3://lists/other/manifest.json"))
+
+
+def test_a_configuration_s_folder_is_its_newest_complete_inventory(moto: S3Server) -> None:
+    put_inventory(moto, "CSV", keys=KEYS[:2], day="2025-12-31T01-00Z")
+    put_inventory(moto, "Parquet")
+    begun = f"{FOLDER}/2026-11-21T00-00Z/manifest.checksum"
+    moto.client().put_object(Bucket="lists", Key=begun, Body=b"md5")
+    assert rows_of(Source(f"s3://lists/{FOLDER}")) == rows_of(Source("s3://photos"))
+    for name in (MANIFEST, f"{FOLDER}/2025-12-31T01-00Z/manifest.json"):
+        moto.client().delete_object(Bucket="lists", Key=name)
+    with pytest.raises(UserError, match="no complete inventory yet"):
+        rows_of(Source(f"s3://lists/{FOLDER}"))
+
+
+def test_a_refresh_goes_from_one_inventory_to_the_next(moto: S3Server, tmp_path: Path) -> None:
+    put_inventory(moto, "CSV")
+    night = Night(tmp_path)
+    night.source = Source(f"s3://lists/{FOLDER}")
+    night.first({})
+    assert night.refresh() is None
+    put_inventory(moto, "CSV", keys=[*KEYS, "images/new.jpg"], day="2026-11-21T00-00Z")
+    generation = night.refresh()
+    assert generation is not None
+    assert {kind: count for kind, count in generation.counts.items() if count} == {"new": 1}
+
+
+def test_every_inventory_of_a_configuration_is_one_source_to_a_run(tmp_path: Path) -> None:
+    def config(source: str) -> RunConfig:
+        return make_config({"source": source, "out": str(tmp_path)})
+
+    made = config(f"s3://lists/{MANIFEST}")
+    description = ModelDescription(CATEGORIES, "", {})
+    run = create_run(Storage(tmp_path), describe_run(made, description, Device("cpu", "x", "fp32")))
+    for day in (f"s3://lists/{FOLDER}/2026-11-21T01-30Z/manifest.json", f"s3://lists/{FOLDER}/"):
+        check_same(run, config(day), description)
+    with pytest.raises(UserError, match="a run keeps its source"):
+        check_same(run, config(f"s3://lists/inventory/other/{DAY}/manifest.json"), description)
