@@ -40,6 +40,8 @@ IMAGE_SECONDS = 600
 TRIES = 6
 WRITE_TRIES = 30  # where half of all tries fail, one write of a billion is lost
 LIST_CHUNK = 1000
+# obstore asks for credentials that are good for less than 5 minutes again: so, after a minute.
+CREDENTIALS_GOOD = timedelta(minutes=6)
 
 
 class S3Objects:
@@ -138,12 +140,12 @@ class S3Objects:
 
         def provide() -> dict[str, Any]:
             frozen = credentials.get_frozen_credentials()
-            # Asked again after a minute: botocore itself knows when to renew.
+            # What botocore is asked for again it renews in time, if it is about to expire.
             return {
                 "access_key_id": frozen.access_key,
                 "secret_access_key": frozen.secret_key,
                 "token": frozen.token,
-                "expires_at": datetime.now(UTC) + timedelta(minutes=6),
+                "expires_at": datetime.now(UTC) + CREDENTIALS_GOOD,
             }
 
         return provide

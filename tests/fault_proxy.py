@@ -73,6 +73,7 @@ class FaultProxy:
     port: int = 0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     injected: Counter[str] = field(default_factory=Counter)
+    access_keys: Counter[str] = field(default_factory=Counter)  # that signed the requests
 
     @property
     def server(self) -> S3Server:
@@ -88,6 +89,8 @@ class FaultProxy:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         key = (request.method, request.raw_path.partition("?")[0])
         self.requests[key] += 1
+        signed = request.headers.get("Authorization", "").partition("Credential=")[2]
+        self.access_keys[signed.partition("/")[0]] += 1
         fault = None
         if self.applies(*key):
             await asyncio.sleep(self.faults.latency)
