@@ -163,5 +163,6 @@ def as_user_error(error: BaseException, what: str) -> StorageError:
 def _is_down(error: BaseException, code: str) -> bool:
     if code != "unavailable" or not of_client(error):
         return code == "timeout"
-    told = any(mark in str(error) for mark in _NEVER_REACHED)
-    return not told and _status(error)[:1] in ("", "5")
+    mistyped = any(mark in str(error) for mark in _NEVER_REACHED)
+    status = _status(error)
+    return not mistyped and (status in ("", "408", "429") or status.startswith("5"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,29 @@ def test_every_command_has_a_verb_and_flags_that_exist(command: str) -> None:
         known = {flag for option in verb.params for flag in (*option.opts, *option.secondary_opts)}
         flags = {word.split("=")[0] for word in part if word.startswith("--")}
         assert flags <= known
+
+
+def scripts() -> list[tuple[str, str]]:
+    """Every benchmark or test program that a document or the Makefile names, with its flags."""
+    files = [*DOCUMENTS, ROOT / "Makefile"]
+    named = r"(benchmarks/\w+\.py|python -m tests\.\w+)((?: +[-\w]+)*)"
+    found = set()
+    for name, words in [match for path in files for match in re.findall(named, path.read_text())]:
+        module = name.removesuffix(".py").replace("/", ".").removeprefix("python -m ")
+        found.add((module, " ".join(re.findall(r"--[-\w]+", words))))
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("module", "flags"), scripts())
+def test_every_script_is_there_and_knows_its_flags(module: str, flags: str) -> None:
+    path = (ROOT / module.replace(".", "/")).with_suffix(".py")
+    assert path.is_file()
+    if flags:
+        named = ["-m", module] if module.startswith("tests.") else [str(path)]
+        shown = subprocess.run(
+            [sys.executable, *named, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout
+        assert set(flags.split()) <= set(re.findall(r"--[-\w]+", shown))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
 
@@ -38,6 +40,26 @@ def test_the_message_is_one_line_without_a_query_string() -> None:
 
 def test_a_user_error_says_what_to_check() -> None:
     assert "check the credentials" in str(as_user_error(PermissionError("no"), "can't list x"))
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (GenericError(S3.format("503 Slow Down")), 75),
+        (GenericError(S3.format("429 Too Many Requests")), 75),
+        (GenericError("error decoding response body"), 75),
+        (GenericError(S3.format("400 Bad Request")), 2),
+        (GenericError("HttpError { kind: Connect, source: dns error }"), 2),
+        (PermissionDeniedError("x"), 2),
+        (NotADirectoryError("x"), 2),
+    ],
+)
+def test_a_store_that_fails_is_worth_another_call_and_a_mistake_is_not(
+    error: Exception, exit_code: int
+) -> None:
+    failure = as_user_error(error, "can't list x")
+    assert failure.exit_code == exit_code
+    assert pickle.loads(pickle.dumps(failure)).exit_code == exit_code  # it comes from workers, too
 
 
 def test_an_etag_is_compared_without_its_quotes() -> None:
