@@ -1,12 +1,13 @@
 """The commands of the README in an empty folder, in its order, with its names; then the documents'.
 
-`s3://bucket` is a folder here (tests/integration/test_s3.py has the servers), the weights are tiny.
-Left to other tests: `make`, what needs a cluster (`submit`, `jobs`), training, and what moves a
-folder of nights (tests/integration/test_nightly.py).
+`s3://bucket` is a folder here (tests/integration/test_s3.py has the servers), the weights are tiny,
+a training takes two steps. Left to other tests: `make`, and what needs a cluster (`submit`,
+`jobs`).
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -18,21 +19,23 @@ import pytest
 
 from jobs.cli import run
 from jobs.scenes import write_scenes
+from pipeline.run import read_pointer
+from pipeline.storage import Storage
 from tests.browser import opened
 from tests.run_rows import live_rows
 from tests.test_readme import README, blocks
 
-NOT_HERE = ("submit", "jobs", "train", "rollback", "prune")
+NOT_HERE = ("submit", "jobs")
+QUICK = ("--steps", "2", "--size", "64", "--batch-size", "2", "--validate-images", "2")
 
 
 def commands(text: str = README) -> Iterator[list[str]]:
     """The words of every command in a shell block, in order."""
     for block in blocks("sh", text):
-        if "panoptic train" not in block:  # what follows a training needs its weights
-            for line in block.splitlines():
-                words = shlex.split(line, comments=True)
-                if words[:1] == ["panoptic"] and words[1] not in NOT_HERE:
-                    yield words[1:]
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["panoptic"] and words[1] not in NOT_HERE:
+                yield [*words[1:], *(QUICK if words[1] == "train" else ())]
 
 
 @pytest.fixture
@@ -42,7 +45,9 @@ def newcomer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_scenes(made, 40, seed=3, broken=1)
     home = tmp_path / "home"
     shutil.copytree(made / "images", home / "bucket" / "images")
-    shutil.copytree(made / "images", home / "PHOTO_FOLDER", ignore=shutil.ignore_patterns("b*"))
+    for name in ("PHOTO_FOLDER", "photos"):
+        shutil.copytree(made / "images", home / name, ignore=shutil.ignore_patterns("b*"))
+    shutil.copytree(made, home / "data")
     for name in ("panoptic_val2017", "gt", "pred"):
         shutil.copy(made / "panoptic.json", home / f"{name}.json")
         shutil.copytree(made / "panoptic", home / name)
@@ -79,6 +84,8 @@ def test_every_step_works_in_the_order_written(
     assert Path("runs/mine/report/0001.html").exists()
     assert Path(names["FILE_NAME"]).with_suffix(".panoptic.png").exists()
     assert Path("predictions.json").exists()
+    assert done.count("train") == 2
+    assert live_rows(Path("runs/photos")).num_rows == 40
 
 
 @pytest.mark.slow
@@ -90,8 +97,6 @@ def test_every_command_of_the_documents_works(
     shutil.copytree("gt", "pngs")
     shutil.copytree("gt", "truth")
     shutil.copy("PHOTO_FOLDER/000000.jpg", "photo.jpg")
-    shutil.copytree("PHOTO_FOLDER", "photos")
-    Path("bucket/nights").mkdir()
     for name in ("panoptic_val2017.json", "panoptic_val2017"):
         (shutil.copytree if Path(name).is_dir() else shutil.copy)(name, f"bucket/{name}")
     truth = ("--truth", "panoptic_val2017.json")
@@ -103,6 +108,7 @@ def test_every_command_of_the_documents_works(
         shutil.copytree("OUT", copy)
     for copy in ("out", "old", "new"):
         shutil.copytree("OUT", f"bucket/{copy}")
+    put_nights(Path("OUT"), Path("bucket/nights"))
     names = {"r50": str(tiny_weights)}
     files = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
     done = set()
@@ -110,4 +116,19 @@ def test_every_command_of_the_documents_works(
         words = [names.get(word, word.replace("s3://bucket", "bucket")) for word in words]
         assert run(words) == 0, words
         done.add(words[0])
-    assert done == {"compare", "doctor", "evaluate", "export", "inspect", "report", "sql", "verify"}
+    assert done == {
+        *("compare", "doctor", "evaluate", "export", "inspect", "prune", "report", "rollback"),
+        *("sql", "verify"),
+    }
+    live = read_pointer(Storage("bucket/nights/run-0123456789abcdef"))
+    assert live is not None
+    assert live["snapshot"] == 12  # rolled back from 2, then forward by its number
+
+
+def put_nights(run_folder: Path, nights: Path) -> None:
+    """A folder of nights, as if they had made this run and its twelfth snapshot."""
+    name = "run-0123456789abcdef"
+    shutil.copytree(run_folder, nights / name)
+    newest = nights / name / "snapshots/0002.parquet"
+    shutil.copy(newest, newest.with_name("0012.parquet"))
+    (nights / "latest.json").write_text(json.dumps({"run": name}))
