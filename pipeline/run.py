@@ -95,8 +95,6 @@ class Run:
         self.storage = storage
         self.info = info
 
-    # -- generations
-
     def generations(self) -> dict[int, Generation]:
         """Every generation whose manifest is complete, oldest first."""
         numbers = sorted(
@@ -128,8 +126,6 @@ class Run:
         with self.storage.open(unit.part) as file:
             return pq.ParquetFile(file).read_row_group(unit.row_group)
 
-    # -- snapshots
-
     def latest(self) -> int | None:
         """The number of the published snapshot, None before the first."""
         pointer = self.pointer()
@@ -147,8 +143,7 @@ class Run:
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """A snapshot, by default the published one. Raises UserError if there is none."""
-        if number is None:
-            number = self.latest()
+        number = self.latest() if number is None else number
         if number is None:
             raise UserError(
                 f"{self.storage.url} has no published snapshot yet: run `panoptic segment` until "
@@ -185,8 +180,6 @@ class Run:
             self.storage.write(SUCCESS_FILE, b"")
         elif there and not done:
             self.storage.delete(SUCCESS_FILE)
-
-    # -- rows
 
     def __getitem__(self, file_name: str) -> ImageRow:
         """One image of the published snapshot. Raises UserError if the run hasn't got it."""
