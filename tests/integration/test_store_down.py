@@ -45,8 +45,8 @@ def test_a_store_that_is_stopped_while_a_job_writes(
         running.close()
         _, said = job.communicate(timeout=JOB_SECONDS)
     assert job.returncode == EXIT_TRY_AGAIN, said
-    assert "Traceback" not in said
-    assert "s3://data/run/segments/0001/" in said.splitlines()[-1]  # why, not what failed after it
+    # Why it stopped, not what failed after it; Ray tells the worker's side before it.
+    assert "\npanoptic: can't write s3://data/run/segments/0001/" in said
 
 
 @pytest.mark.parametrize(
