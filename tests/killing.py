@@ -101,19 +101,12 @@ class Field:
 
     def computed(self) -> list[int]:
         """The number of every image that the model saw, once for each time it saw it."""
-        return [number for number, _ in self._log()]
-
-    def computed_by(self) -> dict[int, list[int]]:
-        """The same by the process that computed them, in the order of their first images."""
-        found: dict[int, list[int]] = {}
-        for number, process in self._log():
-            found.setdefault(process, []).append(number)
-        return found
-
-    def _log(self) -> list[tuple[int, int]]:
         log = self.folder / "computed.log"
-        lines = log.read_text().splitlines() if log.exists() else []
-        return [(int(number), int(process)) for number, process, *_ in map(str.split, lines)]
+        return (
+            [int(line.split()[0]) for line in log.read_text().split("\n") if line]
+            if (log.exists())
+            else []
+        )
 
     def shards(self) -> dict[str, int]:
         """Every shard object's modification time in ns."""
