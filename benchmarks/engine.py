@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from ray.actor import ActorHandle
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.made_maps import machine
 from benchmarks.made_rows import made_info, made_rows, peak_mb
 from pipeline.capacity import capacity
 from pipeline.cluster import connect
@@ -177,7 +177,7 @@ def main() -> None:
     holds = all(results[name]["rows_per_second"] >= LIMITS[name] for name in judged)
     report = {
         "benchmark": "engine",
-        "machine": platform.processor() or platform.machine(),
+        **machine(),
         "cases": results,
         "limits_rows_per_second": LIMITS,
         "driver_growth_mb": growth and round(growth, 1),

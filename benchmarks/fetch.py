@@ -14,7 +14,6 @@ import argparse
 import hashlib
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.made_maps import machine
 from pipeline.fetch import Body, UnitFetch
 from pipeline.source import Source
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
@@ -126,7 +126,7 @@ def main() -> None:
     print(f"  {bad}")
     report = {
         "benchmark": "fetch",
-        "machine": platform.processor() or platform.machine(),
+        **machine(),
         "objects": objects,
         "cpu_ms": round(each, 3),
         "limit_ms": LIMIT_MS,

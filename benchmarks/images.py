@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,6 +27,7 @@ from torch.nn.functional import interpolate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.made_maps import machine
 from detr.categories import COCO_PANOPTIC
 from detr.postprocess import Panoptic, merge
 from detr.preprocess import decode, header_size, resize, resize_on_device
@@ -118,7 +118,7 @@ def main() -> None:
     print(f"  header + decode + rle {total:8.2f}   limit {LIMIT_MS}")
     report = {
         "benchmark": "images",
-        "machine": platform.processor() or platform.machine(),
+        **machine(),
         "jpeg_kb": round(float(np.mean([len(data) for data in photos])) / 1000, 1),
         "cpu_ms": {name: round(value, 3) for name, value in results.items()},
         "in_and_out_ms": round(total, 3),

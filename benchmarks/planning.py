@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.made_maps import machine
 from benchmarks.made_rows import made_info, made_rows, peak_mb
 from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.manifest import Staging
@@ -105,7 +105,7 @@ def main() -> None:
     print(f"difference: {len(names)} images, exactly those that changed: {exact}")
     report = {
         "benchmark": "planning",
-        "machine": platform.processor() or platform.machine(),
+        **machine(),
         "images": images,
         "shards": generation.shards,
         "seconds": {name: round(value, 1) for name, value in times.items()},
