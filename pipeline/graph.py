@@ -20,6 +20,7 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
+from ray.data._internal.execution.backpressure_policy import DownstreamCapacityBackpressurePolicy
 
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
@@ -49,6 +50,10 @@ def configure_ray_data(verbose: bool) -> None:
     # Half of all CPUs and memory would be kept for the other stages, which need little, and a pool
     # would stand still beside a free GPU.
     context.op_resource_reservation_ratio = 0.2
+    # Rows that wait for their write are lost with the driver: a stage that is ahead of the next by
+    # as much as that one has in hand waits. Ray would first fill half of its object store.
+    context.downstream_capacity_backpressure_ratio = 1.0
+    DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
     context.enable_progress_bars = verbose  # ours shows images, theirs shows blocks
     context.enable_auto_log_stats = verbose
     # Ray's own limit is 3: a fetch or a write would end a job of days with its third spot node.

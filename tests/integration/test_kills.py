@@ -28,19 +28,26 @@ from tests.dying import DEATHS
 from tests.killing import JOB_SECONDS, Field, end, make_field
 
 PER_SHARD = 4
-# What a death of the driver may lose at most on two CPUs: two units for each of the two
-# actors, and what fetch tasks and writers beside them hold (0.25 CPU each of the CPU that is left).
+# What a death of the driver may lose at most on two CPUs: two units for each of two actors, four
+# that writers may hold (0.25 CPU each of the CPU that is left), and as many that wait for them.
 UNITS_AT_RISK = 2 * 2 + 4 + 4
 
 
 def kill_again_and_again(field: Field, kills: int, draw: random.Random) -> None:
-    """Kill the driver at random moments, start it again at once each time, then let it finish."""
+    """Kill the driver at random moments, start it again at once each time, then let it finish.
+
+    The last kill comes so late that a job which began anew would compute more twice than it may.
+    """
+    assert field.images * 3 // 4 > kills * UNITS_AT_RISK * PER_SHARD
     written: dict[str, int] = {}
     for kill in range(kills):
         number = signal.SIGTERM if kill % 2 == 1 else signal.SIGKILL
         done = len(set(field.computed()))
         job = field.start()
-        if draw.random() < 0.3:  # while it starts, plans or has just begun
+        if kill == kills - 1:
+            late = max(field.images * 3 // 4 - done, 1) + draw.randint(0, field.images // 8)
+            field.wait_for(job, computed=len(field.computed()) + late)
+        elif draw.random() < 0.3:  # while it starts, plans or has just begun
             field.wait_for(job, seconds=draw.uniform(0.5, 15))
         else:  # while it works
             share = (field.images - done) // (kills - kill + 1)
@@ -56,7 +63,7 @@ def kill_again_and_again(field: Field, kills: int, draw: random.Random) -> None:
 
 
 def test_a_driver_that_is_killed_twice_leaves_one_row_an_image(tmp_path: Path) -> None:
-    field = make_field(tmp_path, images=120, per_shard=PER_SHARD, seconds=0.02)
+    field = make_field(tmp_path, images=240, per_shard=PER_SHARD, seconds=0.02)
     kill_again_and_again(field, 2, random.Random())
 
 
