@@ -181,9 +181,8 @@ def hold_out(dataset: PanopticDataset, count: int) -> tuple[PanopticDataset, Pan
             kept.append(example)
     if not held:
         raise UserError("each image is the only one of some class: name others with --val")
-    return replace(dataset, examples=tuple(kept[::-1])), replace(
-        dataset, examples=tuple(held[::-1])
-    )
+    first, second = tuple(reversed(kept)), tuple(reversed(held))
+    return replace(dataset, examples=first), replace(dataset, examples=second)
 
 
 def _examples(truth: str, content: dict[str, Any], categories: Categories) -> tuple[Example, ...]:

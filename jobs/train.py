@@ -30,7 +30,6 @@ from pipeline.errors import UserError
 from pipeline.lease import lease
 from pipeline.storage import Storage
 
-NOWHERE: Mapping[str, str] = {}
 Data = "Data"
 Recipe = "What is learnt (fixed once a training has begun)"
 
@@ -237,9 +236,7 @@ def _phase(phase: str) -> Phase:
     return cast(Phase, phase)
 
 
-def _check_same(
-    out: Storage, plan: Plan, config: DetrConfig, origin: Mapping[str, str] = NOWHERE
-) -> int:
+def _check_same(out: Storage, plan: Plan, config: DetrConfig, origin: Mapping[str, str]) -> int:
     """The step that a training in `out` has reached, 0 without one; refuses another training."""
     state = read_checkpoint(out)
     if state is None:

@@ -311,13 +311,13 @@ def test_other_settings_are_refused_by_name_and_steps_may_change(
     folder: Path, architecture: Path, tmp_path: Path
 ) -> None:
     task = make_task(folder, tmp_path, architecture, steps=2)
-    assert _check_same(task.out, task.plan, task.config) == 0
+    assert _check_same(task.out, task.plan, task.config, {}) == 0
     Trainer(task, CPU).run(lambda news: None)
-    assert _check_same(task.out, replace(task.plan, steps=9), task.config) == 2
+    assert _check_same(task.out, replace(task.plan, steps=9), task.config, {}) == 2
     with pytest.raises(UserError, match=r"training with lr 0\.001, not 0\.5"):
-        _check_same(task.out, replace(task.plan, lr=0.5), task.config)
+        _check_same(task.out, replace(task.plan, lr=0.5), task.config, {})
     with pytest.raises(UserError, match="training with size 64, not 96"):
-        _check_same(task.out, task.plan, replace(task.config, size=96))
+        _check_same(task.out, task.plan, replace(task.config, size=96), {})
 
 
 def test_learning_rate_rises_stays_and_falls() -> None:
