@@ -1,7 +1,8 @@
-"""One convolution with what follows it: bias, an addition, ReLU; in one kernel where there is one.
+"""One linear step with what follows it: bias, an addition, ReLU; in one kernel where there is one.
 
 At inference a third of the backbone's time goes into passes that only add or clip, and on a single
-thread torch sends 1x1 convolutions of one image to a slow path. oneDNN does the whole in one pass;
+thread torch sends 1x1 convolutions of one image to a slow path. oneDNN does the whole in one pass,
+and multiplies the encoder's large matrices in four fifths of the time that torch's BLAS takes;
 torch reaches it through the operator that its own compiler emits, which this file alone touches.
 Elsewhere (gradients, GPUs, fp16 on a CPU, --compile) the plain steps run; the results agree up to
 rounding. Where a convolution was replaced by its Winograd form, that runs.
@@ -21,7 +22,8 @@ def convolve(
 ) -> Tensor:
     """relu(conv(x) + add), each of the last two only if asked for.
 
-    x (B, C, h, w), add of the result's shape. Neither is changed.
+    x (B, C, h, w), add of the result's shape. Outside training `add` is used up: its memory may
+    hold the result, which saves a pass over the largest maps.
     """
     if isinstance(conv, WinogradConv2d):
         if add is None:
@@ -30,16 +32,26 @@ def convolve(
         return F.relu_(out) if relu else out
     if _fused(x):
         where = (conv.padding, conv.stride, conv.dilation, conv.groups)
-        kernel = torch.ops.mkldnn._convolution_pointwise
         if add is None:
             name = "relu" if relu else "none"
+            kernel = torch.ops.mkldnn._convolution_pointwise
             return kernel(x, conv.weight, conv.bias, *where, name, [], "")
         last = ("relu", [], "") if relu else (None, [], None)
-        return kernel.binary(x, add, conv.weight, conv.bias, *where, "add", 1.0, *last)
+        onto = torch.ops.mkldnn._convolution_pointwise_.binary
+        return onto(add, x, conv.weight, conv.bias, *where, "add", 1.0, *last)
     out = conv(x)
     if add is not None:
         out = out + add
     return F.relu(out) if relu else out
+
+
+def apply_linear(x: Tensor, linear: nn.Linear, *, relu: bool = False) -> Tensor:
+    """relu(linear(x)), the last only if asked for. x (..., inputs) -> (..., outputs)."""
+    if _fused(x):
+        name = "relu" if relu else "none"
+        return torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, name, [], "")
+    out = linear(x)
+    return F.relu(out, inplace=True) if relu else out
 
 
 # Asked once: torch's compiler can't trace the questions.

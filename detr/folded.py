@@ -29,6 +29,7 @@ class FoldedBlock(nn.Module):
         self.shortcut = None if block.downsample is None else fold(*block.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Uses x up where it is the shortcut itself."""
         shortcut = x if self.shortcut is None else convolve(x, self.shortcut)
         for conv in self.inner:
             assert isinstance(conv, nn.Conv2d)
@@ -46,6 +47,8 @@ class FoldedResNet(nn.Module):
             nn.Sequential(*[FoldedBlock(block) for block in stage if isinstance(block, Block)])
             for stage in (body.layer1, body.layer2, body.layer3, body.layer4)
         )
+        for first, *_ in self.stages[1:]:
+            assert first.shortcut is not None  # or it would use up the features of the stage before
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> Res2, Res3, Res4, Res5."""

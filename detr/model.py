@@ -25,7 +25,7 @@ from detr.folded import FoldedResNet
 from detr.mask_head import AttentionMaps, MaskHead
 from detr.position import sine_position, whole_position
 from detr.transformer import Transformer
-from detr.winograd import WinogradConv2d, is_worth_it, use_winograd
+from detr.winograd import use_winograd
 
 
 @dataclass(frozen=True)
@@ -217,9 +217,6 @@ class DetrPanoptic(nn.Module):
     def use_winograd(self) -> None:
         """Choose the faster form of the wide 3x3 convolutions, for a folded float32 model on a CPU.
 
-        The mask head's first convolution keeps its form: its weights are used in two parts.
+        The mask head's are not wide: 264 to 128 channels.
         """
         use_winograd(self.detr.backbone)
-        second = self.mask_head.convolution("lay2")
-        if is_worth_it(second):
-            self.mask_head.lay2 = WinogradConv2d(second)

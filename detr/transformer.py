@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr.config import DetrConfig
+from detr.convolve import apply_linear
 
 
 class Attention(nn.Module):
@@ -52,8 +53,8 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def feedforward(self, x: Tensor) -> Tensor:
-        hidden = self.dropout(F.relu(self.linear1(x), inplace=True))
-        return x + self.dropout(self.linear2(hidden))
+        hidden = self.dropout(apply_linear(x, self.linear1, relu=True))
+        return x + self.dropout(apply_linear(hidden, self.linear2))
 
 
 class EncoderLayer(Layer):

@@ -7,8 +7,8 @@ matrices (Kronecker squares of the published ones), the products as 36 independe
 channels. Exact but for rounding: about 7e-6 of the largest value against 1.5e-6 of the direct form.
 
 oneDNN runs the direct form at the processor's peak, so only fewer operations can be faster. They
-are from 128 channels on; below, the changes of basis cost what the products save. GPUs have their
-own choice of algorithms, and bf16 has too few digits for this one.
+are from 256 channels on; below, the changes of basis, which are bound by memory, cost what the
+products save. GPUs have their own choice of algorithms, and bf16 has too few digits for this one.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SMALLEST_CHANNELS: Final = 128
+SMALLEST_CHANNELS: Final = 256
 _TILE: Final = 4  # outputs on a side
 
 _INPUT: Final = (
@@ -88,11 +88,11 @@ def use_winograd(module: nn.Module) -> None:
     """Replace every convolution below `module` that this form makes faster, in place."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, nn.Conv2d) and is_worth_it(child):
+            if isinstance(child, nn.Conv2d) and _is_worth_it(child):
                 setattr(parent, name, WinogradConv2d(child))
 
 
-def is_worth_it(conv: nn.Conv2d) -> bool:
+def _is_worth_it(conv: nn.Conv2d) -> bool:
     """3x3 with nothing special about it, and wide enough."""
     plain = (
         conv.kernel_size == (3, 3)

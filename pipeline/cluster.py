@@ -22,6 +22,7 @@ from pipeline.errors import TryAgainError
 
 STARTS: Final = 3
 SLOW_START: Final = "timed out during startup"
+IDLE_MILLISECONDS: Final = 300_000
 
 
 def connect(address: str | None, *, verbose: bool = False) -> None:
@@ -81,7 +82,10 @@ def start_here(**settings: Any) -> None:
     """Start Ray on this machine. Raises TryAgainError if it doesn't come up.
 
     Ray gives its own processes 30 s, which a busy machine may exceed: then it is tried again.
+    A worker without a task may wait for its next one: Ray ends it after a second where there are
+    more workers than CPUs, and the next unit's fetch or write would pay two seconds of imports.
     """
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_MILLISECONDS))
     for left in reversed(range(STARTS)):
         try:
             ray.init(address="local", include_dashboard=False, **settings)

@@ -9,9 +9,11 @@ lets the driver check a run without building the model; without one the model is
 from __future__ import annotations
 
 import importlib
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +26,7 @@ from pipeline.config import RunConfig, fingerprint
 from pipeline.entry import as_user_error, classify
 from pipeline.errors import UserError
 from pipeline.node_cache import local_copy
+from pipeline.storage import normalize
 
 
 class PanopticModel(Protocol):
@@ -63,7 +66,7 @@ class ModelSpec:
     def of(cls, config: RunConfig, *, device: str, dtype: str) -> ModelSpec:
         return cls(
             model=config.model,
-            weights=config.weights,
+            weights=_whole_path(config.weights),
             dtype=dtype,
             threshold=config.threshold,
             size_quantum=config.size_quantum,
@@ -122,6 +125,12 @@ class ModelDescription:
     fields: Mapping[str, str | int | float]
 
 
+def _whole_path(weights: str) -> str:
+    """A file's path from the root: a worker's current folder is not the driver's."""
+    path = normalize(weights)
+    return path if weights not in RECIPES and Path(path).exists() else weights
+
+
 def local_weights(weights: str, options: Mapping[str, str]) -> tuple[str, str | None]:
     """The weights on this node, and the name of the recipe if one of the published was asked for.
 
@@ -142,7 +151,8 @@ def local_weights(weights: str, options: Mapping[str, str]) -> tuple[str, str | 
             ) from error
         names = ", ".join(RECIPES)
         raise UserError(
-            f"--weights {weights!r}: no such file (give {names}, or the path or URL of a file)"
+            f"--weights {weights!r}: no such file (give {names}, or the path or URL of a file that "
+            f"{platform.node()} can read)"
         ) from None
     except UserError:
         raise

@@ -20,12 +20,14 @@ import pyarrow as pa
 import torch
 from ray.actor import ActorHandle
 
+from detr.config import ModelError
 from detr.decode import ImageError
 from detr.nvjpeg import check_nvjpeg
 from detr.postprocess import Panoptic
 from pipeline import rle
 from pipeline.decoding import Batch, Decoding, UnitDecoder, Work
 from pipeline.engine_model import ModelSpec
+from pipeline.errors import UserError
 from pipeline.fetch import FETCHED_FIELDS
 from pipeline.model_stream import ModelStream
 from pipeline.plan import unit_key
@@ -51,9 +53,13 @@ class Segmenter:
     ) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
-        if decoding.method == "nvjpeg":
-            check_nvjpeg(torch.device(spec.device))
-        self.stream = ModelStream(spec.load(), batch_size)
+        self.refusal: UserError | ModelError | None = None
+        try:
+            if decoding.method == "nvjpeg":
+                check_nvjpeg(torch.device(spec.device))
+            self.stream = ModelStream(spec.load(), batch_size)
+        except (UserError, ModelError) as error:
+            self.refusal = error  # for the first unit: Ray keeps no reason of an actor that died
         self.decoding = decoding
         self.code_version = code_version
         self.tally = tally
@@ -65,8 +71,11 @@ class Segmenter:
     def __call__(self, unit: pa.Table) -> pa.Table:
         """One unit's manifest rows with `data` -> the same rows as a shard's (and `shard`).
 
-        Raises TryAgainError for a unit that kills every actor which takes it up.
+        Raises TryAgainError for a unit that kills every actor which takes it up, UserError if the
+        model can't be had on this node.
         """
+        if self.refusal is not None:
+            raise self.refusal
         seconds: dict[str, float] = defaultdict(float)
         batches: Counter[int] = Counter()
         if self.tally is None or not unit.num_rows:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detr.convolve import convolve
+from detr.convolve import apply_linear, convolve
 
 
 def plain(x, conv, add, relu):
@@ -29,13 +29,29 @@ def test_it_is_convolution_then_sum_then_relu(conv, grad, added, relu):
     torch.manual_seed(0)
     x = torch.randn(2, 8, 9, 11)
     add = torch.randn_like(conv(x).detach()) if added else None
-    x_before, add_before = x.clone(), torch.zeros(0) if add is None else add.clone()
+    x_before, add_before = x.clone(), None if add is None else add.clone()
     with torch.set_grad_enabled(grad):
         found = convolve(x, conv, add=add, relu=relu)
     assert found.requires_grad == grad
-    assert torch.allclose(found, plain(x, conv, add, relu), atol=1e-5)
+    assert torch.allclose(found, plain(x_before, conv, add_before, relu), atol=1e-5)
     assert torch.equal(x, x_before)
-    assert add is None or torch.equal(add, add_before)
+    if add is not None and grad:  # else it may hold the result
+        assert torch.equal(add, add_before)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_linear_map_then_relu(dtype, grad, relu):
+    torch.manual_seed(0)
+    x, linear = torch.randn(2, 7, 24, dtype=dtype), nn.Linear(24, 40, dtype=dtype)
+    assert linear.bias is not None
+    expected = x.double() @ linear.weight.double().T + linear.bias.double()
+    with torch.set_grad_enabled(grad):
+        found = apply_linear(x, linear, relu=relu)
+    assert (found.dtype, found.requires_grad) == (dtype, grad)
+    close = 1e-5 if dtype == torch.float32 else 0.05
+    assert torch.allclose(found.double(), expected.relu() if relu else expected, atol=close)
 
 
 @torch.no_grad()

@@ -40,11 +40,11 @@ def test_an_addition_and_a_missing_bias():
 
 def test_only_wide_plain_3x3_convolutions_are_replaced():
     layers = nn.Sequential(
-        nn.Conv2d(128, 128, 3, padding=1),
-        nn.Conv2d(128, 64, 3, padding=1),
-        nn.Conv2d(128, 128, 1),
-        nn.Conv2d(128, 128, 3, padding=1, stride=2),
-        nn.Conv2d(128, 128, 3, padding=2, dilation=2),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.Conv2d(256, 128, 3, padding=1),
+        nn.Conv2d(256, 256, 1),
+        nn.Conv2d(256, 256, 3, padding=1, stride=2),
+        nn.Conv2d(256, 256, 3, padding=2, dilation=2),
     )
     use_winograd(layers)
     assert [isinstance(layer, WinogradConv2d) for layer in layers] == [True] + [False] * 4
@@ -59,8 +59,8 @@ def test_the_published_model_uses_it_and_answers_alike():
     plain = model.detect(images)
     expected = plain.logits, model.mask_logits(plain, image_index, query_index)
     model.use_winograd()
-    # the second block of stages 2, 3 and 4, and the mask head
-    assert sum(isinstance(module, WinogradConv2d) for module in model.modules()) == 4
+    # the second block of stages 3 and 4
+    assert sum(isinstance(module, WinogradConv2d) for module in model.modules()) == 2
     found = model.detect(images)
     answers = found.logits, model.mask_logits(found, image_index, query_index)
     for one, other in zip(answers, expected, strict=True):

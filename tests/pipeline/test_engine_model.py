@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
-from pipeline.engine_model import local_weights
+from pipeline.config import make_config
+from pipeline.engine_model import ModelSpec, local_weights
 from pipeline.errors import UserError
 
 
@@ -24,6 +26,21 @@ def test_a_file_that_a_server_does_not_have_is_missing() -> None:
         with pytest.raises(UserError, match="no such file"):
             local_weights(f"http://127.0.0.1:{server.server_port}/weights.safetensors", {})
         server.shutdown()
+
+
+def test_a_file_of_weights_is_named_from_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.safetensors").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def weights(text: str) -> str:
+        config = make_config({"source": "photos", "out": "run", "weights": text})
+        return ModelSpec.of(config, device="cpu", dtype="fp32").weights
+
+    assert weights("own.safetensors") == str(tmp_path / "own.safetensors")
+    for as_written in ("r50", "s3://bucket/own.safetensors", "missing.safetensors"):
+        assert weights(as_written) == as_written
 
 
 class Nothing(BaseHTTPRequestHandler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import threading
 import time
 import weakref
@@ -24,6 +25,7 @@ from detr.inflight import InFlight
 from detr.postprocess import Panoptic
 from detr.predictor import Predictor
 from pipeline.engine_model import ModelSpec
+from pipeline.errors import UserError
 from pipeline.fetch import Body, _with_bodies
 from pipeline.plan import WorkUnit, name_hash
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
@@ -307,6 +309,17 @@ def test_draft_decoding_keeps_the_size_of_the_file(tiny_weights: Path) -> None:
     assert draft.slice(1).equals(whole.slice(1))  # nothing to save there
 
 
-def test_the_gpus_decoder_on_a_cpu_is_refused(tiny_weights: Path) -> None:
+def test_the_gpus_decoder_on_a_cpu_is_refused_with_the_first_unit(
+    tiny_weights: Path, photos: dict[str, bytes | None]
+) -> None:
+    actor = segmenter(tiny_weights, method="nvjpeg")
     with pytest.raises(ModelError, match="nvjpeg needs a GPU"):
-        segmenter(tiny_weights, method="nvjpeg")
+        actor(unit_of(photos))
+
+
+def test_weights_that_this_node_does_not_have_are_told_with_the_first_unit(
+    photos: dict[str, bytes | None],
+) -> None:
+    actor = segmenter("elsewhere.safetensors")
+    with pytest.raises(UserError, match=f"no such file .*{platform.node()} can read"):
+        actor(unit_of(photos))
