@@ -47,8 +47,10 @@ class FoldedResNet(nn.Module):
             nn.Sequential(*[FoldedBlock(block) for block in stage if isinstance(block, Block)])
             for stage in (body.layer1, body.layer2, body.layer3, body.layer4)
         )
-        for first, *_ in self.stages[1:]:
-            assert first.shortcut is not None  # or it would use up the features of the stage before
+        for stage in self.stages[1:]:
+            first = next(stage.children())  # without a shortcut of its own it would use up features
+            assert isinstance(first, FoldedBlock)
+            assert first.shortcut is not None
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> Res2, Res3, Res4, Res5."""

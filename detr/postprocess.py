@@ -40,6 +40,9 @@ SMALLEST_AREA = 4  # pixels of the final map; upstream drops segments up to and 
 # fill a GPU; it also bounds the memory of a 12-megapixel map.
 _CHUNK_BYTES = {"cpu": 2 << 20}
 _CHUNK_BYTES_ELSEWHERE = 256 << 20
+# Elements that torch leaves to one thread of a CPU: with one more it wakes the others, which takes
+# longer than a step on so few.
+_GRAIN = 32_768
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,8 @@ class SampledLogits:
         _, queries, width = rows.shape
         dtype = torch.uint8 if queries < 256 else torch.int32
         owner = torch.zeros((height, width), dtype=dtype, device=rows.device)
-        step = max(1, self._chunk_bytes // (4 * width * queries))
+        step = self._chunk_bytes // (4 * width * queries)
+        step = max(1, min(step, _GRAIN // width) if rows.device.type == "cpu" else step)
         for start in range(0, height, step):
             logits = _blend(rows, 0, self._y.part(start, start + step))  # (step, K, W)
             best, winner = logits[:, 0], owner[start : start + step]

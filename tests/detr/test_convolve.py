@@ -35,7 +35,7 @@ def test_it_is_convolution_then_sum_then_relu(conv, grad, added, relu):
     assert found.requires_grad == grad
     assert torch.allclose(found, plain(x_before, conv, add_before, relu), atol=1e-5)
     assert torch.equal(x, x_before)
-    if add is not None and grad:  # else it may hold the result
+    if add is not None and add_before is not None and grad:  # else it may hold the result
         assert torch.equal(add, add_before)
 
 
