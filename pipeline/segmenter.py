@@ -27,6 +27,7 @@ from detr.postprocess import Panoptic
 from pipeline import rle
 from pipeline.decoding import Batch, Decoding, UnitDecoder, Work
 from pipeline.engine_model import ModelSpec
+from pipeline.entry import StorageError
 from pipeline.errors import UserError
 from pipeline.fetch import FETCHED_FIELDS
 from pipeline.model_stream import ModelStream
@@ -59,6 +60,8 @@ class Segmenter:
                 check_nvjpeg(torch.device(spec.device))
             self.stream = ModelStream(spec.load(), batch_size)
         except (UserError, ModelError) as error:
+            if isinstance(error, StorageError) and error.may_pass:
+                raise  # Ray starts another actor, which may reach the weights
             self.refusal = error  # for the first unit: Ray keeps no reason of an actor that died
         self.decoding = decoding
         self.code_version = code_version

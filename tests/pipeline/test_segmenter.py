@@ -25,6 +25,7 @@ from detr.inflight import InFlight
 from detr.postprocess import Panoptic
 from detr.predictor import Predictor
 from pipeline.engine_model import ModelSpec
+from pipeline.entry import StorageError
 from pipeline.errors import UserError
 from pipeline.fetch import Body, _with_bodies
 from pipeline.plan import WorkUnit, name_hash
@@ -323,3 +324,8 @@ def test_weights_that_this_node_does_not_have_are_told_with_the_first_unit(
     actor = segmenter("elsewhere.safetensors")
     with pytest.raises(UserError, match=f"no such file .*{platform.node()} can read"):
         actor(unit_of(photos))
+
+
+def test_a_store_that_is_down_ends_the_actor_so_that_another_may_try() -> None:
+    with pytest.raises(StorageError, match="can't fetch --weights"):
+        segmenter("http://127.0.0.1:9/weights.safetensors")
