@@ -152,7 +152,7 @@ def local_weights(weights: str, options: Mapping[str, str]) -> tuple[str, str | 
         names = ", ".join(RECIPES)
         raise UserError(
             f"--weights {weights!r}: no such file (give {names}, or the path or URL of a file that "
-            f"{platform.node()} can read)"
+            f"can be read on {platform.node()})"
         ) from None
     except UserError:
         raise
