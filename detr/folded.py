@@ -18,8 +18,10 @@ from detr.convolve import convolve
 class FoldedBlock(nn.Module):
     """A residual block as two or three convolutions and perhaps one on the shortcut."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Block, *, shared: bool) -> None:
+        """`shared`: its input, the features of the stage before, has other readers."""
         super().__init__()
+        self.shared = shared
         names = ("1", "2", "3") if block.bottleneck else ("1", "2")
         *inner, last = (
             fold(block.get_submodule("conv" + name), block.get_submodule("bn" + name))
@@ -29,8 +31,11 @@ class FoldedBlock(nn.Module):
         self.shortcut = None if block.downsample is None else fold(*block.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Uses x up where it is the shortcut itself."""
-        shortcut = x if self.shortcut is None else convolve(x, self.shortcut)
+        """Uses x up where it is the shortcut itself, unless it is shared."""
+        if self.shortcut is not None:
+            shortcut = convolve(x, self.shortcut)
+        else:
+            shortcut = x.clone() if self.shared else x
         for conv in self.inner:
             assert isinstance(conv, nn.Conv2d)
             x = convolve(x, conv, relu=True)
@@ -44,13 +49,15 @@ class FoldedResNet(nn.Module):
         super().__init__()
         self.stem, self.pool = fold(body.conv1, body.bn1), body.pool
         self.stages = nn.ModuleList(
-            nn.Sequential(*[FoldedBlock(block) for block in stage if isinstance(block, Block)])
-            for stage in (body.layer1, body.layer2, body.layer3, body.layer4)
+            nn.Sequential(
+                *[
+                    FoldedBlock(block, shared=number > 0 and place == 0)
+                    for place, block in enumerate(stage)
+                    if isinstance(block, Block)
+                ]
+            )
+            for number, stage in enumerate((body.layer1, body.layer2, body.layer3, body.layer4))
         )
-        for stage in self.stages[1:]:
-            first = next(stage.children())  # without a shortcut of its own it would use up features
-            assert isinstance(first, FoldedBlock)
-            assert first.shortcut is not None
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) normalised images -> Res2, Res3, Res4, Res5."""

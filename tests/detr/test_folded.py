@@ -20,8 +20,10 @@ SMALL = DetrConfig(depths=(1, 2, 1, 2), widths=(16, 16, 24, 32))
         SMALL,
         replace(SMALL, dilation=True),
         replace(SMALL, block="basic", stem_stride=2),
+        # the last stage has no convolution on its shortcut, and the features before stay whole
+        replace(SMALL, block="basic", widths=(16, 16, 32, 32), dilation=True),
     ],
-    ids=["basic", "bottleneck", "dc5", "stem2"],
+    ids=["basic", "bottleneck", "dc5", "stem2", "shared"],
 )
 @torch.no_grad()
 def test_features_are_the_same(config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,16 @@ def load_slow(weights: str, **settings: Any) -> Slow:
     return Slow()
 
 
+def quickest(work: Callable[[], object]) -> float:
+    """CPU seconds of this thread, of five times the least."""
+    found = []
+    for _ in range(5):
+        started = time.thread_time()
+        work()
+        found.append(time.thread_time() - started)
+    return min(found)
+
+
 def test_work_that_nobody_waited_for_is_counted(tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"")
     model = "tests.pipeline.test_decoding:load_slow"
@@ -42,15 +52,10 @@ def test_work_that_nobody_waited_for_is_counted(tmp_path: Path) -> None:
     actor(unit)  # compiles what encodes
     seconds: dict[str, float] = defaultdict(float)
     actor._rows(unit, seconds, Counter())
-    started = time.thread_time()
     images = [decode(data) for data in files]
-    decoding = time.thread_time() - started
     answers = [actor.stream.model.segment([image])[0] for image in images]
-    started = time.thread_time()
-    for answer in answers:
-        segment_row(answer)
-    encoding = time.thread_time() - started
-    assert seconds["decode"] > 0.6 * decoding
-    assert seconds["encode"] > 0.6 * encoding
+    # At least half of what the same work takes at its quickest: a busy core makes it slower.
+    assert seconds["decode"] > 0.5 * quickest(lambda: [decode(data) for data in files])
+    assert seconds["encode"] > 0.5 * quickest(lambda: [segment_row(answer) for answer in answers])
     assert seconds["total"] >= seconds["model"] > 0.1 * IMAGES
     assert set(seconds) == {"decode", "encode", "model", "total"}
