@@ -54,8 +54,8 @@ def test_work_that_nobody_waited_for_is_counted(tmp_path: Path) -> None:
     actor._rows(unit, seconds, Counter())
     images = [decode(data) for data in files]
     answers = [actor.stream.model.segment([image])[0] for image in images]
-    # At least half of what the same work takes at its quickest: a busy core makes it slower.
-    assert seconds["decode"] > 0.5 * quickest(lambda: [decode(data) for data in files])
-    assert seconds["encode"] > 0.5 * quickest(lambda: [segment_row(answer) for answer in answers])
+    # Against the quickest of a few: a busy core makes the same work slower.
+    assert seconds["decode"] > 0.6 * quickest(lambda: [decode(data) for data in files])
+    assert seconds["encode"] > 0.6 * quickest(lambda: [segment_row(answer) for answer in answers])
     assert seconds["total"] >= seconds["model"] > 0.1 * IMAGES
     assert set(seconds) == {"decode", "encode", "model", "total"}
