@@ -22,6 +22,12 @@ from tests.servers import S3Server, moto_server, rclone_server
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate", action="store_true", help="Write the frozen files of tests/golden anew."
+    )
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Ray on two CPUs, shared by every test that needs it."""
