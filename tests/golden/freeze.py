@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 
 # Keys of JSON objects and columns of tables, at any depth: every value below is masked.
 VARIES = {
-    *("code_version", "created", "started", "versions", "library_versions"),
+    *("code_version", "versions", "created", "started", "etag", "last_modified"),
     *("seconds", "gpu_seconds", "gpu_hours", "stage_seconds", "images_per_second", "cost"),
-    *("etag", "last_modified", "host", "machine", "pid", "process", "owner", "submission"),
+    *("host", "pid", "submission", "placement"),
 }
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d{6}\.\d+Z")
 LINES = (  # of texts for people
@@ -27,7 +27,8 @@ LINES = (  # of texts for people
     (re.compile(r"took \d+ s, started \S+"), "took <time> s, started <time>"),
     (re.compile(r"in [\d.]+ (s|min)\b"), "in <time>"),
     (re.compile(r"\([\d.e+-]+ images/s"), "(<rate> images/s"),
-    (re.compile(r"can be read on \S+"), "can be read on <host>)"),
+    (re.compile(r"can be read on \S+\)"), "can be read on <host>)"),
+    (re.compile(r"\(see (python -m )?[\w.-]+(?= )"), "(see panoptic"),  # as it was started
 )
 PLAIN_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY"}
 
@@ -35,19 +36,28 @@ PLAIN_ENCODINGS = {"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY"}
 def folder(root: Path, below: Path) -> dict[str, Any]:
     """Every file under `root`; `below` is the temporary folder that is masked in texts."""
     files = sorted(path for path in root.rglob("*") if path.is_file())
-    names = [STAMP.sub("<time>", path.relative_to(root).as_posix()) for path in files]
-    formats: dict[str, Any] = {}
+    names = _without_stamps([path.relative_to(root).as_posix() for path in files])
+    formats: list[dict[str, Any]] = []  # each with the files that have it
     contents: dict[str, Any] = {}
     for path, name in zip(files, names, strict=True):
         if path.suffix == ".parquet":
-            kind, own = re.sub(r"\d+", "0", name), parquet_format(path)
-            assert formats.setdefault(kind, own) == own, f"{name} has another format than {kind}"
+            form = parquet_format(path)
+            known = next((each for each in formats if each["format"] == form), None)
+            if known is None:
+                formats.append(known := {"format": form, "files": []})
+            known["files"].append(name)
             contents[name] = masked(parquet_content(path), name, below)
         elif path.suffix == ".json":
             contents[name] = masked(json.loads(path.read_text()), name, below)
         else:
             contents[name] = text(path.read_text(), below).splitlines()
     return {"paths": names, "formats": formats, "contents": contents}
+
+
+def _without_stamps(names: list[str]) -> list[str]:
+    """Times in names become their numbers, in order."""
+    stamps = sorted({stamp for name in names for stamp in STAMP.findall(name)})
+    return [STAMP.sub(lambda m: f"<time {stamps.index(m[0]) + 1}>", name) for name in names]
 
 
 def parquet_format(path: Path) -> dict[str, Any]:
@@ -69,14 +79,11 @@ def parquet_format(path: Path) -> dict[str, Any]:
             "name": field.name,
             "type": str(field.type),
             "nullable": field.nullable,
-            "metadata": _texts({k: v for k, v in (field.metadata or {}).items() if k != FIELD_ID}),
+            "metadata": _texts(field.metadata),
         }
         for field in schema
     ]
     return {"columns": columns, "leaves": leaves, "metadata": sorted(_texts(footer.metadata))}
-
-
-FIELD_ID = b"PARQUET:field_id"
 
 
 def parquet_content(path: Path) -> dict[str, Any]:
@@ -113,8 +120,12 @@ def masked(value: Any, name: str, below: Path) -> Any:
 
 def varies(key: str, name: str) -> bool:
     """Sizes of the images are the same everywhere, those of compressed files are not."""
-    compressed = key == "bytes" and not name.endswith("generation.json")
-    return compressed or key in VARIES
+    return (
+        key in VARIES
+        or (key == "bytes" and not name.endswith("generation.json"))
+        or (key == "key" and name.endswith("truth.json"))  # holds the time of the truth's file
+        or (key == "device" and "stats/" in name)  # the processor's name
+    )
 
 
 def _hidden(value: Any, key: str) -> Any:

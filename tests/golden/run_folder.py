@@ -43,9 +43,9 @@ def run_folder(below: Path) -> dict[str, Any]:
     said: dict[str, Any] = {}
 
     segment(make_config(settings))
-    write_picture(source / "half.bmp", 20)
     said["retry"] = call(["retry", str(out), "--all", "--json"], below)
     (source / "005.bmp").unlink()
+    write_picture(source / "half.bmp", 20)
     write_picture(source / "003.bmp", 3, 24, 40)
     write_picture(source / "new.bmp", 21)
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
