@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 from jobs.demo import DEMO_THRESHOLD, DEMO_WEIGHTS
 from jobs.scenes import SCENE_CATEGORIES, Scene, scene
 from jobs.validate import _row, _score

@@ -38,13 +38,13 @@ from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS
 from pipeline.generation import plan_first
 from pipeline.graph import Stages, compute_shards, configure_ray_data
-from pipeline.manifest import Staging
 from pipeline.placement import place
 from pipeline.plan import WorkUnit, unit_key
 from pipeline.publish import finish
 from pipeline.run import Run, create_run
+from pipeline.scratch_db import Staging
 from pipeline.segmenter import error_row, shard_table
-from pipeline.shards import Provenance
+from pipeline.shard_format import Provenance
 from pipeline.storage import Storage
 from pipeline.tally import begin, check_budget, start_tally
 

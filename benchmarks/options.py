@@ -29,7 +29,7 @@ import detr
 from benchmarks.demo_scenes import DEMO_THRESHOLD, DEMO_WEIGHTS, made_scenes, panoptic_quality
 from benchmarks.made_maps import machine
 from detr.decode import decode, header_size
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 
 ENLARGED = 4
 OPTIONS: dict[str, dict[str, Any]] = {

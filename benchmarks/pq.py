@@ -39,7 +39,7 @@ from pipeline.pq import Side, Sums, score
 from pipeline.quality import results
 from pipeline.rle_kernels import read_runs
 from pipeline.schema import SHARD_SCHEMA
-from pipeline.shards import Provenance, encode_shard
+from pipeline.shard_format import Provenance, encode_shard
 from pipeline.truth_table import row_of, table_of, write_png
 
 DISTINCT = 256  # maps made; more images repeat them

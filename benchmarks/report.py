@@ -28,11 +28,12 @@ from benchmarks.evaluate import DISTINCT, make, renamed, resident
 from benchmarks.made_maps import machine
 from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
-from pipeline.evaluator import part_name
+from pipeline.folder import parquet_bytes
+from pipeline.layout import part_name
 from pipeline.partial import score_rows
 from pipeline.plan import WorkUnit
 from pipeline.quality import per_class_table, results
-from pipeline.run import Run, open_run, parquet_bytes
+from pipeline.run import Run, open_run
 from pipeline.storage import Storage
 
 FOLDER = "evaluation/0001/made"

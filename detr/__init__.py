@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from detr.config import RECIPES, DetrConfig, ModelError, Recipe
     from detr.decode import ImageError
     from detr.model import DetrPanoptic
-    from detr.postprocess import Panoptic, Segment
+    from detr.panoptic import Panoptic, Segment
     from detr.predictor import Predictor, load
 
 __all__ = [

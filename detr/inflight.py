@@ -17,21 +17,16 @@ rounds (rounds.py). On a CPU the same steps run, and give the same answers, with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from detr.postprocess import Panoptic, merge
+from detr.panoptic import Panoptic
+from detr.postprocess import merge
 from detr.rounds import Rounds, finish, heirs_of, merge_in_rounds
+from detr.steps import Pixels, Steps
 from detr.transfer import Download, upload
-
-if TYPE_CHECKING:
-    from detr.predictor import Predictor
-
-Pixels = NDArray[np.uint8] | Tensor
 
 
 class InFlight:
@@ -40,34 +35,34 @@ class InFlight:
     @torch.inference_mode()
     def __init__(
         self,
-        predictor: Predictor,
+        steps: Steps,
         images: Sequence[Pixels],
         size: tuple[int, int],
         originals: Sequence[tuple[int, int]],
     ) -> None:
         """images (H, W, 3) uint8, `size` the processed one, `originals` those of the files."""
-        self._predictor, self._size, self._originals = predictor, size, originals
-        self._found = predictor.model.detect(predictor.to_input(images, size))
-        scores, labels, keep = predictor.choose(self._found.logits[-1])
+        self._steps, self._size, self._originals = steps, size, originals
+        self._found = steps.model.detect(steps.to_input(images, size))
+        scores, labels, keep = steps.choose(self._found.logits[-1])
         self._choice = Download([scores, labels, keep])
 
     @torch.inference_mode()
     def masks(self) -> None:
         """Queue what follows the choice: the masks of the kept queries, and the maps."""
-        predictor, found = self._predictor, self._found
+        steps, found = self._steps, self._found
         scores, labels, keep = self._choice.wait()
         image_index, query_index = keep.nonzero(as_tuple=True)
         self._counts = keep.sum(1).tolist()
         classes = labels[keep].tolist()
-        self._category_ids = [predictor.category_of(label) for label in classes]
+        self._category_ids = [steps.category_of(label) for label in classes]
         self._scores = scores[keep].tolist()
-        self._isthing = [predictor.categories.by_id(c).isthing for c in self._category_ids]
+        self._isthing = [steps.categories.by_id(c).isthing for c in self._category_ids]
         device = found.logits.device
-        self._masks = predictor.model.mask_logits(
+        self._masks = steps.model.mask_logits(
             found,
             upload(image_index, device),
             upload(query_index, device),
-            chunk=predictor.chunk(found.features[0].tensors),
+            chunk=steps.chunk(found.features[0].tensors),
         )  # (N, h, w)
         heirs = [heirs_of(self._category_ids[part], self._isthing[part]) for part in self._parts()]
         flat = upload(torch.tensor([h for own in heirs for h in own], dtype=torch.int64), device)
@@ -84,7 +79,7 @@ class InFlight:
         return [slice(end - n, end) for end, n in zip(ends, self._counts, strict=True)]
 
     def _merge(self, masks: Tensor, heirs: Tensor, original: tuple[int, int]) -> Rounds:
-        processed, final = self._predictor.geometry(masks, self._size, original)
+        processed, final = self._steps.geometry(masks, self._size, original)
         return merge_in_rounds(masks, heirs, processed_size=processed, map_size=final)
 
     @torch.inference_mode()
@@ -95,7 +90,7 @@ class InFlight:
         for part, original in zip(self._parts(), self._originals, strict=True):
             masks = self._masks[part]
             categories, scores = self._category_ids[part], self._scores[part]
-            processed, final = self._predictor.geometry(masks, self._size, original)
+            processed, final = self._steps.geometry(masks, self._size, original)
             answer = None
             if categories:
                 owner, alive, areas = next(arrived), next(arrived), next(arrived)
@@ -112,7 +107,7 @@ class InFlight:
                     masks,
                     categories,
                     scores,
-                    categories=self._predictor.categories,
+                    categories=self._steps.categories,
                     processed_size=processed,
                     original_size=final,
                 )

@@ -21,7 +21,6 @@ Rejected: interpolating all masks to full size (upstream; 450 ms against 11 ms f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -32,6 +31,7 @@ from PIL import Image
 from torch import Tensor
 
 from detr.categories import Categories
+from detr.panoptic import Panoptic, Segment
 from detr.transfer import upload
 
 SMALLEST_AREA = 4  # pixels of the final map; upstream drops segments up to and including this
@@ -43,29 +43,6 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 # Elements that torch leaves to one thread of a CPU: with one more it wakes the others, which takes
 # longer than a step on so few.
 _GRAIN = 32_768
-
-
-@dataclass(frozen=True)
-class Segment:
-    """One segment of a `Panoptic`; `id` is its value in the map."""
-
-    id: int
-    category_id: int
-    isthing: bool
-    score: float  # the probability of the class, of the first query where stuff was merged
-
-
-@dataclass(frozen=True)
-class Panoptic:
-    """An image cut into segments.
-
-    `segment_map` is (H, W), uint8 below 256 segments and int32 above, 0 where nothing was found;
-    ids are dense from 1, in query order. It is usually Fortran-ordered, the order in which COCO's
-    run lengths go.
-    """
-
-    segment_map: NDArray[np.uint8] | NDArray[np.int32]
-    segments: tuple[Segment, ...]
 
 
 class Kept(NamedTuple):

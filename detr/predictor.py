@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 
 from detr.card import (
-    DTYPES,
     ModelCard,
     Settings,
     describe,
@@ -29,18 +28,14 @@ from detr.card import (
 )
 from detr.categories import Categories
 from detr.checkpoint import open_checkpoint
-from detr.inflight import InFlight, Pixels
-from detr.memory import keep_freed_memory
+from detr.inflight import InFlight
 from detr.model import DetrPanoptic
-from detr.postprocess import Kept, Panoptic, choose, merge, select_batch
-from detr.preprocess import decode, normalize, processed_size, resize
-from detr.transfer import upload
+from detr.panoptic import Panoptic
+from detr.postprocess import Kept, merge, select_batch
+from detr.preprocess import decode, processed_size
+from detr.steps import MASK_BYTES_ELSEWHERE, Pixels, Steps
 
 AnyImage = Image.Image | Pixels | str | Path
-
-# Mask logits are computed for so many queries at a time that the widest maps stay within this.
-_MASK_BYTES = {"cpu": 256 << 20}
-_MASK_BYTES_ELSEWHERE = 8 << 30
 
 MOST_IMAGES = 32  # a larger batch keeps a GPU no busier
 BATCHES_IN_FLIGHT = 3  # at most, see inflight.py
@@ -49,7 +44,7 @@ BATCHES_IN_FLIGHT = 3  # at most, see inflight.py
 VALUES_PER_PIXEL = 100
 
 
-class Predictor:
+class Predictor(Steps):
     """A loaded model. Make it with `detr.load`; `segment` is all that most callers need."""
 
     def __init__(
@@ -62,30 +57,9 @@ class Predictor:
         batch_size: int,
     ) -> None:
         """`model` is unfolded, on the CPU in float32, and belongs to the predictor from here on."""
-        self.card = card
-        self.device = device
-        self.dtype = DTYPES[card.dtype]
+        super().__init__(model, card, device=device, settings=settings)
         self.batch_size = batch_size
-        self.threshold = settings.threshold
         self.size_quantum = settings.size_quantum
-        self.output_size = settings.output_size
-        if device.type == "cuda" and self.dtype == torch.float32:
-            # float32 means float32: TF32 keeps 10 bits of mantissa
-            torch.backends.cuda.matmul.fp32_precision = "ieee"
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-        self.model = model.fold().to(device, self.dtype)
-        if device.type == "cpu":
-            keep_freed_memory()
-            if self.dtype == torch.float32 and not settings.compile:
-                self.model.use_winograd()  # which torch's compiler can't trace
-        if settings.compile:
-            self.model.compile_detector()
-        self._class_ids = card.categories.class_ids(card.config.num_classes)
-        self._is_category = torch.tensor([c is not None for c in self._class_ids], device=device)
-
-    @property
-    def categories(self) -> Categories:
-        return self.card.categories
 
     @property
     def fingerprint(self) -> str:
@@ -158,53 +132,13 @@ class Predictor:
             for masks, k, original in zip(masks_of, kept, originals, strict=True)
         ]
 
-    def to_input(self, images: Sequence[Pixels], size: tuple[int, int]) -> Tensor:
-        """Pixels of any sizes -> (B, 3, h, w) normalised, on the device, channels last."""
-        alike = len({tuple(image.shape) for image in images}) == 1
-        stacks = [images] if alike else [[image] for image in images]
-        resized = [resize(self._stack(stack), size) for stack in stacks]
-        return normalize(torch.cat(resized)).to(self.dtype)
-
-    def _stack(self, images: Sequence[Pixels]) -> Tensor:
-        """(B, H, W, 3) on the device, of images of one size, which may be there already."""
-        arrays = [image for image in images if isinstance(image, np.ndarray)]
-        if len(arrays) == len(images):
-            return upload(torch.from_numpy(np.stack(arrays)), self.device)
-        return torch.stack([torch.as_tensor(image, device=self.device) for image in images])
-
-    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(scores, labels, keep), (B, Q) each, of the last layer's `logits`; waits for nothing."""
-        return choose(logits, self.threshold, is_category=self._is_category)
-
-    def category_of(self, label: int) -> int:
-        """The category id of a kept query's class."""
-        category_id = self._class_ids[label]
-        assert category_id is not None, "queries without a category are not kept"
-        return category_id
-
-    def geometry(
-        self, masks: Tensor, size: tuple[int, int], original: tuple[int, int]
-    ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(processed, final): how far masks (K, h, w) are enlarged, and what is read of that."""
-        if self.output_size == "quarter":
-            cells = (int(masks.shape[-2]), int(masks.shape[-1]))
-            return cells, cells
-        return size, original if self.output_size == "original" else size
-
-    def chunk(self, finest: Tensor) -> int:
-        """Queries whose mask head fits the bound: about 8 of its maps live at Res2's size."""
-        widest = self.card.config.mask_widths[-1]
-        bytes_a_query = 8 * widest * finest.shape[-2] * finest.shape[-1] * finest.element_size()
-        bound = _MASK_BYTES.get(self.device.type, _MASK_BYTES_ELSEWHERE)
-        return max(1, bound // bytes_a_query)
-
     def images_that_fit(self, height: int, width: int) -> int:
         """How many images of this processed size to take at a time, by the memory that is free."""
         if self.device.type != "cuda":
             return MOST_IMAGES  # they run one by one
         free, _ = torch.cuda.mem_get_info(self.device)
         idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        room = (free + idle) * 0.8 - min(_MASK_BYTES_ELSEWHERE, free // 4)
+        room = (free + idle) * 0.8 - min(MASK_BYTES_ELSEWHERE, free // 4)
         image = VALUES_PER_PIXEL * height * width * self.dtype.itemsize
         return max(1, min(MOST_IMAGES, int(room / (BATCHES_IN_FLIGHT * image))))
 

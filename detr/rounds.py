@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from detr.postprocess import SMALLEST_AREA, Panoptic, SampledLogits, Segment
+from detr.panoptic import Panoptic, Segment
+from detr.postprocess import SMALLEST_AREA, SampledLogits
 
 ROUNDS = 3
 

@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from pipeline.execute import Reporter
-from pipeline.tally import Progress
+from pipeline.progress import Progress, Reporter
 
 LOG_SECONDS: Final = 15.0
 

@@ -23,6 +23,9 @@ from detr.config import ModelError
 from detr.decode import ImageError, decode
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
+from jobs.submit import submit
+from pipeline.capacity import capacity
+from pipeline.cluster import connect
 from pipeline.config import RunConfig, make_config
 from pipeline.engine_model import ModelSpec
 from pipeline.entry import as_user_error
@@ -104,16 +107,11 @@ def doctor(
 
 def _submit(address: str, words: list[str]) -> int:
     """The same checks as a job of the cluster, where `auto` is the cluster itself."""
-    from jobs.submit import submit
-
     return submit(words, address)
 
 
 def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterator[Check]:
     """The checks where the work will be: on a GPU node if the cluster has or may start one."""
-    from pipeline.capacity import capacity
-    from pipeline.cluster import connect
-
     connect(address)
     gpu = capacity(address).ceiling("GPU") >= 1
     checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0)(_all_checks)

@@ -23,6 +23,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from jobs.inputs import Inputs, content_hash
+from jobs.verbs import make_app
 from pipeline.errors import UserError
 from pipeline.version import code_version
 
@@ -177,8 +178,6 @@ class Given:
 
 def given(words: Sequence[str]) -> list[Given]:
     """The values on a verb's command line; the verb itself says what its words mean."""
-    from jobs.cli import make_app  # which knows submit, and so this module
-
     group = get_command(make_app(words))
     assert isinstance(group, TyperGroup)
     parameters = group.commands[words[0]].params

@@ -11,12 +11,13 @@ from jobs.console import ConsoleReporter, duration, print_json
 from jobs.options import JsonOutput, takes_settings
 from pipeline.config import RunConfig
 from pipeline.generation import stage_listing
-from pipeline.job import owed, shard_sizes
-from pipeline.manifest import Staging
+from pipeline.pending import owed
 from pipeline.plan import shard_count
-from pipeline.publish import read_stats
+from pipeline.publish import shard_sizes
 from pipeline.run import Run, find_run
+from pipeline.scratch_db import Staging
 from pipeline.source import Source
+from pipeline.stats import read_stats
 from pipeline.storage import Storage
 
 

@@ -18,6 +18,7 @@ from jobs.console import print_json
 from jobs.options import JsonOutput
 from jobs.parcel import pack, stage_code
 from jobs.submission import RETRIED, Cluster
+from jobs.verbs import VERBS
 from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, UserError
 
 NOT_THERE: Final = ("submit", "jobs", "demo")
@@ -62,8 +63,6 @@ def submit(
     Exit codes: the job's own; 2 for a wrong address, token or version; 75 if the head stays silent
     or somebody stopped the job there.
     """
-    from jobs.cli import VERBS
-
     if not words or words[0] not in VERBS or words[0] in NOT_THERE:
         known = ", ".join(verb for verb in VERBS if verb not in NOT_THERE)
         raise UserError(f"submit needs -- and a verb after it, one of: {known}")

@@ -24,6 +24,7 @@ import numpy as np
 from detr.categories import Categories
 from pipeline.entry import as_user_error
 from pipeline.errors import UserError
+from pipeline.panoptic_json import category_names, renamed
 from pipeline.storage import open_file
 
 
@@ -84,19 +85,6 @@ class JsonLists:
                 out.write(b"\n]")
             out.write(b"\n" if self.members is None else b"}\n")
         os.replace(self._joined, self.target)
-
-
-def category_names(listed: Any) -> dict[int, str]:
-    """Names by id of a JSON's `categories`, of those that have both: they may be absent or odd."""
-    entries = [entry for entry in listed if isinstance(entry, dict)] if listed else []
-    pairs = [(entry.get("id"), entry.get("name")) for entry in entries]
-    return {i: name for i, name in pairs if isinstance(i, int) and isinstance(name, str)}
-
-
-def renamed(categories: Categories, names: Mapping[int, str]) -> list[tuple[int, str, str]]:
-    """(id, own name, other name) of categories that go by another name there."""
-    found = [(c.id, c.name, names.get(c.id, c.name)) for c in categories]
-    return [(number, own, other) for number, own, other in found if own != other]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ import pyarrow as pa
 
 from detr.categories import Categories
 from pipeline.errors import UserError
-from pipeline.run import Run, Snapshot, open_run, snapshot_path
+from pipeline.folder import Snapshot
+from pipeline.layout import snapshot_path
+from pipeline.run import Run, open_run
 from pipeline.storage import normalize
 
 _SNAPSHOT: Final = re.compile(r"(.+)/snapshots/(\d+)\.parquet")

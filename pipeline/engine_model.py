@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from detr.categories import Categories
 from detr.config import RECIPES
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 from pipeline.config import RunConfig, fingerprint
 from pipeline.entry import as_user_error, classify
 from pipeline.errors import UserError

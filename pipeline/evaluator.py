@@ -25,11 +25,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from detr.categories import Categories
 from pipeline.errors import UserError
-from pipeline.manifest import Staging
+from pipeline.folder import parquet_bytes
+from pipeline.layout import part_name
 from pipeline.partial import NAMED, Partial, broken_shard, hashes_of, refuse_invalid, score_rows
 from pipeline.pq import Sums
 from pipeline.quality import per_class_table, results
-from pipeline.run import Run, open_run, parquet_bytes
+from pipeline.run import Run, open_run
+from pipeline.scratch_db import Staging
 from pipeline.storage import Storage, normalize, open_file
 from pipeline.truth import Part, Truth, check_categories, load, prepare
 
@@ -83,11 +85,6 @@ def score_shard(run: Run, path: str, truth: Truth, folder: str) -> Partial:
     partial, table = score_rows(predictions, rows, category_ids, path)
     run.storage.write(f"{folder}/per_image/{part_name(path)}", parquet_bytes(table))
     return partial
-
-
-def part_name(shard: str) -> str:
-    """`segments/0001/shard-a-of-b.parquet` -> `0001-shard-a-of-b.parquet`."""
-    return "-".join(shard.split("/")[1:])
 
 
 @ray.remote(num_cpus=1)

@@ -29,9 +29,10 @@ from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.graph import compute_shards, configure_ray_data, rewrite_shards
 from pipeline.placement import Placement
 from pipeline.plan import Rewrite, WorkUnit
+from pipeline.progress import Progress, Reporter
 from pipeline.run import Run
-from pipeline.shards import Provenance
-from pipeline.tally import Flow, Progress, start_tally
+from pipeline.shard_format import Provenance
+from pipeline.tally import Flow, start_tally
 from pipeline.watchdog import Cluster, Watchdog
 
 POLL_SECONDS: Final = 1.0
@@ -45,21 +46,6 @@ LOST: Final = (
     RaySystemError,
     WorkerCrashedError,
 )
-
-
-class Reporter:
-    """Who wants to know how a job goes; this one says nothing. Called from any thread."""
-
-    verbose = False
-
-    def note(self, text: str) -> None:
-        """One thing that happened, in a line."""
-
-    def listed(self, images: int) -> None:
-        """So many images were listed so far."""
-
-    def progress(self, progress: Progress) -> None:
-        """So much is done, about once a second."""
 
 
 def execute(

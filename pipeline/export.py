@@ -22,8 +22,9 @@ from PIL import Image
 from pipeline import rle
 from pipeline.coco_json import ImageIds, JsonLists, TruthImage
 from pipeline.errors import UserError
+from pipeline.folder import Snapshot
 from pipeline.lookup import find_rows
-from pipeline.run import Run, Snapshot
+from pipeline.run import Run
 
 Format = Literal["panoptic", "instances", "results"]
 Row = dict[str, Any]

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.manifest import Staging, clear_plan, write_dropped, write_parts
+from pipeline.folder import Snapshot
+from pipeline.manifest import clear_plan, stage_manifest, write_dropped, write_parts
 from pipeline.marks import stage_marks, unknown_bytes
 from pipeline.plan import (
     Generation,
@@ -22,8 +23,9 @@ from pipeline.plan import (
     shard_count,
     shard_of,
 )
-from pipeline.run import Run, Snapshot
+from pipeline.run import Run
 from pipeline.schema import DROPPED_SCHEMA
+from pipeline.scratch_db import Staging
 from pipeline.source import Source
 
 Progress = Callable[[int], None]
@@ -86,7 +88,7 @@ def plan_retry(run: Run, codes: Sequence[str], images_per_shard: int) -> Generat
     with Staging() as staging:
         if not staging.stage("failed", _failed(run, base, codes)):
             return None
-        staging.stage_manifest("manifest", run)
+        stage_manifest(staging, "manifest", run)
         # An image that was replaced is taken as it is now: under its old marks it can't be had.
         replaced = staging.connection.execute(
             "select file_name, uri from manifest join failed using (file_name) "
@@ -138,7 +140,7 @@ def plan_refresh(
     base = run.snapshot(number)
     with Staging() as staging:
         images, _ = stage_listing(staging, source, limit, progress)
-        staging.stage_manifest("manifest", run)
+        stage_manifest(staging, "manifest", run)
         before = staging.count("select count(*) from manifest")
         removed = staging.count("select count(*) from manifest anti join listing using (file_name)")
         if removed > brakes.max_removed_rate * before:

@@ -30,7 +30,8 @@ from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, stage_memory
 from pipeline.plan import Generation, Rewrite, WorkUnit, unit_key
 from pipeline.run import Run
 from pipeline.segmenter import Decoding, Segmenter
-from pipeline.shards import Provenance, ShardSink, encode_shard
+from pipeline.shard_format import Provenance, encode_shard
+from pipeline.shards import ShardSink
 from pipeline.tally import begin
 
 UNKNOWN_IMAGE_BYTES = 200_000.0  # of an image whose size no listing told

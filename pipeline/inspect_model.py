@@ -19,7 +19,8 @@ from torch import Tensor
 
 from detr.decode import ImageError
 from detr.model import Detection, DetrPanoptic
-from detr.postprocess import Panoptic, merge, select
+from detr.panoptic import Panoptic
+from detr.postprocess import merge, select
 from detr.predictor import Predictor
 from detr.preprocess import normalize, resize
 from pipeline.errors import UserError

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from detr.categories import Categories
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from pipeline.inspect_model import Inspection, KeptQuery
 from pipeline.overlay import draw_overlay, paint
 from pipeline.report import environment

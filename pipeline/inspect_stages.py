@@ -15,8 +15,8 @@ from torch import Tensor
 
 from detr.config import DetrConfig
 from detr.model import Detection
+from detr.panoptic import Panoptic
 from detr.position import sine_position
-from detr.postprocess import Panoptic
 
 
 @dataclass(frozen=True)

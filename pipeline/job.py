@@ -7,7 +7,7 @@ shard is there or it is not, and each step looks at the run folder and does what
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,19 +20,22 @@ from pipeline.device import Device, decide_device, with_a_gpu
 from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.errors import UserError
 from pipeline.estimate import WORTH_MEASURING, cpu_hours
-from pipeline.execute import Reporter, execute
+from pipeline.execute import execute
+from pipeline.folder import RunInfo
 from pipeline.generation import Brakes, plan_first, plan_refresh, plan_retry, stage_listing
 from pipeline.inventory import undated
 from pipeline.lease import lease
-from pipeline.manifest import Staging
+from pipeline.pending import owed
 from pipeline.placement import place
-from pipeline.plan import Generation, Rewrite, WorkUnit, missing, parse_shards
-from pipeline.publish import finish, record_stats, shards_of
-from pipeline.run import Run, RunInfo, create_run, find_run
+from pipeline.plan import missing
+from pipeline.progress import Progress, Reporter
+from pipeline.publish import finish, shard_sizes
+from pipeline.run import Run, create_run, find_run
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
+from pipeline.scratch_db import Staging
 from pipeline.source import Source
+from pipeline.stats import record_stats
 from pipeline.storage import Storage, normalize
-from pipeline.tally import Progress
 from pipeline.version import code_version
 
 # Where a killed job may have left temporary files, on a local disk.
@@ -57,18 +60,6 @@ class Summary:
     segments: int
     snapshot: int | None
     device: str
-
-
-@dataclass(frozen=True)
-class Owed:
-    """What is still missing from a run folder."""
-
-    units: Mapping[int, Sequence[WorkUnit]]  # by generation
-    rewrites: Sequence[Rewrite]
-
-    @property
-    def images(self) -> int:
-        return sum(unit.images for units in self.units.values() for unit in units)
 
 
 def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
@@ -207,23 +198,6 @@ def _refresh(run: Run, config: RunConfig, reporter: Reporter) -> None:
         reporter.note(f"generation {generation.number}: {kinds}")
 
 
-def owed(run: Run, generation: Generation, sizes: Mapping[str, int], shards: str | None) -> Owed:
-    """What the newest generation, and those whose shards it keeps or copies, still lack."""
-    chosen = parse_shards(shards, generation.shards) if generation.shards else range(0)
-    needed = set(shards_of(run, generation)[0])
-    lost: dict[int, list[WorkUnit]] = {}
-    rewrites: list[Rewrite] = []
-    for own in reversed(run.generations().values()):  # a copy that is missing needs its source
-        copies = [r for r in own.rewrites if r.path in needed and r.path not in sizes]
-        needed.update(rewrite.source for rewrite in copies)
-        rewrites[:0] = copies
-        units = [unit for unit in missing(own, sizes) if unit.path in needed]
-        if own.number == generation.number:
-            units = [unit for unit in units if unit.shard in chosen]
-        lost.update({own.number: units} if units else {})
-    return Owed(lost, rewrites)
-
-
 def work(
     run: Run,
     config: RunConfig,
@@ -290,8 +264,3 @@ def work(
         snapshot=snapshot.number if snapshot else None,
         device=f"{device.kind} {device.dtype}",
     )
-
-
-def shard_sizes(run: Run) -> dict[str, int]:
-    """Bytes of every shard object of the run."""
-    return {entry.path: entry.size for entry in run.storage.list("segments")}

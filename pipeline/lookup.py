@@ -1,4 +1,4 @@
-"""One image of a run, found by its name without an index, and its row as a picture's segments.
+"""One image of a run, found by its name without an index.
 
 The hash of a file name is its place: in each generation it can only be in one shard, and the names
 of the shards say how many there are. So a lookup reads `latest.json`, the snapshot, and one shard
@@ -10,29 +10,24 @@ snapshot, and rolled back with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 import pyarrow.compute as pc
 
-from detr.postprocess import Panoptic, Segment
-from pipeline import rle
 from pipeline.errors import UserError
+from pipeline.folder import RunFolder, Snapshot
 from pipeline.plan import name_hash, origin_of, shard_of
-from pipeline.run import Run, Snapshot
 
 # A shard up to this size comes faster whole, by one GET, than by several ranges.
 WHOLE_BYTES: Final = 8 << 20
-
-# What `panoptic_of` needs of a shard's row.
-SEGMENT_COLUMNS = ("height", "width", "segment_id", "category_id", "isthing", "score", "counts")
 
 
 class NoImageError(UserError):
     """The run has no image of this name."""
 
 
-def has_row(run: Run, file_name: str) -> bool:
+def has_row(run: RunFolder, file_name: str) -> bool:
     """Whether the published snapshot has an image of this name. Raises UserError if its shard can't
     be read."""
     try:
@@ -42,7 +37,7 @@ def has_row(run: Run, file_name: str) -> bool:
     return True
 
 
-def find_row(run: Run, file_name: str, *, snapshot: Snapshot | None = None) -> dict[str, Any]:
+def find_row(run: RunFolder, file_name: str, *, snapshot: Snapshot | None = None) -> dict[str, Any]:
     """The row of one image in a snapshot (by default the published one), all columns.
 
     Raises NoImageError if the run has no such image.
@@ -52,7 +47,7 @@ def find_row(run: Run, file_name: str, *, snapshot: Snapshot | None = None) -> d
 
 
 def find_rows(
-    run: Run, file_names: Iterable[str], *, snapshot: Snapshot | None = None
+    run: RunFolder, file_names: Iterable[str], *, snapshot: Snapshot | None = None
 ) -> Iterator[dict[str, Any]]:
     """The rows of some images, each once, shard by shard: a shard is read once for all of them.
 
@@ -63,7 +58,7 @@ def find_rows(
 
 
 def locate_rows(
-    run: Run, file_names: Iterable[str], *, snapshot: Snapshot | None = None
+    run: RunFolder, file_names: Iterable[str], *, snapshot: Snapshot | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """`find_rows`, with the path of the shard that holds each row."""
     snapshot = run.snapshot() if snapshot is None else snapshot
@@ -84,7 +79,7 @@ def locate_rows(
         )
 
 
-def _candidates(run: Run, snapshot: Snapshot, names: set[str]) -> dict[str, set[str]]:
+def _candidates(run: RunFolder, snapshot: Snapshot, names: set[str]) -> dict[str, set[str]]:
     """Which names each live shard may hold; shards of the newest generation first."""
     paths = {origin_of(shard.path): shard.path for shard in snapshot.shards}
     candidates: dict[str, set[str]] = {}
@@ -97,7 +92,7 @@ def _candidates(run: Run, snapshot: Snapshot, names: set[str]) -> dict[str, set[
     return candidates
 
 
-def _shards_in(run: Run, paths: Sequence[str]) -> int:
+def _shards_in(run: RunFolder, paths: Sequence[str]) -> int:
     """How many shards a generation was planned with, from the name of any of its live ones.
 
     Where only copies are left of them (`kept-...`), their generation's plan says it.
@@ -110,16 +105,3 @@ def _shards_in(run: Run, paths: Sequence[str]) -> int:
 
 
 _OF: Final = re.compile(r"-of-(\d+)\.parquet$")
-
-
-def panoptic_of(row: Mapping[str, Any]) -> Panoptic:
-    """The map and segments of an ok row. Raises RleError if its strings are damaged."""
-    counts: Sequence[str] = row["counts"]
-    segment_map = rle.decode(counts, row["height"], row["width"], row["segment_id"])
-    segments = tuple(
-        Segment(number, category_id, isthing, score)
-        for number, category_id, isthing, score in zip(
-            row["segment_id"], row["category_id"], row["isthing"], row["score"], strict=True
-        )
-    )
-    return Panoptic(segment_map, segments)

@@ -1,25 +1,18 @@
 """Manifests at rest: sorted by hash out of core, a row group per shard, differences by DuckDB.
 
-Listings are staged as Parquet in a temporary folder and sorted by DuckDB under a memory limit, so
-the driver's memory does not grow with the number of images. Parts hold 64 shards each: a footer
-of 20,000 row groups would be 16 MB that every fetch task reads again.
+Parts hold 64 shards each: a footer of 20,000 row groups would be 16 MB that every fetch task reads
+again.
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from itertools import pairwise
-from pathlib import Path
-from types import TracebackType
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import UserError
 from pipeline.plan import (
     SHARDS_PER_PART,
     Generation,
@@ -28,129 +21,37 @@ from pipeline.plan import (
     part_path,
     shard_start,
 )
-from pipeline.processes import is_gone, me
 from pipeline.run import Run
 from pipeline.schema import DROPPED_SCHEMA
+from pipeline.scratch_db import Staging
 from pipeline.storage import Storage
 
-MEMORY_LIMIT = "1GB"  # of DuckDB; Python and Arrow come on top
-READ_ROWS = 50_000
-PASS_ROWS = 100_000  # sorted or grouped at a time, for memory that does not grow
-MOST_PASSES = 64  # each reads the hashes of all rows
-SCRATCH = "panoptic-"
 
+def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = None) -> int:
+    """A view of the run's images as they are now, or were after generation `upto`.
 
-class Staging:
-    """A scratch DuckDB database on local disk; tables are Parquet globs, sorted out of core."""
-
-    def __enter__(self) -> Staging:
-        _sweep()
-        self._folder = tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{me()}-")
-        self.path = Path(self._folder.name)
-        self.connection = duckdb.connect(str(self.path / "scratch.duckdb"))
-        self.connection.execute(f"set memory_limit = '{MEMORY_LIMIT}'")
-        self.connection.execute("set TimeZone = 'UTC'")
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Give the disk back; a job of days needs no listing any more. May be called twice."""
-        self.connection.close()
-        self._folder.cleanup()
-
-    def stage(self, name: str, tables: Iterator[pa.Table]) -> int:
-        """Write tables under one view name; returns the number of rows. No row makes no view."""
-        rows = 0
-        writer: pq.ParquetWriter | None = None
-        path = self.path / f"{name}.parquet"
-        try:
-            for table in tables:
-                if writer is None:
-                    writer = pq.ParquetWriter(path, table.schema, compression="zstd")
-                writer.write_table(table.cast(writer.schema))
-                rows += table.num_rows
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is not None:
-            self.connection.execute(f"create view {name} as from read_parquet('{path}')")
-        return rows
-
-    def stage_manifest(self, name: str, run: Run, upto: int | None = None) -> int:
-        """The run's images as they are now, or were after generation `upto`.
-
-        Of each name the row of its last generation. Returns how many images there are.
-        """
-        generations = {
-            number: generation
-            for number, generation in run.generations().items()
-            if upto is None or number <= upto
-        }
-        self.stage("history", _history(run, generations))
-        dropped = self.stage("departed", _departures(run, generations))
-        gone = "where false"
-        if dropped:
-            gone = "where reason = 'removed'"
-        events = "select file_name, generation, true as present from history"
-        if dropped:
-            events += f" union all select file_name, generation, false from departed {gone}"
-        self.connection.execute(
-            f"create table {name} as "
-            f"with last as (select file_name, max(generation) as generation from ({events}) "
-            "group by file_name) "
-            "select history.* from history join last using (file_name, generation)"
-        )
-        return self.count(f"select count(*) from {name}")
-
-    def count(self, query: str) -> int:
-        [(count,)] = self.connection.execute(query).fetchall()
-        return int(count)
-
-    def refuse_duplicates(self, view: str) -> None:
-        """Raises UserError naming a file name that stands twice."""
-        for within in self._shares(view):
-            twice = self.connection.execute(
-                f"select any_value(file_name), count(*) from {view} where {within} "
-                "group by hash, file_name having count(*) > 1 limit 1"
-            ).fetchall()
-            for name, count in twice:
-                raise UserError(
-                    f"{name!r} is listed {count} times: a name can have only one row, take the "
-                    "others out or name a column of unique names with --name-column"
-                )
-
-    def in_order(self, view: str) -> Iterator[pa.Table]:
-        """The rows by hash and name, as a manifest holds them."""
-        for within in self._shares(view):
-            yield from self.tables(f"from {view} where {within} order by hash, file_name")
-
-    def _shares(self, view: str) -> Iterator[str]:
-        """Conditions that part the rows evenly, in the order of their hashes.
-
-        Hashes are uniform, so a pass for each share needs the memory of a share.
-        """
-        passes = min(MOST_PASSES, -(-self.count(f"select count(*) from {view}") // PASS_ROWS))
-        for index in range(passes):
-            low, next_low = shard_start(index, passes), shard_start(index + 1, passes)
-            yield f"hash between {low}::ubigint and {next_low - 1}::ubigint"
-
-    def tables(self, query: str) -> Iterator[pa.Table]:
-        for batch in self.connection.sql(query).to_arrow_reader(READ_ROWS):
-            yield pa.Table.from_batches([batch])
-
-
-def _sweep() -> None:
-    """Delete the scratch folders of processes that were killed: a large listing is gigabytes."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*-*"):
-        if is_gone(folder.name.removeprefix(SCRATCH).rpartition("-")[0]):
-            shutil.rmtree(folder, ignore_errors=True)
+    Of each name the row of its last generation. Returns how many images there are.
+    """
+    generations = {
+        number: generation
+        for number, generation in run.generations().items()
+        if upto is None or number <= upto
+    }
+    staging.stage("history", _history(run, generations))
+    dropped = staging.stage("departed", _departures(run, generations))
+    gone = "where false"
+    if dropped:
+        gone = "where reason = 'removed'"
+    events = "select file_name, generation, true as present from history"
+    if dropped:
+        events += f" union all select file_name, generation, false from departed {gone}"
+    staging.connection.execute(
+        f"create table {name} as "
+        f"with last as (select file_name, max(generation) as generation from ({events}) "
+        "group by file_name) "
+        "select history.* from history join last using (file_name, generation)"
+    )
+    return staging.count(f"select count(*) from {name}")
 
 
 def _history(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:

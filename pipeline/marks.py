@@ -14,8 +14,8 @@ from typing import Final
 import pyarrow as pa
 
 from pipeline.entry import Entry
-from pipeline.manifest import Staging
 from pipeline.schema import MANIFEST_SCHEMA
+from pipeline.scratch_db import Staging
 from pipeline.uris import info_uri
 
 THREADS: Final = 32

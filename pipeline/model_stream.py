@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 
 from detr.decode import ImageError
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 from pipeline.decoding import Batch, Size
 from pipeline.engine_model import PanopticModel
 

@@ -15,10 +15,10 @@ from pipeline.compare import Comparison, OtherTruthError, compare
 from pipeline.drift import COLUMNS, Shares, alarms
 from pipeline.edition import Edition
 from pipeline.evaluator import default_name, evaluate_run
+from pipeline.folder import ShardEntry
 from pipeline.nightly_config import NightlyConfig
 from pipeline.partial import InvalidError
 from pipeline.plan import origin_of
-from pipeline.run import ShardEntry
 from pipeline.verdict import judge
 
 SAMPLED_ROWS: Final = 100_000  # a shard is a uniform sample, so a part of them is enough

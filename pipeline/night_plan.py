@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pipeline.device import Device, decide_device
 from pipeline.edition import Edition
 from pipeline.errors import UserError
-from pipeline.manifest import Staging
 from pipeline.nightly_config import NightlyConfig
 from pipeline.panoptic_json import CocoFile
+from pipeline.scratch_db import Staging
 from pipeline.storage import open_file
 from pipeline.truth_names import resolve, stage_truth
 

@@ -10,8 +10,8 @@ from typing import Any
 from pipeline.edition import Edition
 from pipeline.night_gate import Judged
 from pipeline.plan import Generation
-from pipeline.publish import read_stats
 from pipeline.run import Run
+from pipeline.stats import read_stats
 
 
 @dataclass(frozen=True)

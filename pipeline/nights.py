@@ -20,8 +20,10 @@ from typing import Any, Final
 
 from pipeline.edition import Edition
 from pipeline.errors import UserError
+from pipeline.folder import read_pointer
+from pipeline.layout import LATEST_FILE, RUN_FILE
 from pipeline.pointer import forward
-from pipeline.run import LATEST_FILE, RUN_FILE, Run, find_run, read_pointer
+from pipeline.run import Run, find_run
 from pipeline.storage import Storage
 
 BASELINE_FILE: Final = "baseline.json"

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from detr.categories import Categories
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 
 Colors = NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont

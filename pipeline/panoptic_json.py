@@ -215,3 +215,16 @@ def _name_of(item: dict[str, Any], file: CocoFile) -> str:
 
 def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def category_names(listed: Any) -> dict[int, str]:
+    """Names by id of a JSON's `categories`, of those that have both: they may be absent or odd."""
+    entries = [entry for entry in listed if isinstance(entry, dict)] if listed else []
+    pairs = [(entry.get("id"), entry.get("name")) for entry in entries]
+    return {i: name for i, name in pairs if isinstance(i, int) and isinstance(name, str)}
+
+
+def renamed(categories: Categories, names: Mapping[int, str]) -> list[tuple[int, str, str]]:
+    """(id, own name, other name) of categories that go by another name there."""
+    found = [(c.id, c.name, names.get(c.id, c.name)) for c in categories]
+    return [(number, own, other) for number, own, other in found if own != other]

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.entry import Entry
+from pipeline.layout import LATEST_FILE, RUN_FILE
 from pipeline.lease import lease
 from pipeline.nights import Nights
 from pipeline.plan import segments_folder
-from pipeline.run import LATEST_FILE, RUN_FILE, Run, open_run
+from pipeline.run import Run, open_run
 from pipeline.storage import Storage
 
 

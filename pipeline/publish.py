@@ -6,21 +6,18 @@ snapshot and the next call finishes the rest.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
 from pipeline.budget import Failures, enough_rate, failures_of, merged, over_budget
 from pipeline.entry import of_client
 from pipeline.errors import ErrorBudgetError, UserError
+from pipeline.folder import ShardEntry, Snapshot
 from pipeline.plan import Generation
-from pipeline.run import Run, ShardEntry, Snapshot
+from pipeline.run import Run
 from pipeline.schema import TRANSIENT_CODES
-from pipeline.shards import ERROR_COLUMNS, read_footer
-from pipeline.tally import Progress
-from pipeline.version import versions
+from pipeline.shard_format import ERROR_COLUMNS, read_footer
 
 FOOTER_THREADS: Final = 32
 
@@ -127,22 +124,6 @@ def failures(run: Run, snapshot: Snapshot) -> dict[str, Failures]:
     return found
 
 
-def record_stats(run: Run, generation: int, progress: Progress, facts: dict[str, Any]) -> None:
-    """Add one call's work to `stats/000G.json`, a list with an entry a call."""
-    if not progress.total:
-        return  # stopped before anything was seen
-    path = stats_path(generation)
-    entries = read_stats(run, generation)
-    entry = {**facts, "versions": versions(), **asdict(progress)}
-    run.storage.write(path, json.dumps([*entries, entry]).encode())
-
-
-def read_stats(run: Run, generation: int) -> list[dict[str, Any]]:
-    try:
-        return json.loads(run.storage.read(stats_path(generation)))
-    except FileNotFoundError:
-        return []
-
-
-def stats_path(generation: int) -> str:
-    return f"stats/{generation:04d}.json"
+def shard_sizes(run: Run) -> dict[str, int]:
+    """Bytes of every shard object of the run."""
+    return {entry.path: entry.size for entry in run.storage.list("segments")}

@@ -22,13 +22,16 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detr.categories import Categories, Category
+from detr.panoptic import Panoptic, Segment
 from pipeline import rle
 from pipeline.errors import UserError
+from pipeline.folder import RunFolder, Snapshot
 from pipeline.lookup import find_row
-from pipeline.run import Run, Snapshot
 from pipeline.schema import SHARD_SCHEMA
 
 READ_THREADS: Final = 16
+# What `panoptic_of` needs of a shard's row.
+SEGMENT_COLUMNS = ("height", "width", "segment_id", "category_id", "isthing", "score", "counts")
 
 
 @dataclass(frozen=True)
@@ -101,12 +104,27 @@ class ImageRow:
         return self.map[None] == np.array(self.row["segment_id"])[:, None, None]
 
 
-def read_image(run: Run, file_name: str) -> ImageRow:
+def panoptic_of(row: Mapping[str, Any]) -> Panoptic:
+    """The map and segments of an ok row. Raises RleError if its strings are damaged."""
+    counts: Sequence[str] = row["counts"]
+    segment_map = rle.decode(counts, row["height"], row["width"], row["segment_id"])
+    segments = tuple(
+        Segment(number, category_id, isthing, score)
+        for number, category_id, isthing, score in zip(
+            row["segment_id"], row["category_id"], row["isthing"], row["score"], strict=True
+        )
+    )
+    return Panoptic(segment_map, segments)
+
+
+def read_image(run: RunFolder, file_name: str) -> ImageRow:
     """One image of the published snapshot. Raises UserError if the run hasn't got it."""
     return ImageRow(find_row(run, file_name), run.info.categories)
 
 
-def read_table(run: Run, snapshot: Snapshot, columns: Sequence[str] | None = None) -> pa.Table:
+def read_table(
+    run: RunFolder, snapshot: Snapshot, columns: Sequence[str] | None = None
+) -> pa.Table:
     """The rows of a snapshot, shard by shard; every column but `counts` where none is named.
 
     A million images without masks are about half a gigabyte. Raises UserError for an unknown

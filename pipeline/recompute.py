@@ -19,10 +19,12 @@ from pipeline import rle
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS, Body, UnitFetch
+from pipeline.folder import Snapshot
 from pipeline.lookup import find_rows
-from pipeline.manifest import Staging
-from pipeline.run import Run, Snapshot
+from pipeline.manifest import stage_manifest
+from pipeline.run import Run
 from pipeline.schema import PERMANENT_CODES
+from pipeline.scratch_db import Staging
 from pipeline.segmenter import Decoding, Segmenter
 
 Row = Mapping[str, Any]
@@ -92,7 +94,7 @@ def _repeatable(row: Row | None) -> bool:
 
 def _sample(run: Run, snapshot: Snapshot, images: int, seed: int) -> pa.Table:
     with Staging() as staging:
-        staging.stage_manifest("manifest", run, upto=snapshot.number)
+        stage_manifest(staging, "manifest", run, upto=snapshot.number)
         order = f"order by hash(file_name || '{int(seed)}'), file_name limit {int(images)}"
         return pa.concat_tables(staging.tables(f"select * from manifest {order}"))
 

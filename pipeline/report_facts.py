@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 
 from detr.categories import Categories, Category
 from pipeline.edition import Edition
-from pipeline.publish import read_stats
 from pipeline.run import Run
 from pipeline.schema import SHARD_SCHEMA, TRANSIENT_CODES
 from pipeline.sql import choose_evaluation
+from pipeline.stats import read_stats
 
 SHARDS_READ: Final = 64  # some 30,000 images
 PARTS_READ: Final = 256  # of per-image rows, which are small

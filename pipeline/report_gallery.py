@@ -20,7 +20,7 @@ from PIL import Image
 from detr.categories import Categories
 from pipeline.edition import Edition
 from pipeline.errors import UserError
-from pipeline.evaluator import part_name
+from pipeline.layout import part_name
 from pipeline.lookup import locate_rows
 from pipeline.partial import hashes_of
 from pipeline.report_pictures import Picture, difference, drawn, overlay, picture, sampling

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detr.categories import Categories
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from pipeline import rle
 from pipeline.difference import KINDS, VOID, compare_maps, draw_difference
 from pipeline.overlay import draw_overlay

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.layout import RUN_FILE
 from pipeline.lease import lease
 from pipeline.nights import PREFIX, Nights
 from pipeline.pointer import back, forward, instead
-from pipeline.run import RUN_FILE, Run, open_run
+from pipeline.run import Run, open_run
 from pipeline.storage import Storage
 
 

@@ -23,7 +23,7 @@ from ray.actor import ActorHandle
 from detr.config import ModelError
 from detr.decode import ImageError
 from detr.nvjpeg import check_nvjpeg
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 from pipeline import rle
 from pipeline.decoding import Batch, Decoding, UnitDecoder, Work
 from pipeline.engine_model import ModelSpec

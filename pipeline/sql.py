@@ -20,7 +20,8 @@ import pyarrow as pa
 
 from pipeline.duckdb_files import url_of
 from pipeline.errors import UserError
-from pipeline.run import Run, Snapshot
+from pipeline.folder import Snapshot
+from pipeline.run import Run
 
 MEMORY_LIMIT: Final = "2GB"
 _LISTS: Final = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")

@@ -21,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipeline.budget import BUDGET_AFTER_IMAGES, ByCode, Failures, counts, merged, over_budget
 from pipeline.errors import TryAgainError
 from pipeline.metrics import Metrics
+from pipeline.progress import Progress
 
 # The same shard begun so often, each time by a worker that then died, is no accident.
 MAX_STARTS: Final = 20
@@ -28,33 +29,6 @@ MAX_STARTS: Final = 20
 
 class BudgetExceededError(Exception):
     """Raised inside a stage so that Ray ends the job; the driver asks the tally for the reason."""
-
-
-@dataclass
-class Progress:
-    """What a job has done so far. Counts are images."""
-
-    total: int
-    done: int = 0
-    ok: int = 0
-    error: int = 0
-    shards: int = 0
-    segments: int = 0
-    bytes: int = 0  # written
-    bytes_fetched: int = 0
-    retries: int = 0  # GETs made again
-    seconds: float = 0.0
-    gpu_seconds: float = 0.0  # of the GPUs that were there for it; the driver measures them
-    codes: dict[str, int] = field(default_factory=dict)
-    stage_seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def images_per_second(self) -> float:
-        return self.done / self.seconds if self.seconds else 0.0
-
-    @property
-    def remaining_seconds(self) -> float | None:
-        return (self.total - self.done) / self.images_per_second if self.done else None
 
 
 @dataclass

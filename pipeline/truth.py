@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from detr.categories import Categories
 from pipeline.entry import as_user_error
 from pipeline.errors import UserError
-from pipeline.manifest import Staging
+from pipeline.manifest import stage_manifest
 from pipeline.panoptic_json import CocoFile
 from pipeline.run import Run
+from pipeline.scratch_db import Staging
 from pipeline.storage import Storage
 from pipeline.truth_names import check_categories, resolve, stage_truth
 from pipeline.truth_table import TRUTH_SCHEMA, problem_row, row_of, table_of
@@ -147,7 +148,7 @@ def prepare(
         if ready is not None and ready[1] == key and not ready[0].problems:
             note("ground truth: already converted")
             return ready[0]
-        staging.stage_manifest("manifest", run)
+        stage_manifest(staging, "manifest", run)
         resolve(staging, truth_url)
         images = staging.count("select count(*) from resolved")
         absent = staging.count("select count(*) from truth") - images

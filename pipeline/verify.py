@@ -18,10 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.entry import of_client
-from pipeline.manifest import Staging
+from pipeline.folder import ShardEntry, Snapshot
+from pipeline.manifest import stage_manifest
 from pipeline.plan import name_hash
-from pipeline.run import Run, ShardEntry, Snapshot
+from pipeline.run import Run
 from pipeline.schema import ERROR_CODES
+from pipeline.scratch_db import Staging
 
 READ_THREADS: Final = 16
 SHOWN: Final = 20  # findings of a kind that are named; all are counted
@@ -62,7 +64,7 @@ def verify(run: Run, number: int | None = None) -> Verification:
     result = Verification(snapshot.number, len(snapshot.shards), 0, 0, 0, 0)
     with Staging() as staging:
         result.rows = staging.stage("found", _live(run, snapshot, sizes, result))
-        result.images = staging.stage_manifest("manifest", run, upto=snapshot.number)
+        result.images = stage_manifest(staging, "manifest", run, upto=snapshot.number)
         if not result.rows:
             if result.images:
                 result.findings["missing"] = result.images

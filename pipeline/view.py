@@ -16,12 +16,13 @@ from PIL import Image
 
 from detr.categories import Categories
 from detr.decode import MAX_PIXELS, ImageError, decode
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 from pipeline.engine_model import ModelSpec
 from pipeline.entry import as_user_error
 from pipeline.errors import UserError
-from pipeline.lookup import find_row, panoptic_of
+from pipeline.lookup import find_row
 from pipeline.overlay import draw_overlay
+from pipeline.reading import panoptic_of
 from pipeline.rle import RleError
 from pipeline.run import Run
 from pipeline.storage import open_file

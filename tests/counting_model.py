@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from tests.toy_model import CATEGORIES
 
 SIDE = 16

@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 
 from detr.categories import COCO_PANOPTIC, Categories
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 from pipeline import rle
+from pipeline.folder import RunInfo, ShardEntry, parquet_bytes
 from pipeline.plan import Generation, name_hash, shard_of
-from pipeline.run import Run, RunInfo, ShardEntry, create_run, parquet_bytes
+from pipeline.run import Run, create_run
 from pipeline.schema import SCHEMA_VERSION, SHARD_SCHEMA
 from pipeline.storage import Storage
 

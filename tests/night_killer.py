@@ -16,9 +16,9 @@ import signal
 import sys
 from fnmatch import fnmatchcase
 
-from pipeline.execute import Reporter
 from pipeline.nightly import nightly
 from pipeline.nightly_config import load_nightly
+from pipeline.progress import Reporter
 from pipeline.storage import Storage
 
 

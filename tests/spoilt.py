@@ -12,10 +12,11 @@ from PIL import Image
 
 from detr.categories import COCO_PANOPTIC
 from pipeline.evaluator import score_shard
+from pipeline.folder import parquet_bytes
 from pipeline.partial import Partial
 from pipeline.pq import Sums
 from pipeline.quality import per_class_table, results
-from pipeline.run import Run, parquet_bytes
+from pipeline.run import Run
 from pipeline.truth import prepare
 from pipeline.truth_table import read_png
 from tests.pipeline.made_run import Predicted, make_run, shard_row

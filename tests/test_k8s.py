@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.cli import VERBS
+from jobs.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 FIELDS = json.loads((ROOT / "tests/kuberay_fields.json").read_text())

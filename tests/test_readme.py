@@ -14,7 +14,7 @@ import duckdb
 import pytest
 from typer.main import get_command
 
-from jobs.cli import VERBS, make_app
+from jobs.verbs import VERBS, make_app
 from pipeline.config import make_config
 from pipeline.job import segment
 from pipeline.run import Run, open_run

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 
 CATEGORIES = Categories.from_json(
     [{"id": 1, "name": "bright", "isthing": 1}, {"id": 2, "name": "dark", "isthing": 0}]

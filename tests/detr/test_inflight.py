@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import detr
 from detr import rounds
 from detr.inflight import InFlight
+from detr.panoptic import Panoptic
 from detr.position import whole_position
-from detr.postprocess import Panoptic, _taps
+from detr.postprocess import _taps
 from detr.preprocess import _filter
 from tests.random_weights import made_images, write_tiny
 

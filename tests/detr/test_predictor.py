@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 import detr
-from detr import predictor
+from detr import steps
 from detr.checkpoint import open_checkpoint
-from detr.postprocess import Panoptic, merge
+from detr.panoptic import Panoptic
+from detr.postprocess import merge
 from detr.preprocess import ImageError, normalize, resize
 from tests.random_weights import made_images, write_tiny
 
@@ -113,7 +114,7 @@ def test_a_read_only_array_is_taken_without_a_warning(model, recwarn):
 def test_masks_in_chunks_are_the_masks_at_once(weights, model, monkeypatch):
     images = made_images(2, 5, 120)
     expected = model.segment(images)
-    monkeypatch.setitem(predictor._MASK_BYTES, "cpu", 1)  # one query at a time
+    monkeypatch.setitem(steps._MASK_BYTES, "cpu", 1)  # one query at a time
     for one, other in zip(model.segment(images), expected, strict=True):
         assert [s.category_id for s in one.segments] == [s.category_id for s in other.segments]
         assert (one.segment_map == other.segment_map).mean() > 0.998

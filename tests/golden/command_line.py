@@ -12,8 +12,9 @@ from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
-from jobs.cli import EXIT_INTERRUPTED, VERBS, load, make_app
+from jobs.cli import EXIT_INTERRUPTED
 from jobs.cli import run as panoptic
+from jobs.verbs import VERBS, load, make_app
 from pipeline import errors
 from tests.golden.freeze import text
 

@@ -13,7 +13,8 @@ import pytest
 import ray
 import torch
 
-from jobs.cli import VERBS, help_text, load, run
+from jobs.cli import run
+from jobs.verbs import VERBS, help_text, load
 from pipeline.config import RunConfig
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import typer
 
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from jobs.export import export
 from pipeline.errors import UserError
 from tests.made_run import MadeImage, make_run

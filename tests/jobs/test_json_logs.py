@@ -10,7 +10,7 @@ import pytest
 
 from jobs.json_logs import reporting
 from pipeline.errors import ErrorBudgetError
-from pipeline.tally import Progress
+from pipeline.progress import Progress
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:

@@ -17,10 +17,10 @@ from detr.categories import Categories, Category
 from jobs.report import report
 from jobs.scenes import SCENE_CATEGORIES
 from pipeline.errors import UserError
-from pipeline.publish import record_stats
+from pipeline.progress import Progress
 from pipeline.report import points
+from pipeline.stats import record_stats
 from pipeline.storage import Storage
-from pipeline.tally import Progress
 from tests import spoilt
 from tests.pipeline import made_run
 

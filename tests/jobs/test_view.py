@@ -11,7 +11,7 @@ import typer
 from PIL import Image
 
 from detr.categories import COCO_PANOPTIC
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from jobs.view import view
 from pipeline.errors import UserError
 from tests.made_run import MadeImage, make_run

@@ -9,11 +9,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from detr.categories import Categories
-from pipeline.evaluator import part_name
+from pipeline.folder import parquet_bytes
+from pipeline.layout import part_name
 from pipeline.partial import Partial, score_rows
 from pipeline.pq import Sums
 from pipeline.quality import per_class_table, results
-from pipeline.run import Run, parquet_bytes
+from pipeline.run import Run
 from pipeline.truth_table import TRUTH_SCHEMA
 from tests.pipeline.made import truth_row
 from tests.pipeline.made_run import Predicted, make_run, shard_row

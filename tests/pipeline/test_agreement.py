@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from pipeline.agreement import Agreement, agree
 from pipeline.edition import Edition, open_edition
 from pipeline.errors import UserError

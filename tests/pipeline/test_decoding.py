@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr.decode import decode
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 from pipeline.segmenter import segment_row
 from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of
 from tests.toy_model import Toy

@@ -11,8 +11,8 @@ from pipeline.config import make_config
 from pipeline.device import Device
 from pipeline.engine_model import ModelSpec
 from pipeline.errors import EXIT_TRY_AGAIN, TryAgainError
-from pipeline.execute import Reporter
 from pipeline.job import work
+from pipeline.progress import Reporter
 from tests.pipeline.test_refresh import Night
 
 pytestmark = pytest.mark.usefixtures("ray_session")

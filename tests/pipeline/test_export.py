@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from detr.categories import COCO_PANOPTIC
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from pipeline.coco_files import evaluate_files
 from pipeline.coco_json import ImageIds, JsonLists
 from pipeline.errors import UserError

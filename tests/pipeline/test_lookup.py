@@ -10,12 +10,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from pipeline import lookup
 from pipeline.errors import UserError
-from pipeline.lookup import find_row, panoptic_of
+from pipeline.folder import ShardEntry
+from pipeline.lookup import find_row
 from pipeline.plan import name_hash, shard_of
-from pipeline.run import ShardEntry
+from pipeline.reading import panoptic_of
 from pipeline.storage import Storage
 from tests.made_run import MadeImage, add_generation, make_run
 

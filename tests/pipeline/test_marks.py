@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.generation import plan_retry, stage_listing
-from pipeline.manifest import Staging
+from pipeline.scratch_db import Staging
 from pipeline.source import Source
 from tests.pipeline.made_run import made_scenes, make_run, shard_row
 

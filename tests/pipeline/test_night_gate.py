@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from pipeline.config import load_config
 from pipeline.edition import Edition
+from pipeline.folder import ShardEntry
 from pipeline.night_gate import judge_shares
 from pipeline.nightly_config import NightlyConfig
-from pipeline.run import Run, ShardEntry
+from pipeline.run import Run
 from tests.made_run import MadeImage, add_generation, make_run
 
 GOOD = Panoptic(np.ones((2, 2), np.uint8), (Segment(1, 1, True, 1.0),))

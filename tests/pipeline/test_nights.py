@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from pipeline.errors import LeaseError, UserError
 from pipeline.lease import lease
 from pipeline.nights import Nights, Pinned

@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from detr.categories import COCO_PANOPTIC, Categories
-from detr.postprocess import Panoptic, Segment
+from detr.panoptic import Panoptic, Segment
 from pipeline.overlay import contours, draw_overlay, paint, segment_colors
 
 PERSON, SKY = 1, 187

@@ -9,7 +9,7 @@ import pytest
 from pycocotools import mask as coco_mask
 
 import pipeline
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 from pipeline.errors import UserError
 from tests.made_run import MadeImage, make_run
 from tests.pipeline.test_lookup import images

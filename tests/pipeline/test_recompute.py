@@ -8,13 +8,15 @@ from typing import Literal
 import pytest
 
 from pipeline.config import RunConfig, make_config
+from pipeline.folder import RunInfo
 from pipeline.generation import plan_first, stage_listing
-from pipeline.manifest import Staging
 from pipeline.publish import finish
 from pipeline.recompute import recompute
-from pipeline.run import Run, RunInfo, create_run
+from pipeline.run import Run, create_run
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.shards import UNIT_COLUMN, Provenance, encode_shard
+from pipeline.scratch_db import Staging
+from pipeline.shard_format import Provenance, encode_shard
+from pipeline.shards import UNIT_COLUMN
 from pipeline.source import Source
 from pipeline.storage import Storage
 from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of

@@ -10,15 +10,17 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.folder import RunInfo
 from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
-from pipeline.job import owed, shard_sizes
-from pipeline.manifest import Staging, read_dropped
+from pipeline.manifest import read_dropped
+from pipeline.pending import owed
 from pipeline.plan import Generation
 from pipeline.prune import prune
-from pipeline.publish import finish
-from pipeline.run import Run, RunInfo, create_run
+from pipeline.publish import finish, shard_sizes
+from pipeline.run import Run, create_run
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
-from pipeline.shards import Provenance, encode_shard, shard_schema
+from pipeline.scratch_db import Staging
+from pipeline.shard_format import Provenance, encode_shard, shard_schema
 from pipeline.source import Source
 from pipeline.storage import Storage
 from tests.pipeline.made_run import shard_row

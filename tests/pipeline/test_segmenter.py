@@ -22,7 +22,7 @@ from PIL import Image
 import detr
 from detr.config import ModelError
 from detr.inflight import InFlight
-from detr.postprocess import Panoptic
+from detr.panoptic import Panoptic
 from detr.predictor import Predictor
 from pipeline.engine_model import ModelSpec
 from pipeline.entry import StorageError

@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline import rle
 from pipeline.schema import SHARD_SCHEMA
-from pipeline.shards import Provenance, encode_shard
+from pipeline.shard_format import Provenance, encode_shard
 
 PROVENANCE = Provenance("made", "0" * 64, "cpu")
 

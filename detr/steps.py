@@ -1,0 +1,104 @@
+"""What a batch of images goes through, one step a method. Their order is the callers'."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detr.card import (
+    DTYPES,
+    ModelCard,
+    Settings,
+)
+from detr.categories import Categories
+from detr.memory import keep_freed_memory
+from detr.model import DetrPanoptic
+from detr.postprocess import choose
+from detr.preprocess import normalize, resize
+from detr.transfer import upload
+
+Pixels = NDArray[np.uint8] | Tensor
+
+# Mask logits are computed for so many queries at a time that the widest maps stay within this.
+_MASK_BYTES = {"cpu": 256 << 20}
+MASK_BYTES_ELSEWHERE = 8 << 30
+
+
+class Steps:
+    """A loaded model, folded and on its device, and what its settings make of each step."""
+
+    def __init__(
+        self,
+        model: DetrPanoptic,
+        card: ModelCard,
+        *,
+        device: torch.device,
+        settings: Settings,
+    ) -> None:
+        """`model` is unfolded, on the CPU in float32, and belongs to the steps from here on."""
+        self.card = card
+        self.device = device
+        self.dtype = DTYPES[card.dtype]
+        self.threshold = settings.threshold
+        self.output_size = settings.output_size
+        if device.type == "cuda" and self.dtype == torch.float32:
+            # float32 means float32: TF32 keeps 10 bits of mantissa
+            torch.backends.cuda.matmul.fp32_precision = "ieee"
+            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        self.model = model.fold().to(device, self.dtype)
+        if device.type == "cpu":
+            keep_freed_memory()
+            if self.dtype == torch.float32 and not settings.compile:
+                self.model.use_winograd()  # which torch's compiler can't trace
+        if settings.compile:
+            self.model.compile_detector()
+        self._class_ids = card.categories.class_ids(card.config.num_classes)
+        self._is_category = torch.tensor([c is not None for c in self._class_ids], device=device)
+
+    @property
+    def categories(self) -> Categories:
+        return self.card.categories
+
+    def to_input(self, images: Sequence[Pixels], size: tuple[int, int]) -> Tensor:
+        """Pixels of any sizes -> (B, 3, h, w) normalised, on the device, channels last."""
+        alike = len({tuple(image.shape) for image in images}) == 1
+        stacks = [images] if alike else [[image] for image in images]
+        resized = [resize(self._stack(stack), size) for stack in stacks]
+        return normalize(torch.cat(resized)).to(self.dtype)
+
+    def _stack(self, images: Sequence[Pixels]) -> Tensor:
+        """(B, H, W, 3) on the device, of images of one size, which may be there already."""
+        arrays = [image for image in images if isinstance(image, np.ndarray)]
+        if len(arrays) == len(images):
+            return upload(torch.from_numpy(np.stack(arrays)), self.device)
+        return torch.stack([torch.as_tensor(image, device=self.device) for image in images])
+
+    def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(scores, labels, keep), (B, Q) each, of the last layer's `logits`; waits for nothing."""
+        return choose(logits, self.threshold, is_category=self._is_category)
+
+    def category_of(self, label: int) -> int:
+        """The category id of a kept query's class."""
+        category_id = self._class_ids[label]
+        assert category_id is not None, "queries without a category are not kept"
+        return category_id
+
+    def geometry(
+        self, masks: Tensor, size: tuple[int, int], original: tuple[int, int]
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(processed, final): how far masks (K, h, w) are enlarged, and what is read of that."""
+        if self.output_size == "quarter":
+            cells = (int(masks.shape[-2]), int(masks.shape[-1]))
+            return cells, cells
+        return size, original if self.output_size == "original" else size
+
+    def chunk(self, finest: Tensor) -> int:
+        """Queries whose mask head fits the bound: about 8 of its maps live at Res2's size."""
+        widest = self.card.config.mask_widths[-1]
+        bytes_a_query = 8 * widest * finest.shape[-2] * finest.shape[-1] * finest.element_size()
+        bound = _MASK_BYTES.get(self.device.type, MASK_BYTES_ELSEWHERE)
+        return max(1, bound // bytes_a_query)

@@ -1,0 +1,123 @@
+"""The verbs of `panoptic`: where each one is, and the program made of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+
+# Verb -> where it is, and the first line of its documentation (a test compares them).
+VERBS = {
+    "demo": ("jobs.demo:demo", "Segment and score made scenes on this machine; start here."),
+    "doctor": ("jobs.doctor:doctor", "Check this machine, the bucket and the weights."),
+    "plan": ("jobs.plan:plan", "Say what `segment` would do, and write nothing."),
+    "segment": ("jobs.segment:segment", "Segment every image of SOURCE into a run folder."),
+    "status": ("jobs.status:status", "Say how far a run is and what is published."),
+    "errors": ("jobs.status:errors", "List the images that failed, by code."),
+    "retry": ("jobs.retry:retry", "Compute the failed images of OUT again."),
+    "verify": (
+        "jobs.verify:verify",
+        "Check that every image of OUT's manifest has exactly one row.",
+    ),
+    "evaluate": (
+        "jobs.evaluate:evaluate",
+        "Score predictions against ground truth: PQ, SQ and RQ with 95 % intervals.",
+    ),
+    "compare": (
+        "jobs.compare:compare",
+        "Compare B with A: PQ by class with paired intervals, and a verdict.",
+    ),
+    "report": (
+        "jobs.report:report",
+        "Write what a run holds and how good it is as one HTML file with pictures.",
+    ),
+    "view": ("jobs.view:view", "Draw the segments of one image over it."),
+    "inspect": (
+        "jobs.inspect_photo:inspect",
+        "Show the model's way on one photo: every stage with its shape, and a page of pictures.",
+    ),
+    "sql": (
+        "jobs.sql:sql",
+        "Answer an SQL query over the views images, segments, categories and per_image of OUT.",
+    ),
+    "export": (
+        "jobs.export:export",
+        "Write a run as COCO JSON, with PNGs for panopticapi or with RLE for pycocotools.",
+    ),
+    "scenes": (
+        "jobs.make_scenes:scenes",
+        "Make a small COCO panoptic dataset of synthetic scenes.",
+    ),
+    "submit": (
+        "jobs.submit:submit",
+        "Run a verb as a job of a Ray cluster, follow it, and end with its exit code.",
+    ),
+    "jobs": ("jobs.submit:jobs", "List the jobs that `submit` started on a cluster."),
+    "nightly": (
+        "jobs.nightly:nightly",
+        "Bring a folder of nights up to date: list, compute the difference, judge, publish.",
+    ),
+    "rollback": ("jobs.rollback:rollback", "Let readers of OUT see what was published before."),
+    "prune": ("jobs.prune:prune", "Remove what no kept snapshot of OUT names; says so first."),
+    "train": ("jobs.train:train", "Train DETR panoptic on the classes of DATASET."),
+}
+
+
+def make_app(arguments: Sequence[str]) -> typer.Typer:
+    """The program, with the verb of these arguments loaded and the others as a line of help."""
+    app = typer.Typer(
+        name="panoptic",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        help="DETR panoptic segmentation of millions of images as one Ray job: "
+        "a bucket in, Parquet shards of RLE masks and exact PQ out.",
+    )
+    app.callback()(_options)
+    wanted = next((text for text in arguments if not text.startswith("-")), None)
+    for verb, (_, summary) in VERBS.items():
+        function = load(verb) if verb == wanted else _not_loaded
+        text = help_text(function.__doc__) if verb == wanted else summary
+        app.command(verb, help=text)(function)
+    return app
+
+
+def load(verb: str) -> Callable[..., Any]:
+    """The function behind a verb."""
+    module, _, name = VERBS[verb][0].partition(":")
+    return getattr(import_module(module), name)
+
+
+def help_text(documentation: str | None) -> str:
+    """A docstring for a terminal of any width: paragraphs flow, indented examples stay lines."""
+    paragraphs = inspect.cleandoc(documentation or "").split("\n\n")
+    flowing = (p if p.startswith(" ") else " ".join(p.split()) for p in paragraphs)
+    return "\n\n".join(flowing)
+
+
+def _not_loaded() -> None:
+    """Stands for a verb that was not asked for."""
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import torch
+
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        libraries = f"ray {version('ray')}, torch {torch.__version__}, device {device}"
+        print(f"panoptic {version('detr-panoptic')} ({libraries})")
+        raise typer.Exit
+
+
+def _options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the versions."),
+    ] = False,
+) -> None:
+    """Options before the verb."""

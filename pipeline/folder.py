@@ -1,0 +1,231 @@
+"""The objects of a run folder: each read and written by one method, and by nothing else.
+
+`run.json` says what was asked; `manifest/000G/` holds the frozen work of generation G, complete
+once its `generation.json` is there; `snapshots/000G.parquet` lists the live shards of a finished
+generation; `latest.json` names the snapshot that readers see and moves last. Each of these is one
+atomic object and, but for `latest.json`, never changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from detr.categories import Categories
+from pipeline.entry import of_client
+from pipeline.errors import UserError
+from pipeline.layout import LATEST_FILE, SUCCESS_FILE, snapshot_path
+from pipeline.plan import Generation, WorkUnit, manifest_folder, segments_folder
+from pipeline.pointer import forward
+from pipeline.schema import SNAPSHOT_SCHEMA
+from pipeline.storage import Storage
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """`run.json`: what was asked, once and for all. Never holds a credential."""
+
+    schema_version: int
+    source: dict[str, Any]
+    limit: int | None
+    weights: str
+    weights_sha256: str
+    fingerprint: str
+    fingerprint_fields: dict[str, Any]
+    category_list: list[dict[str, Any]]
+    device: str
+    code_version: str
+    created: str
+    config: dict[str, Any]
+
+    @cached_property
+    def categories(self) -> Categories:
+        return Categories.from_json(self.category_list)
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A live shard: its path in the run folder, and what it holds."""
+
+    path: str
+    rows: int
+    ok: int
+    error: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The live shards of one finished generation: each image of the run is in exactly one."""
+
+    number: int
+    shards: tuple[ShardEntry, ...]
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def ok(self) -> int:
+        return sum(shard.ok for shard in self.shards)
+
+    @property
+    def error(self) -> int:
+        return sum(shard.error for shard in self.shards)
+
+
+class RunFolder:
+    """The objects of a run folder, read and written one by one. Pickles as its storage."""
+
+    def __init__(self, storage: Storage, info: RunInfo) -> None:
+        self.storage = storage
+        self.info = info
+
+    def generations(self) -> dict[int, Generation]:
+        """Every generation whose manifest is complete, oldest first."""
+        numbers = sorted(
+            int(entry.path.split("/")[1])
+            for entry in self.storage.list("manifest")
+            if entry.path.endswith("/generation.json")
+        )
+        return {number: self.generation(number) for number in numbers}
+
+    def generation(self, number: int) -> Generation:
+        path = f"{manifest_folder(number)}/generation.json"
+        return Generation.from_json(json.loads(self.storage.read(path)))
+
+    def write_generation(self, generation: Generation) -> None:
+        """The commit of a planned generation: its manifest parts must be there already."""
+        path = f"{manifest_folder(generation.number)}/generation.json"
+        self.storage.write(path, json_bytes(generation.to_json()))
+
+    def manifest_files(self) -> list[str]:
+        """Every manifest part; an image that was computed again is in several of them."""
+        return [part for generation in self.generations().values() for part in generation.parts()]
+
+    def present(self, generation: int) -> dict[str, int]:
+        """Shard objects in a generation's folder, with their bytes."""
+        return {entry.path: entry.size for entry in self.storage.list(segments_folder(generation))}
+
+    def read_unit(self, unit: WorkUnit) -> pa.Table:
+        """The manifest rows of one shard, by two ranged reads."""
+        with self.storage.open(unit.part) as file:
+            return pq.ParquetFile(file).read_row_group(unit.row_group)
+
+    def latest(self) -> int | None:
+        """The number of the published snapshot, None before the first."""
+        pointer = self.pointer()
+        return None if pointer is None else int(pointer["snapshot"])
+
+    def pointer(self) -> dict[str, Any] | None:
+        """`latest.json` with its history (`pointer.py`), None before the first publication."""
+        return read_pointer(self.storage)
+
+    def snapshot_numbers(self) -> list[int]:
+        return sorted(
+            int(entry.path.split("/")[1].removesuffix(".parquet"))
+            for entry in self.storage.list("snapshots")
+        )
+
+    def snapshot(self, number: int | None = None) -> Snapshot:
+        """A snapshot, by default the published one. Raises UserError if there is none."""
+        number = self.latest() if number is None else number
+        if number is None:
+            raise UserError(
+                f"{self.storage.url} has no published snapshot yet: run `panoptic segment` until "
+                "it is done, or choose --snapshot"
+            )
+        try:
+            data = self.storage.read(snapshot_path(number))
+        except FileNotFoundError:
+            known = ", ".join(str(known) for known in self.snapshot_numbers()) or "none"
+            raise UserError(
+                f"{self.storage.url} has no snapshot {number} (there are: {known})"
+            ) from None
+        rows = pq.read_table(pa.BufferReader(data)).to_pylist()
+        return Snapshot(number, tuple(ShardEntry(**row) for row in rows))
+
+    def write_snapshot(self, number: int, shards: Iterable[ShardEntry]) -> Snapshot:
+        rows = [dataclasses.asdict(shard) for shard in sorted(shards, key=lambda shard: shard.path)]
+        table = pa.Table.from_pylist(rows, schema=SNAPSHOT_SCHEMA)
+        self.storage.write(snapshot_path(number), parquet_bytes(table))
+        return Snapshot(number, tuple(ShardEntry(**row) for row in rows))
+
+    def publish(self, number: int) -> None:
+        """Readers see this snapshot from now on. The last step of a generation."""
+        self.move(forward(self.pointer(), "snapshot", number))
+
+    def move(self, pointer: Mapping[str, Any]) -> None:
+        """Write `latest.json`."""
+        self.storage.write(LATEST_FILE, json_bytes(pointer))
+
+    def mark_success(self, done: bool) -> None:
+        """`_SUCCESS` is there only while no generation is being made."""
+        there = self.storage.exists(SUCCESS_FILE)
+        if done and not there:
+            self.storage.write(SUCCESS_FILE, b"")
+        elif there and not done:
+            self.storage.delete(SUCCESS_FILE)
+
+    def read_shard(
+        self,
+        path: str,
+        columns: Sequence[str] | None = None,
+        *,
+        names: Collection[str] | None = None,
+    ) -> pa.Table:
+        """The rows of one shard; with `names` only the row groups that hold one of these images.
+
+        Raises UserError naming the shard if it can't be read.
+        """
+        try:
+            if columns is None and names is None:
+                return pq.read_table(pa.BufferReader(self.storage.read(path)))
+            with self.storage.open(path) as file:
+                shard = pq.ParquetFile(file)
+                groups = range(shard.num_row_groups)
+                if names is not None:
+                    groups = [g for g in groups if _holds(shard, g, names)]
+                return shard.read_row_groups(groups, None if columns is None else list(columns))
+        except FileNotFoundError:
+            raise UserError(
+                f"shard {path} of {self.storage.url} is missing: run the same `panoptic segment` "
+                "command again to recompute it"
+            ) from None
+        except (pa.ArrowInvalid, OSError) as error:
+            if of_client(error):  # the store failed, and says nothing of the shard
+                raise
+            raise UserError(f"shard {path} of {self.storage.url} is broken: {error}") from error
+
+
+def _holds(shard: pq.ParquetFile, group: int, names: Collection[str]) -> bool:
+    table = shard.read_row_group(group, ["file_name"])
+    return not set(names).isdisjoint(table["file_name"].to_pylist())
+
+
+def read_pointer(storage: Storage) -> dict[str, Any] | None:
+    """`latest.json` of a run folder or of a folder of nights."""
+    try:
+        return json.loads(storage.read(LATEST_FILE))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A small table as one Parquet object in memory."""
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    return sink.getvalue()
+
+
+def json_bytes(value: Any) -> bytes:
+    """A value as a small JSON object that people can read."""
+    return (json.dumps(value, indent=1) + "\n").encode()

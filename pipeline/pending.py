@@ -1,0 +1,39 @@
+"""What a run folder still lacks: shards to compute, and shards to copy without some rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipeline.plan import Generation, Rewrite, WorkUnit, missing, parse_shards
+from pipeline.publish import shards_of
+from pipeline.run import Run
+
+
+@dataclass(frozen=True)
+class Owed:
+    """What is still missing from a run folder."""
+
+    units: Mapping[int, Sequence[WorkUnit]]  # by generation
+    rewrites: Sequence[Rewrite]
+
+    @property
+    def images(self) -> int:
+        return sum(unit.images for units in self.units.values() for unit in units)
+
+
+def owed(run: Run, generation: Generation, sizes: Mapping[str, int], shards: str | None) -> Owed:
+    """What the newest generation, and those whose shards it keeps or copies, still lack."""
+    chosen = parse_shards(shards, generation.shards) if generation.shards else range(0)
+    needed = set(shards_of(run, generation)[0])
+    lost: dict[int, list[WorkUnit]] = {}
+    rewrites: list[Rewrite] = []
+    for own in reversed(run.generations().values()):  # a copy that is missing needs its source
+        copies = [r for r in own.rewrites if r.path in needed and r.path not in sizes]
+        needed.update(rewrite.source for rewrite in copies)
+        rewrites[:0] = copies
+        units = [unit for unit in missing(own, sizes) if unit.path in needed]
+        if own.number == generation.number:
+            units = [unit for unit in units if unit.shard in chosen]
+        lost.update({own.number: units} if units else {})
+    return Owed(lost, rewrites)
