@@ -32,9 +32,9 @@ import numpy as np
 import detr
 from benchmarks.demo_scenes import DEMO_THRESHOLD, DEMO_WEIGHTS, made_scenes, panoptic_quality
 from benchmarks.made_maps import machine
+from detr.inference.postprocess import merge
+from detr.inference.preprocess import normalize, resize
 from detr.panoptic import Panoptic
-from detr.postprocess import merge
-from detr.preprocess import normalize, resize
 
 import torch  # isort: skip  # after detr, which tells its threads how to wait
 

@@ -29,9 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made_maps import machine
 from detr.categories import COCO_PANOPTIC
+from detr.inference.postprocess import merge
+from detr.inference.preprocess import decode, header_size, resize, resize_on_device
 from detr.panoptic import Panoptic
-from detr.postprocess import merge
-from detr.preprocess import decode, header_size, resize, resize_on_device
 from pipeline import rle
 
 HEIGHT, WIDTH = 480, 640

@@ -135,7 +135,7 @@ def reference(arguments: argparse.Namespace) -> Callable[..., int]:
     import torch
     from transformers import DetrImageProcessor
 
-    from detr.checkpoint import open_checkpoint
+    from detr.weights.checkpoint import open_checkpoint
     from tests.detr import hugging_face
 
     weights = open_checkpoint(arguments.weights).weights()

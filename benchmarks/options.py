@@ -28,7 +28,7 @@ from PIL import Image
 import detr
 from benchmarks.demo_scenes import DEMO_THRESHOLD, DEMO_WEIGHTS, made_scenes, panoptic_quality
 from benchmarks.made_maps import machine
-from detr.decode import decode, header_size
+from detr.inference.decode import decode, header_size
 from detr.panoptic import Panoptic
 
 ENLARGED = 4

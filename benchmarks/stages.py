@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import detr
 from benchmarks.made_maps import machine
-from detr.convolve import convolve
-from detr.folded import FoldedResNet
-from detr.position import whole_position
-from detr.postprocess import merge
+from detr.inference.postprocess import merge
+from detr.models.folded import FoldedResNet
+from detr.models.fused_ops import convolve
+from detr.models.position_encoding import whole_position
 from pipeline import rle
 from tests.random_weights import made_images, write_official_r50
 

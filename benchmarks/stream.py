@@ -151,8 +151,8 @@ def reference(weights: str, arguments: argparse.Namespace) -> Callable[[Photos],
     """Its forward and its own merge, after a resize on the device, which its processor lacks."""
     from transformers import DetrImageProcessor
 
-    from detr.checkpoint import open_checkpoint
-    from detr.preprocess import normalize
+    from detr.inference.preprocess import normalize
+    from detr.weights.checkpoint import open_checkpoint
     from tests.detr import hugging_face
 
     own = open_checkpoint(weights).weights()

@@ -129,7 +129,7 @@ def run_bare(
 def bare(arguments: argparse.Namespace) -> dict[str, Any]:
     """The model alone, on decoded images: on a GPU as many as memory holds, on a CPU six."""
     import detr
-    from detr.decode import decode
+    from detr.inference.decode import decode
 
     import torch  # isort: skip  # after detr, which tells its threads how to wait
 

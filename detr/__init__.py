@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from detr.card import ModelCard, describe
     from detr.categories import COCO_PANOPTIC, Categories, Category
-    from detr.checkpoint import save
     from detr.config import RECIPES, DetrConfig, ModelError, Recipe
-    from detr.decode import ImageError
-    from detr.model import DetrPanoptic
+    from detr.inference.decode import ImageError
+    from detr.inference.predictor import Predictor, load
+    from detr.models.detr import DetrPanoptic
     from detr.panoptic import Panoptic, Segment
-    from detr.predictor import Predictor, load
+    from detr.weights.checkpoint import save
+    from detr.weights.fingerprint import ModelCard, describe
 
 __all__ = [
     "COCO_PANOPTIC",
@@ -53,18 +53,18 @@ _HOME = {
     "Categories": "categories",
     "Category": "categories",
     "DetrConfig": "config",
-    "DetrPanoptic": "model",
-    "ImageError": "decode",
-    "ModelCard": "card",
+    "DetrPanoptic": "models.detr",
+    "ImageError": "inference.decode",
+    "ModelCard": "weights.fingerprint",
     "ModelError": "config",
-    "Panoptic": "postprocess",
-    "Predictor": "predictor",
+    "Panoptic": "panoptic",
+    "Predictor": "inference.predictor",
     "RECIPES": "config",
     "Recipe": "config",
-    "Segment": "postprocess",
-    "describe": "card",
-    "load": "predictor",
-    "save": "checkpoint",
+    "Segment": "panoptic",
+    "describe": "weights.fingerprint",
+    "load": "inference.predictor",
+    "save": "weights.checkpoint",
 }
 
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detr.criterion import Targets
-from detr.preprocess import ImageError, normalize, processed_size, resize
+from detr.inference.preprocess import ImageError, normalize, processed_size, resize
+from detr.training.criterion import Targets
 from jobs.dataset import Example, PanopticDataset
 from pipeline.errors import UserError
 

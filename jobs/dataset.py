@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from detr.preprocess import ImageError, decode
+from detr.inference.preprocess import ImageError, decode
 from pipeline.errors import UserError
 from pipeline.storage import Storage, open_file
 

@@ -20,7 +20,7 @@ from ray.exceptions import GetTimeoutError
 from rich.console import Console
 
 from detr.config import ModelError
-from detr.decode import ImageError, decode
+from detr.inference.decode import ImageError, decode
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from jobs.submit import submit

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detr.predictor import Predictor
+from detr.inference.predictor import Predictor
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from pipeline.engine_model import ModelSpec

@@ -11,8 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from detr.categories import Categories
-from detr.checkpoint import Checkpoint, open_checkpoint
 from detr.config import RECIPES, DetrConfig
+from detr.weights.checkpoint import Checkpoint, open_checkpoint
 from pipeline.engine_model import local_weights
 from pipeline.errors import UserError
 

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 
 from detr.config import DetrConfig
-from detr.learner import Phase
+from detr.training.learner import Phase
 from jobs.console import duration, print_json
 from jobs.dataset import PanopticDataset, hold_out, open_dataset
 from jobs.options import JsonOutput, Verbose

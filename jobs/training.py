@@ -31,9 +31,9 @@ from torch.optim.swa_utils import AveragedModel
 import detr
 from detr.categories import Categories
 from detr.config import DetrConfig
-from detr.criterion import Weights
-from detr.learner import Learner, Phase, prepare_from_scratch
-from detr.model import DetrPanoptic
+from detr.models.detr import DetrPanoptic
+from detr.training.criterion import Weights
+from detr.training.learner import Learner, Phase, prepare_from_scratch
 from jobs.batches import Batch, Batches
 from jobs.dataset import PanopticDataset
 from jobs.validate import validate

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detr.decode import ImageError, decode, header_size
-from detr.nvjpeg import decode_nvjpeg
+from detr.inference.decode import ImageError, decode, header_size
+from detr.inference.nvjpeg import decode_nvjpeg
 from pipeline.engine_model import PanopticModel
 
 BATCH_PIXELS: Final = 100_000_000  # decoded pixels of one batch: 300 MB

@@ -13,7 +13,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError
 
-from detr.card import resolve_dtype
+from detr.weights.fingerprint import resolve_dtype
 from pipeline.capacity import capacity, wait_for_gpu
 from pipeline.cluster import connect, is_local
 from pipeline.config import RunConfig

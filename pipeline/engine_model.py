@@ -37,7 +37,7 @@ class PanopticModel(Protocol):
       and then `segment` gets the sizes of the files as its second argument.
     - `images_that_fit(height, width)`: how many of that processed size to take at a time.
     - `works_alone` (true where a GPU computes while the host waits) and `start(images, sizes)`:
-      what it returns is asked for `masks()`, then for `result()`; see detr/inflight.py.
+      what it returns is asked for `masks()`, then for `result()`; see detr/inference/gpu_batch.py.
     """
 
     categories: Categories

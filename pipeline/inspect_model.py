@@ -17,12 +17,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detr.decode import ImageError
-from detr.model import Detection, DetrPanoptic
+from detr.inference.decode import ImageError
+from detr.inference.postprocess import merge, select
+from detr.inference.predictor import Predictor
+from detr.inference.preprocess import normalize, resize
+from detr.models.detr import Detection, DetrPanoptic
 from detr.panoptic import Panoptic
-from detr.postprocess import merge, select
-from detr.predictor import Predictor
-from detr.preprocess import normalize, resize
 from pipeline.errors import UserError
 from pipeline.inspect_stages import Stage, grid, stages
 

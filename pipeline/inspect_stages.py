@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detr.config import DetrConfig
-from detr.model import Detection
+from detr.models.detr import Detection
+from detr.models.position_encoding import sine_position
 from detr.panoptic import Panoptic
-from detr.position import sine_position
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The model on batch after batch: one ahead on a device that works alone, smaller when it is full.
 
 Where the device computes while the host waits, three batches are under way: the newest is detected,
-the one before gets its masks, the oldest is read back (detr/inflight.py), so the device always has
-work. When memory runs out, those under way are computed again one after the other, in halves until
-they fit; the size that fits is kept, and an image that doesn't fit alone becomes an error.
+the one before gets its masks, the oldest is read back (`detr.inference.gpu_batch`), so the device
+always has work. When memory runs out, those under way are computed again one after the other, in
+halves until they fit; the size that fits is kept, and an image that doesn't fit alone becomes an
+error.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any, Final
 
 import torch
 
-from detr.decode import ImageError
+from detr.inference.decode import ImageError
 from detr.panoptic import Panoptic
 from pipeline.decoding import Batch, Size
 from pipeline.engine_model import PanopticModel

@@ -21,8 +21,8 @@ import torch
 from ray.actor import ActorHandle
 
 from detr.config import ModelError
-from detr.decode import ImageError
-from detr.nvjpeg import check_nvjpeg
+from detr.inference.decode import ImageError
+from detr.inference.nvjpeg import check_nvjpeg
 from detr.panoptic import Panoptic
 from pipeline import rle
 from pipeline.decoding import Batch, Decoding, UnitDecoder, Work

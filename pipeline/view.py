@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detr.categories import Categories
-from detr.decode import MAX_PIXELS, ImageError, decode
+from detr.inference.decode import MAX_PIXELS, ImageError, decode
 from detr.panoptic import Panoptic
 from pipeline.engine_model import ModelSpec
 from pipeline.entry import as_user_error

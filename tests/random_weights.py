@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from detr.backbone import BatchNorm
 from detr.categories import COCO_PANOPTIC, Categories, Category
-from detr.checkpoint import save
 from detr.config import DetrConfig
-from detr.model import DetrPanoptic
-from detr.preprocess import normalize, processed_size, resize
+from detr.inference.preprocess import normalize, processed_size, resize
+from detr.models.backbone import BatchNorm
+from detr.models.detr import DetrPanoptic
+from detr.weights.checkpoint import save
 
 TINY_CATEGORIES = Categories(
     Category(id=number, name=name, isthing=isthing, color=(40 * number, 255 - 30 * number, 90))

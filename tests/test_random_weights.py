@@ -7,9 +7,9 @@ import torch
 
 import detr
 from detr.categories import COCO_PANOPTIC
-from detr.checkpoint import open_checkpoint
-from detr.postprocess import select
-from detr.preprocess import normalize, processed_size, resize
+from detr.inference.postprocess import select
+from detr.inference.preprocess import normalize, processed_size, resize
+from detr.weights.checkpoint import open_checkpoint
 from tests.random_weights import made_images, photos_in, write_official_r50, write_tiny
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "coco_val100" / "images"

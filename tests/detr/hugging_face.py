@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DetrConfig as HfConfig
 from transformers import DetrForSegmentation, ResNetConfig
 
-from detr.keys import official_name
+from detr.weights.hf_names import official_name
 
 SMALL: dict[str, Any] = {
     "depths": [2, 1, 1, 1],

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detr.mask_head import AttentionMaps, MaskHead
+from detr.models.mask_head import AttentionMaps, MaskHead
 
 
 def attention_maps(module: AttentionMaps, query: Tensor, memory: Tensor, padding: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
-from detr.backbone import Backbone, BatchNorm, ResNet
 from detr.config import DetrConfig
+from detr.models.backbone import Backbone, BatchNorm, ResNet
 
 
 def randomise(module: nn.Module) -> None:

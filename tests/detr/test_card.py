@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import detr
-from detr.card import Settings, resolve_device, resolve_dtype
 from detr.config import ModelError
+from detr.weights.fingerprint import Settings, resolve_device, resolve_dtype
 from tests.random_weights import TINY_CATEGORIES, write_tiny
 
 

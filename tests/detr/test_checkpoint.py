@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from detr.categories import COCO_PANOPTIC, Categories, Category
-from detr.checkpoint import open_checkpoint, save
 from detr.config import RECIPES, DetrConfig, ModelError
-from detr.keys import to_official
-from detr.model import DetrPanoptic
+from detr.models.detr import DetrPanoptic
+from detr.weights.checkpoint import open_checkpoint, save
+from detr.weights.hf_names import to_official
 from tests.detr import hugging_face
 from tests.random_weights import TINY_CATEGORIES, tiny_config, write_tiny
 

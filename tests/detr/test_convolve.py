@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detr.convolve import apply_linear, convolve
+from detr.models.fused_ops import apply_linear, convolve
 
 
 def plain(x, conv, add, relu):

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers.loss.loss_for_object_detection import ForSegmentationLoss
 
-from detr.criterion import (
+from detr.models.detr import Output
+from detr.training.criterion import (
     Targets,
     Weights,
     corners,
@@ -18,7 +19,6 @@ from detr.criterion import (
     label_loss,
     match,
 )
-from detr.model import Output
 
 
 def random_boxes(count: int, generator: torch.Generator) -> Tensor:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from detr.decode import plain_jpeg
-from detr.preprocess import ImageError, decode, header_size, processed_size
+from detr.inference.decode import plain_jpeg
+from detr.inference.preprocess import ImageError, decode, header_size, processed_size
 from tests.odd_files import encode, huge_png, odd_files, picture
 
 ODD = odd_files()

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from detr.criterion import Targets
-from detr.dense_head import DenseHead, class_shares
+from detr.training.criterion import Targets
+from detr.training.dense_head import DenseHead, class_shares
 
 
 def silent_head(classes: int) -> DenseHead:

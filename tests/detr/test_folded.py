@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from detr.backbone import BatchNorm, ResNet
 from detr.config import DetrConfig
-from detr.folded import FoldedResNet, fold
+from detr.models.backbone import BatchNorm, ResNet
+from detr.models.folded import FoldedResNet, fold
 
 SMALL = DetrConfig(depths=(1, 2, 1, 2), widths=(16, 16, 24, 32))
 

@@ -8,12 +8,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import detr
-from detr import rounds
-from detr.inflight import InFlight
+from detr.inference import rounds
+from detr.inference.gpu_batch import InFlight
+from detr.inference.postprocess import _taps
+from detr.inference.preprocess import _filter
+from detr.models.position_encoding import whole_position
 from detr.panoptic import Panoptic
-from detr.position import whole_position
-from detr.postprocess import _taps
-from detr.preprocess import _filter
 from tests.random_weights import made_images, write_tiny
 
 # What makes the host wait for a device: a value asked for, or a shape that depends on values.

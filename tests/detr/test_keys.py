@@ -2,7 +2,7 @@
 
 import torch
 
-from detr.keys import is_hugging_face, official_name, to_official
+from detr.weights.hf_names import is_hugging_face, official_name, to_official
 from tests.detr import hugging_face
 
 

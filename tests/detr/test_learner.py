@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from detr.config import DetrConfig
-from detr.criterion import Targets, match
-from detr.learner import Learner, Phase, prepare_from_scratch
-from detr.model import DetrPanoptic
+from detr.models.detr import DetrPanoptic
+from detr.training.criterion import Targets, match
+from detr.training.learner import Learner, Phase, prepare_from_scratch
 
 TINY = DetrConfig(
     block="basic", depths=(1, 1, 1, 1), widths=(8, 8, 16, 16), dilation=True, frozen_norm=False,

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from detr.config import DetrConfig
-from detr.mask_head import AttentionMaps, MaskHead, enlarge_convolve, one_channel_convolve
+from detr.models.mask_head import AttentionMaps, MaskHead, enlarge_convolve, one_channel_convolve
 from tests.detr import plain
 
 CONFIG = DetrConfig(

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from detr.config import DetrConfig
-from detr.infer import infer_config
-from detr.keys import to_official
-from detr.model import DetrPanoptic
+from detr.models.detr import DetrPanoptic
+from detr.weights.hf_names import to_official
+from detr.weights.infer_config import infer_config
 from tests.detr import hugging_face
 from tests.random_weights import tiny_config
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from detr.config import ModelError
-from detr.decode import decode
-from detr.nvjpeg import check_nvjpeg, decode_nvjpeg
+from detr.inference.decode import decode
+from detr.inference.nvjpeg import check_nvjpeg, decode_nvjpeg
 from tests.odd_files import picture
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from detr.position import sine_position, whole_position
+from detr.models.position_encoding import sine_position, whole_position
 
 
 def expected(rank: int, last: int, index: int, half: int) -> float:

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detr.categories import COCO_PANOPTIC
+from detr.inference.postprocess import merge, select, select_batch
 from detr.panoptic import Panoptic
-from detr.postprocess import merge, select, select_batch
 
 PERSON, CAR, GRASS, SKY = 1, 3, 193, 187
 

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 import detr
-from detr import steps
-from detr.checkpoint import open_checkpoint
+from detr.inference import steps
+from detr.inference.postprocess import merge
+from detr.inference.preprocess import ImageError, normalize, resize
 from detr.panoptic import Panoptic
-from detr.postprocess import merge
-from detr.preprocess import ImageError, normalize, resize
+from detr.weights.checkpoint import open_checkpoint
 from tests.random_weights import made_images, write_tiny
 
 

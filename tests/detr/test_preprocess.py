@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from detr.preprocess import ImageError, normalize, processed_size, resize, resize_on_device
+from detr.inference.preprocess import (
+    ImageError,
+    normalize,
+    processed_size,
+    resize,
+    resize_on_device,
+)
 
 SIDES = st.integers(1, 90)
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from detr.config import DetrConfig
-from detr.transformer import Attention, Transformer
+from detr.models.transformer import Attention, Transformer
 
 CONFIG = DetrConfig(hidden_dim=32, nheads=4, mask_groups=2, enc_layers=2, dec_layers=3)
 

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from detr.config import DetrConfig
-from detr.convolve import convolve
-from detr.model import DetrPanoptic
-from detr.winograd import WinogradConv2d, use_winograd
+from detr.models.detr import DetrPanoptic
+from detr.models.fused_ops import convolve
+from detr.models.winograd import WinogradConv2d, use_winograd
 
 
 @pytest.mark.parametrize("size", [(8, 12), (7, 9), (1, 1), (25, 34), (5, 4), (2, 131)])

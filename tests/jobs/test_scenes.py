@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr.preprocess import ImageError, decode
+from detr.inference.preprocess import ImageError, decode
 from jobs.scenes import (
     MIN_STUFF_AREA,
     MIN_THING_AREA,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detr.decode import decode
+from detr.inference.decode import decode
 from detr.panoptic import Panoptic
 from pipeline.segmenter import segment_row
 from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import detr
-from detr.predictor import Predictor
-from detr.preprocess import normalize, resize
+from detr.inference.predictor import Predictor
+from detr.inference.preprocess import normalize, resize
 from pipeline.errors import UserError
 from pipeline.inspect_model import inspect_image
 from pipeline.inspect_page import render

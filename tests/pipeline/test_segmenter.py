@@ -21,9 +21,9 @@ from PIL import Image
 
 import detr
 from detr.config import ModelError
-from detr.inflight import InFlight
+from detr.inference.gpu_batch import InFlight
+from detr.inference.predictor import Predictor
 from detr.panoptic import Panoptic
-from detr.predictor import Predictor
 from pipeline.engine_model import ModelSpec
 from pipeline.entry import StorageError
 from pipeline.errors import UserError

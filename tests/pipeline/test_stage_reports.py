@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.actor import ActorHandle
 
-from detr.inflight import InFlight
+from detr.inference.gpu_batch import InFlight
 from pipeline.errors import TryAgainError
 from pipeline.graph import rewrite_shards
 from pipeline.segmenter import Segmenter

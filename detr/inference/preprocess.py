@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detr.decode import MAX_PIXELS, ImageError, decode, header_size
+from detr.inference.decode import MAX_PIXELS, ImageError, decode, header_size
 from detr.transfer import upload
 
 __all__ = [

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from detr.config import ModelError
-from detr.decode import plain_jpeg
+from detr.inference.decode import plain_jpeg
 
 
 def check_nvjpeg(device: torch.device) -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from detr.model import Output
+from detr.models.detr import Output
 
 
 @dataclass(frozen=True)

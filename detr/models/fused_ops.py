@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr.winograd import WinogradConv2d
+from detr.models.winograd import WinogradConv2d
 
 
 def convolve(

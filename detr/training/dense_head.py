@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr.criterion import Targets
+from detr.training.criterion import Targets
 
 
 class DenseHead(nn.Module):

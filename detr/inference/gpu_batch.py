@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detr.inference.postprocess import merge
+from detr.inference.rounds import Rounds, finish, heirs_of, merge_in_rounds
+from detr.inference.steps import Pixels, Steps
 from detr.panoptic import Panoptic
-from detr.postprocess import merge
-from detr.rounds import Rounds, finish, heirs_of, merge_in_rounds
-from detr.steps import Pixels, Steps
 from detr.transfer import Download, upload
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from detr.inference.postprocess import SMALLEST_AREA, SampledLogits
 from detr.panoptic import Panoptic, Segment
-from detr.postprocess import SMALLEST_AREA, SampledLogits
 
 ROUNDS = 3
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr.config import DetrConfig
-from detr.convolve import convolve
+from detr.models.fused_ops import convolve
 
 
 class AttentionMaps(nn.Module):

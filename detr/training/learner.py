@@ -14,10 +14,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from detr.backbone import Backbone
-from detr.criterion import Losses, Targets, Weights, criterion, match
-from detr.dense_head import DenseHead
-from detr.model import DetrPanoptic, Output
+from detr.models.backbone import Backbone
+from detr.models.detr import DetrPanoptic, Output
+from detr.training.criterion import Losses, Targets, Weights, criterion, match
+from detr.training.dense_head import DenseHead
 
 Phase = Literal["backbone", "detector", "boxes", "masks", "joint"]
 _TRAINS = {  # features, detector, masks

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr.backbone import BatchNorm, Block, ResNet
-from detr.convolve import convolve
+from detr.models.backbone import BatchNorm, Block, ResNet
+from detr.models.fused_ops import convolve
 
 
 class FoldedBlock(nn.Module):

@@ -18,14 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detr.backbone import Backbone, Features, ResNet
 from detr.config import DetrConfig
-from detr.convolve import convolve
-from detr.folded import FoldedResNet
-from detr.mask_head import AttentionMaps, MaskHead
-from detr.position import sine_position, whole_position
-from detr.transformer import Transformer
-from detr.winograd import use_winograd
+from detr.models.backbone import Backbone, Features, ResNet
+from detr.models.folded import FoldedResNet
+from detr.models.fused_ops import convolve
+from detr.models.mask_head import AttentionMaps, MaskHead
+from detr.models.position_encoding import sine_position, whole_position
+from detr.models.transformer import Transformer
+from detr.models.winograd import use_winograd
 
 
 @dataclass(frozen=True)

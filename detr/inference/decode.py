@@ -39,7 +39,7 @@ from PIL import (  # imported for what they register
     WebPImagePlugin,  # noqa: F401
 )
 
-from detr.magic import is_cut_short, known_format
+from detr.inference.formats import is_cut_short, known_format
 
 # Twice PIL's own warning level, where PIL refuses: 0.5 GB as RGB.
 MAX_PIXELS: Final = 178_956_970

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr.config import DetrConfig
-from detr.convolve import apply_linear
+from detr.models.fused_ops import apply_linear
 
 
 class Attention(nn.Module):

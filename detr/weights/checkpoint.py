@@ -26,9 +26,9 @@ from torch import Tensor, nn
 
 from detr.categories import COCO_PANOPTIC, Categories
 from detr.config import RECIPES, DetrConfig, ModelError
-from detr.infer import infer_config
-from detr.keys import is_hugging_face, to_official
-from detr.model import DetrPanoptic
+from detr.models.detr import DetrPanoptic
+from detr.weights.hf_names import is_hugging_face, to_official
+from detr.weights.infer_config import infer_config
 
 FORMAT_VERSION = 1  # of our own files
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")

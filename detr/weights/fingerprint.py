@@ -18,8 +18,8 @@ from typing import Literal
 import torch
 
 from detr.categories import Categories
-from detr.checkpoint import Checkpoint, open_checkpoint
 from detr.config import DetrConfig, ModelError
+from detr.weights.checkpoint import Checkpoint, open_checkpoint
 
 # Raised by whoever changes what preprocess.py, the model, or postprocess.py answer for the same
 # input (beyond rounding): runs of before and after must not be mixed.

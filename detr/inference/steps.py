@@ -9,17 +9,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from detr.card import (
-    DTYPES,
-    ModelCard,
-    Settings,
-)
 from detr.categories import Categories
-from detr.memory import keep_freed_memory
-from detr.model import DetrPanoptic
-from detr.postprocess import choose
-from detr.preprocess import normalize, resize
+from detr.inference.malloc import keep_freed_memory
+from detr.inference.postprocess import choose
+from detr.inference.preprocess import normalize, resize
+from detr.models.detr import DetrPanoptic
 from detr.transfer import upload
+from detr.weights.fingerprint import DTYPES, ModelCard, Settings
 
 Pixels = NDArray[np.uint8] | Tensor
 

@@ -18,7 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detr.card import (
+from detr.categories import Categories
+from detr.inference.gpu_batch import InFlight
+from detr.inference.postprocess import Kept, merge, select_batch
+from detr.inference.preprocess import decode, processed_size
+from detr.inference.steps import MASK_BYTES_ELSEWHERE, Pixels, Steps
+from detr.models.detr import DetrPanoptic
+from detr.panoptic import Panoptic
+from detr.weights.checkpoint import open_checkpoint
+from detr.weights.fingerprint import (
     ModelCard,
     Settings,
     describe,
@@ -26,19 +34,11 @@ from detr.card import (
     resolve_device,
     resolve_dtype,
 )
-from detr.categories import Categories
-from detr.checkpoint import open_checkpoint
-from detr.inflight import InFlight
-from detr.model import DetrPanoptic
-from detr.panoptic import Panoptic
-from detr.postprocess import Kept, merge, select_batch
-from detr.preprocess import decode, processed_size
-from detr.steps import MASK_BYTES_ELSEWHERE, Pixels, Steps
 
 AnyImage = Image.Image | Pixels | str | Path
 
 MOST_IMAGES = 32  # a larger batch keeps a GPU no busier
-BATCHES_IN_FLIGHT = 3  # at most, see inflight.py
+BATCHES_IN_FLIGHT = 3  # at most, see gpu_batch.py
 # Activations of an image at their largest, per pixel: all four feature maps (30 values) beside the
 # three widest of Res2 (48), the stem (16), and the input.
 VALUES_PER_PIXEL = 100

@@ -1,0 +1,1 @@
+"""What only training needs: the matcher, the losses, the model as a learner."""

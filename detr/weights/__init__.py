@@ -1,0 +1,1 @@
+"""Files of weights: recognise one, read it, write our own, and say what can change a result."""
