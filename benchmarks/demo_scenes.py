@@ -20,7 +20,7 @@ from detr.panoptic import Panoptic
 from jobs.demo import DEMO_THRESHOLD, DEMO_WEIGHTS
 from jobs.scenes import SCENE_CATEGORIES, Scene, scene
 from jobs.validate import _row, _score
-from pipeline import quality
+from pipeline.panoptic import figures as quality
 
 SEED = 77
 

@@ -45,7 +45,7 @@ from pipeline.run import Run, create_run
 from pipeline.scratch_db import Staging
 from pipeline.segmenter import error_row, shard_table
 from pipeline.shard_format import Provenance
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from pipeline.tally import begin, check_budget, start_tally
 
 CASES = {

@@ -39,7 +39,7 @@ from pipeline.run import Run, create_run
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
 from pipeline.scratch_db import Staging
 from pipeline.shard_format import Provenance, encode_shard
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from pipeline.truth import Part, save, write_part
 
 PER_SHARD = 512

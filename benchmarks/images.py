@@ -32,7 +32,7 @@ from detr.categories import COCO_PANOPTIC
 from detr.inference.postprocess import merge
 from detr.inference.preprocess import decode, header_size, resize, resize_on_device
 from detr.panoptic import Panoptic
-from pipeline import rle
+from pipeline.panoptic import rle
 
 HEIGHT, WIDTH = 480, 640
 PROCESSED = (800, 1066)

@@ -31,7 +31,7 @@ from pipeline.plan import Generation, shard_count
 from pipeline.run import Run, create_run
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.source import Source
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 CHUNK = 500_000
 BYTES_OF_AN_IMAGE = 150_000  # encoded

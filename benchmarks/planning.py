@@ -29,7 +29,7 @@ from pipeline.folder import ShardEntry
 from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.run import create_run
 from pipeline.scratch_db import Staging
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 PER_SHARD = 500
 CHANGES = 1_000

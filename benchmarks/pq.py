@@ -33,11 +33,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made_maps import SIZES, cpu_ms, machine, made_pair, made_segments
 from detr.categories import COCO_PANOPTIC
-from pipeline import rle
-from pipeline.partial import score_rows
-from pipeline.pq import Side, Sums, score
-from pipeline.quality import results
-from pipeline.rle_kernels import read_runs
+from pipeline.panoptic import rle
+from pipeline.panoptic.figures import results
+from pipeline.panoptic.pq import Side, Sums, score
+from pipeline.panoptic.rle_kernels import read_runs
+from pipeline.panoptic.score import score_rows
 from pipeline.schema import SHARD_SCHEMA
 from pipeline.shard_format import Provenance, encode_shard
 from pipeline.truth_table import row_of, table_of, write_png

@@ -30,11 +30,11 @@ from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
 from pipeline.folder import parquet_bytes
 from pipeline.layout import part_name
-from pipeline.partial import score_rows
+from pipeline.panoptic.figures import per_class_table, results
+from pipeline.panoptic.score import score_rows
 from pipeline.plan import WorkUnit
-from pipeline.quality import per_class_table, results
 from pipeline.run import Run, open_run
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 FOLDER = "evaluation/0001/made"
 SECONDS, GIGABYTES, MEGABYTES, OBJECTS = 60.0, 2.0, 15.0, 3

@@ -24,7 +24,7 @@ from pycocotools import mask as coco
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made_maps import SIZES, cpu_ms, machine, made_pair
-from pipeline import rle
+from pipeline.panoptic import rle
 
 SEEDS = range(4)
 TARGET = {"640x480": 10.0, "2048x1365": 8.0}

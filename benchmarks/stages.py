@@ -31,7 +31,7 @@ from detr.inference.postprocess import merge
 from detr.models.folded import FoldedResNet
 from detr.models.fused_ops import convolve
 from detr.models.position_encoding import whole_position
-from pipeline import rle
+from pipeline.panoptic import rle
 from tests.random_weights import made_images, write_official_r50
 
 import torch  # isort: skip  # after detr, which tells its threads how to wait

@@ -32,9 +32,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pipeline import rle
 from pipeline.decoding import Batch
 from pipeline.model_stream import ModelStream, is_out_of_memory
+from pipeline.panoptic import rle
 
 Photos = Sequence[NDArray[np.uint8]]
 ENCODERS = 8  # threads that encode, as an actor's

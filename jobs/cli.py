@@ -16,8 +16,8 @@ from typer.exceptions import TyperException
 
 from detr.config import ModelError
 from jobs.verbs import make_app
-from pipeline.entry import store_failure
 from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, UserError
+from pipeline.storage.entry import store_failure
 
 EXIT_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt, ours at SIGTERM included
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from detr.categories import Categories
 from detr.inference.preprocess import ImageError, decode
 from pipeline.errors import UserError
-from pipeline.storage import Storage, open_file
+from pipeline.storage.storage import Storage, open_file
 
 CHECKED = 1000  # examples of a dataset: some 10 s of one core
 READERS = 16  # at a time: from a bucket they mostly wait

@@ -28,12 +28,12 @@ from pipeline.capacity import capacity
 from pipeline.cluster import connect
 from pipeline.config import RunConfig, make_config
 from pipeline.engine_model import ModelSpec
-from pipeline.entry import as_user_error
 from pipeline.errors import TryAgainError, UserError
-from pipeline.node_cache import cache_folder
 from pipeline.run import find_run
 from pipeline.source import Source
-from pipeline.storage import Storage
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.node_cache import cache_folder
+from pipeline.storage.storage import Storage
 
 
 @dataclass(frozen=True)

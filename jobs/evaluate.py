@@ -14,7 +14,7 @@ from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.coco_files import evaluate_files
 from pipeline.errors import UserError
 from pipeline.evaluator import evaluate_run
-from pipeline.partial import InvalidError
+from pipeline.panoptic.score import InvalidError
 
 WORST_CLASSES = 10
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from pipeline.entry import as_user_error
 from pipeline.errors import UserError
-from pipeline.storage import Storage
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.storage import Storage
 
 FILES: Final = ("weights", "truth", "source")  # settings that may be one local file
 FOLDERS: Final = ("weights", "truth_masks")  # or a local folder

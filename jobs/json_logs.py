@@ -19,9 +19,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from jobs.console import LOG_SECONDS, ConsoleReporter
-from pipeline.entry import store_failure
 from pipeline.errors import UserError
 from pipeline.progress import Progress, Reporter
+from pipeline.storage.entry import store_failure
 
 
 class JsonReporter(Reporter):

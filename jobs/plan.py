@@ -18,7 +18,7 @@ from pipeline.run import Run, find_run
 from pipeline.scratch_db import Staging
 from pipeline.source import Source
 from pipeline.stats import read_stats
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 
 @takes_settings

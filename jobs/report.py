@@ -15,7 +15,7 @@ from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.edition import open_edition
 from pipeline.report import CARDS, write_report
-from pipeline.storage import open_file
+from pipeline.storage.storage import open_file
 
 
 def report(

@@ -28,7 +28,7 @@ from jobs.training import WEIGHTS, Plan, Schedule, Task, read_checkpoint
 from pipeline import cluster
 from pipeline.errors import UserError
 from pipeline.lease import lease
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 Data = "Data"
 Recipe = "What is learnt (fixed once a training has begun)"

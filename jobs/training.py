@@ -37,7 +37,7 @@ from detr.training.learner import Learner, Phase, prepare_from_scratch
 from jobs.batches import Batch, Batches
 from jobs.dataset import PanopticDataset
 from jobs.validate import validate
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"

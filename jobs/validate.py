@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 import detr
 from detr.categories import Categories
 from jobs.dataset import PanopticDataset
-from pipeline import pq, quality, rle
+from pipeline.panoptic import figures as quality
+from pipeline.panoptic import pq, rle
 
 Rows = list[dict[str, Any]]
 

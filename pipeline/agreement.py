@@ -17,14 +17,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline import rle
 from pipeline.drift import Drift, Shares, drift
 from pipeline.edition import Edition
 from pipeline.errors import UserError
-from pipeline.partial import Partial, hashes_of, score_rows
+from pipeline.panoptic import rle
+from pipeline.panoptic.figures import results
+from pipeline.panoptic.pq import Sums
+from pipeline.panoptic.score import Partial, hashes_of, score_rows
 from pipeline.plan import origin_of, shard_start
-from pipeline.pq import Sums
-from pipeline.quality import results
 from pipeline.schema import SHARD_SCHEMA
 from pipeline.truth_table import TRUTH_SCHEMA
 

@@ -17,7 +17,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.entry import Fetched
+from pipeline.storage.entry import Fetched
 
 _MD5: Final = re.compile(r"[0-9a-f]{32}")
 SEVERAL: Final = 3

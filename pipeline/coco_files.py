@@ -14,13 +14,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from pipeline.panoptic.figures import results
+from pipeline.panoptic.pq import Sums
+from pipeline.panoptic.score import NAMED, Invalid, Partial, refuse_invalid, score_rows
 from pipeline.panoptic_json import CocoFile, category_names, renamed
-from pipeline.partial import NAMED, Invalid, Partial, refuse_invalid, score_rows
 from pipeline.plan import name_hash
-from pipeline.pq import Sums
-from pipeline.quality import results
 from pipeline.scratch_db import Staging
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from pipeline.truth import convert_row, masks_of
 from pipeline.truth_names import stage_predictions, stage_truth
 from pipeline.truth_table import table_of

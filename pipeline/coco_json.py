@@ -22,10 +22,10 @@ from typing import IO, Any
 import numpy as np
 
 from detr.categories import Categories
-from pipeline.entry import as_user_error
 from pipeline.errors import UserError
 from pipeline.panoptic_json import category_names, renamed
-from pipeline.storage import open_file
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.storage import open_file
 
 
 class JsonLists:

@@ -1,7 +1,7 @@
 """Two editions against one ground truth: what changed, how surely, and is it good enough?
 
 Both were scored by `evaluate`; the per-image rows of the images that both have are summed again
-with the same resamples (`resample.py`), so that the difference of each replicate is paired and an
+with the same resamples (`bootstrap.py`), so that the difference of each replicate is paired and an
 interval of it is far narrower than the two intervals laid side by side. Reads run folders only.
 """
 
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from detr.categories import Categories
 from pipeline.edition import Edition
 from pipeline.errors import UserError
-from pipeline.pq import REPLICATES, Sums
-from pipeline.quality import LEVEL, group_members, quality, results
-from pipeline.resample import COLUMNS, add_rows
+from pipeline.panoptic.bootstrap import COLUMNS, add_rows
+from pipeline.panoptic.figures import LEVEL, group_members, quality, results
+from pipeline.panoptic.pq import REPLICATES, Sums
 
 SCORED: Final = ("scored", "failed")  # a failed image misses all of its truth
 MOST_CHANGED: Final = 50

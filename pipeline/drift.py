@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from detr.categories import Categories
-from pipeline.pq import class_positions
+from pipeline.panoptic.pq import class_positions
 
 COLUMNS: Final = ("status", "error_code", "height", "width", "category_id", "area")
 ALPHA: Final = 0.01  # a night in a hundred may be stopped for nothing

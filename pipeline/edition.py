@@ -19,7 +19,7 @@ from pipeline.errors import UserError
 from pipeline.folder import Snapshot
 from pipeline.layout import snapshot_path
 from pipeline.run import Run, open_run
-from pipeline.storage import normalize
+from pipeline.storage.storage import normalize
 
 _SNAPSHOT: Final = re.compile(r"(.+)/snapshots/(\d+)\.parquet")
 

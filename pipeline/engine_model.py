@@ -23,10 +23,10 @@ from detr.categories import Categories
 from detr.config import RECIPES
 from detr.panoptic import Panoptic
 from pipeline.config import RunConfig, fingerprint
-from pipeline.entry import as_user_error, classify
 from pipeline.errors import UserError
-from pipeline.node_cache import local_copy
-from pipeline.storage import normalize
+from pipeline.storage.entry import as_user_error, classify
+from pipeline.storage.node_cache import local_copy
+from pipeline.storage.storage import normalize
 
 
 class PanopticModel(Protocol):

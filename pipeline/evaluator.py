@@ -27,12 +27,19 @@ from detr.categories import Categories
 from pipeline.errors import UserError
 from pipeline.folder import parquet_bytes
 from pipeline.layout import part_name
-from pipeline.partial import NAMED, Partial, broken_shard, hashes_of, refuse_invalid, score_rows
-from pipeline.pq import Sums
-from pipeline.quality import per_class_table, results
+from pipeline.panoptic.figures import per_class_table, results
+from pipeline.panoptic.pq import Sums
+from pipeline.panoptic.score import (
+    NAMED,
+    Partial,
+    broken_shard,
+    hashes_of,
+    refuse_invalid,
+    score_rows,
+)
 from pipeline.run import Run, open_run
 from pipeline.scratch_db import Staging
-from pipeline.storage import Storage, normalize, open_file
+from pipeline.storage.storage import Storage, normalize, open_file
 from pipeline.truth import Part, Truth, check_categories, load, prepare
 
 POLL_SECONDS: Final = 2.0

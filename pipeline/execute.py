@@ -24,7 +24,6 @@ from ray.exceptions import (
 from detr.config import ModelError
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
-from pipeline.entry import StorageError
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.graph import compute_shards, configure_ray_data, rewrite_shards
 from pipeline.placement import Placement
@@ -32,6 +31,7 @@ from pipeline.plan import Rewrite, WorkUnit
 from pipeline.progress import Progress, Reporter
 from pipeline.run import Run
 from pipeline.shard_format import Provenance
+from pipeline.storage.entry import StorageError
 from pipeline.tally import Flow, start_tally
 from pipeline.watchdog import Cluster, Watchdog
 

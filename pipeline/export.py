@@ -19,11 +19,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from pipeline import rle
 from pipeline.coco_json import ImageIds, JsonLists, TruthImage
 from pipeline.errors import UserError
 from pipeline.folder import Snapshot
 from pipeline.lookup import find_rows
+from pipeline.panoptic import rle
 from pipeline.run import Run
 
 Format = Literal["panoptic", "instances", "results"]

@@ -20,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detr.categories import Categories
-from pipeline.entry import of_client
 from pipeline.errors import UserError
 from pipeline.layout import LATEST_FILE, SUCCESS_FILE, snapshot_path
 from pipeline.plan import Generation, WorkUnit, manifest_folder, segments_folder
 from pipeline.pointer import forward
 from pipeline.schema import SNAPSHOT_SCHEMA
-from pipeline.storage import Storage
+from pipeline.storage.entry import of_client
+from pipeline.storage.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pipeline.entry import Entry, bare_etag
 from pipeline.errors import UserError
-from pipeline.storage import Storage
+from pipeline.storage.entry import Entry, bare_etag
+from pipeline.storage.storage import Storage
 
 ROWS: Final = 10_000
 CSV_BLOCK: Final = 4 << 20

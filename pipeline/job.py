@@ -35,7 +35,7 @@ from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.scratch_db import Staging
 from pipeline.source import Source
 from pipeline.stats import record_stats
-from pipeline.storage import Storage, normalize
+from pipeline.storage.storage import Storage, normalize
 from pipeline.version import code_version
 
 # Where a killed job may have left temporary files, on a local disk.

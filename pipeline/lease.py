@@ -24,10 +24,10 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, Final
 
-from pipeline.entry import as_user_error, store_failure
 from pipeline.errors import LeaseError, TryAgainError
 from pipeline.processes import alive, machine, process_start
-from pipeline.storage import Storage
+from pipeline.storage.entry import as_user_error, store_failure
+from pipeline.storage.storage import Storage
 
 LEASE_FILE: Final = "lease.json"
 CLOCK_FILE: Final = "lease.clock"

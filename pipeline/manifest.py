@@ -24,7 +24,7 @@ from pipeline.plan import (
 from pipeline.run import Run
 from pipeline.schema import DROPPED_SCHEMA
 from pipeline.scratch_db import Staging
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 
 def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = None) -> int:

@@ -13,10 +13,10 @@ from typing import Final
 
 import pyarrow as pa
 
-from pipeline.entry import Entry
 from pipeline.schema import MANIFEST_SCHEMA
 from pipeline.scratch_db import Staging
-from pipeline.uris import info_uri
+from pipeline.storage.entry import Entry
+from pipeline.storage.objects import info_uri
 
 THREADS: Final = 32
 SAMPLE: Final = 200

@@ -17,7 +17,7 @@ from pipeline.edition import Edition
 from pipeline.evaluator import default_name, evaluate_run
 from pipeline.folder import ShardEntry
 from pipeline.nightly_config import NightlyConfig
-from pipeline.partial import InvalidError
+from pipeline.panoptic.score import InvalidError
 from pipeline.plan import origin_of
 from pipeline.verdict import judge
 

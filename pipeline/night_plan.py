@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.nightly_config import NightlyConfig
 from pipeline.panoptic_json import CocoFile
 from pipeline.scratch_db import Staging
-from pipeline.storage import open_file
+from pipeline.storage.storage import open_file
 from pipeline.truth_names import resolve, stage_truth
 
 

@@ -21,7 +21,6 @@ from typing import Final
 from pipeline.budget import enough_rate, over_budget
 from pipeline.edition import Edition
 from pipeline.engine_model import ModelSpec, run_fingerprint
-from pipeline.entry import StorageError, as_user_error, of_storage
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.job import check_same, describe_run, work
@@ -37,7 +36,8 @@ from pipeline.run import Run, create_run
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.scratch_db import Staging
 from pipeline.source import Source
-from pipeline.storage import Storage, normalize
+from pipeline.storage.entry import StorageError, as_user_error, of_storage
+from pipeline.storage.storage import Storage, normalize
 
 STAMP: Final = "%Y-%m-%dT%H%M%S.%fZ"
 

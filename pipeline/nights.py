@@ -24,7 +24,7 @@ from pipeline.folder import read_pointer
 from pipeline.layout import LATEST_FILE, RUN_FILE
 from pipeline.pointer import forward
 from pipeline.run import Run, find_run
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 BASELINE_FILE: Final = "baseline.json"
 PREFIX: Final = "run-"

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from detr.categories import Categories
 from detr.config import ModelError
-from pipeline.entry import as_user_error
 from pipeline.errors import UserError
-from pipeline.storage import open_file
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.storage import open_file
 
 CHUNK: Final = 1 << 20
 MAX_ID: Final = 2**24 - 1

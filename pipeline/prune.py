@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.entry import Entry
 from pipeline.layout import LATEST_FILE, RUN_FILE
 from pipeline.lease import lease
 from pipeline.nights import Nights
 from pipeline.plan import segments_folder
 from pipeline.run import Run, open_run
-from pipeline.storage import Storage
+from pipeline.storage.entry import Entry
+from pipeline.storage.storage import Storage
 
 
 @dataclass(frozen=True)

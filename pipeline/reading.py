@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from detr.categories import Categories, Category
 from detr.panoptic import Panoptic, Segment
-from pipeline import rle
 from pipeline.errors import UserError
 from pipeline.folder import RunFolder, Snapshot
 from pipeline.lookup import find_row
+from pipeline.panoptic import rle
 from pipeline.schema import SHARD_SCHEMA
 
 READ_THREADS: Final = 16

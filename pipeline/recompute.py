@@ -15,13 +15,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import rle
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS, Body, UnitFetch
 from pipeline.folder import Snapshot
 from pipeline.lookup import find_rows
 from pipeline.manifest import stage_manifest
+from pipeline.panoptic import rle
 from pipeline.run import Run
 from pipeline.schema import PERMANENT_CODES
 from pipeline.scratch_db import Staging

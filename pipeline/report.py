@@ -25,11 +25,11 @@ from markupsafe import Markup
 from pipeline.compare import Comparison, compare
 from pipeline.difference import KINDS
 from pipeline.edition import Edition
-from pipeline.entry import as_user_error
 from pipeline.report_facts import Facts, gather
 from pipeline.report_gallery import Budget, Card, Illustrator
 from pipeline.run import Run
-from pipeline.storage import open_file
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.storage import open_file
 from pipeline.version import code_version
 
 MAX_BYTES: Final = 15_000_000

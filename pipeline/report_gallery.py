@@ -22,9 +22,9 @@ from pipeline.edition import Edition
 from pipeline.errors import UserError
 from pipeline.layout import part_name
 from pipeline.lookup import locate_rows
-from pipeline.partial import hashes_of
+from pipeline.panoptic.score import hashes_of
 from pipeline.report_pictures import Picture, difference, drawn, overlay, picture, sampling
-from pipeline.storage import open_file
+from pipeline.storage.storage import open_file
 from pipeline.truth import Truth, load
 from pipeline.view import photo_of
 

@@ -16,7 +16,7 @@ from pipeline.lease import lease
 from pipeline.nights import PREFIX, Nights
 from pipeline.pointer import back, forward, instead
 from pipeline.run import Run, open_run
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.entry import as_user_error
 from pipeline.errors import UserError
 from pipeline.folder import RunFolder, RunInfo, json_bytes, read_pointer
 from pipeline.layout import RUN_FILE
 from pipeline.lookup import has_row
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.storage import Storage
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
     from pipeline.reading import ImageRow

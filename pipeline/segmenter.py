@@ -24,16 +24,16 @@ from detr.config import ModelError
 from detr.inference.decode import ImageError
 from detr.inference.nvjpeg import check_nvjpeg
 from detr.panoptic import Panoptic
-from pipeline import rle
 from pipeline.decoding import Batch, Decoding, UnitDecoder, Work
 from pipeline.engine_model import ModelSpec
-from pipeline.entry import StorageError
 from pipeline.errors import UserError
 from pipeline.fetch import FETCHED_FIELDS
 from pipeline.model_stream import ModelStream
+from pipeline.panoptic import rle
 from pipeline.plan import unit_key
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.shards import UNIT_COLUMN
+from pipeline.storage.entry import StorageError
 from pipeline.tally import begin
 
 __all__ = ["Decoding", "Segmenter"]

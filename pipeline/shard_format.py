@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.folder import ShardEntry
 from pipeline.schema import SCHEMA_VERSION, SHARD_SCHEMA
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 ROW_GROUP_ROWS: Final = 1_000
 ERROR_COLUMNS: Final = ("error_code", "uri", "error_message")

@@ -18,10 +18,10 @@ from ray.actor import ActorHandle
 from ray.data import Datasink
 
 from pipeline.budget import failures_of
-from pipeline.entry import as_lost
 from pipeline.plan import Generation, unit_key
 from pipeline.shard_format import ERROR_COLUMNS, Provenance, encode_shard
-from pipeline.storage import Storage
+from pipeline.storage.entry import as_lost
+from pipeline.storage.storage import Storage
 from pipeline.tally import begin, check_budget
 
 UNIT_COLUMN: Final = "shard"

@@ -20,13 +20,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.config import IMAGE_SUFFIXES, RunConfig
-from pipeline.entry import Entry, as_lost, as_user_error
 from pipeline.errors import UserError
 from pipeline.inventory import Inventory, is_dated, is_inventory, newest_manifest
-from pipeline.node_cache import local_copy
 from pipeline.plan import name_hash
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
-from pipeline.storage import Storage, normalize
+from pipeline.storage.entry import Entry, as_lost, as_user_error
+from pipeline.storage.node_cache import local_copy
+from pipeline.storage.storage import Storage, normalize
 
 T = TypeVar("T")
 CHUNK: Final = 10_000

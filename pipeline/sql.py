@@ -18,10 +18,10 @@ from typing import Final
 import duckdb
 import pyarrow as pa
 
-from pipeline.duckdb_files import url_of
 from pipeline.errors import UserError
 from pipeline.folder import Snapshot
 from pipeline.run import Run
+from pipeline.storage.duckdb_fs import url_of
 
 MEMORY_LIMIT: Final = "2GB"
 _LISTS: Final = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")

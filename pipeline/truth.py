@@ -25,13 +25,13 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from pipeline.entry import as_user_error
 from pipeline.errors import UserError
 from pipeline.manifest import stage_manifest
 from pipeline.panoptic_json import CocoFile
 from pipeline.run import Run
 from pipeline.scratch_db import Staging
-from pipeline.storage import Storage
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.storage import Storage
 from pipeline.truth_names import check_categories, resolve, stage_truth
 from pipeline.truth_table import TRUTH_SCHEMA, problem_row, row_of, table_of
 

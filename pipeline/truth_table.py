@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from pipeline import rle
+from pipeline.panoptic import rle
 
 TRUTH_SCHEMA: Final = pa.schema(
     [

@@ -13,7 +13,7 @@ from statistics import NormalDist
 from typing import Any, Final, Literal
 
 from pipeline.compare import Comparison
-from pipeline.quality import LEVEL
+from pipeline.panoptic.figures import LEVEL
 
 MIN_SEGMENTS: Final = 50
 DecideBy = Literal["interval", "estimate"]

@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.entry import of_client
 from pipeline.folder import ShardEntry, Snapshot
 from pipeline.manifest import stage_manifest
 from pipeline.plan import name_hash
 from pipeline.run import Run
 from pipeline.schema import ERROR_CODES
 from pipeline.scratch_db import Staging
+from pipeline.storage.entry import of_client
 
 READ_THREADS: Final = 16
 SHOWN: Final = 20  # findings of a kind that are named; all are counted

@@ -18,9 +18,9 @@ import pyarrow as pa
 
 import pipeline.graph
 from jobs.cli import main
-from pipeline.local_disk import TEMPORARY
 from pipeline.run import Run
 from pipeline.shards import ShardSink
+from pipeline.storage.local import TEMPORARY
 
 DEATHS = "PANOPTIC_TEST_DEATHS"
 

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pipeline.nightly import nightly
 from pipeline.nightly_config import load_nightly
 from pipeline.progress import Reporter
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 
 def run(toml: str, address: str, mark: str) -> None:

@@ -13,9 +13,9 @@ from PIL import Image
 from detr.categories import COCO_PANOPTIC
 from pipeline.evaluator import score_shard
 from pipeline.folder import parquet_bytes
-from pipeline.partial import Partial
-from pipeline.pq import Sums
-from pipeline.quality import per_class_table, results
+from pipeline.panoptic.figures import per_class_table, results
+from pipeline.panoptic.pq import Sums
+from pipeline.panoptic.score import Partial
 from pipeline.run import Run
 from pipeline.truth import prepare
 from pipeline.truth_table import read_png

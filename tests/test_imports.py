@@ -45,7 +45,7 @@ PURE = {
     "budget",
     "body",
 }
-CLIENTS = {"fsspec", "s3fs", "obstore", "botocore", "boto3", "aiohttp", "pipeline.storage"}
+CLIENTS = {"fsspec", "s3fs", "obstore", "botocore", "boto3", "aiohttp", "pipeline.storage.storage"}
 STORAGE = {"storage", "s3", "duckdb_files"}
 
 

@@ -15,7 +15,7 @@ from tenacity import wait_fixed
 from pipeline.body import _buckets
 from pipeline.fetch import TRIES, Body, UnitFetch
 from pipeline.source import Source
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
 from tests.killing import JOB_SECONDS, make_field
 from tests.servers import S3Server, rclone_server
@@ -74,7 +74,7 @@ def test_an_image_takes_one_get_and_no_head(
 def test_through_every_fault_at_once_every_body_is_the_listed_one(
     bucket: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.s3.SILENT_SECONDS", 1)
+    monkeypatch.setattr("pipeline.storage.s3.SILENT_SECONDS", 1)
     faults = Faults(
         unavailable=0.3,
         reset=0.1,
@@ -107,7 +107,7 @@ def test_through_every_fault_at_once_every_body_is_the_listed_one(
 def test_what_stays_broken_is_an_error_and_never_a_body(
     bucket: S3Server, monkeypatch: pytest.MonkeyPatch, faults: Faults, code: str, message: str
 ) -> None:
-    monkeypatch.setattr("pipeline.s3.SILENT_SECONDS", 0.2)
+    monkeypatch.setattr("pipeline.storage.s3.SILENT_SECONDS", 0.2)
     monkeypatch.setattr("pipeline.fetch.BACKOFF", wait_fixed(0.01))
     with fault_proxy(bucket, faults, applies=is_image) as proxy:
         manifest = listed(proxy.server, monkeypatch).slice(0, 2)

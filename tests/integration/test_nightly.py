@@ -15,7 +15,7 @@ import pytest
 from jobs.cli import run as panoptic
 from pipeline.lease import lease
 from pipeline.run import Run, open_run
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.night_model import CATEGORIES, png, truth
 from tests.pipeline.made_run import write_coco
 from tests.servers import S3Server

@@ -20,7 +20,7 @@ import pytest
 from jobs.cli import run
 from jobs.scenes import write_scenes
 from pipeline.folder import read_pointer
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.browser import opened
 from tests.run_rows import live_rows
 from tests.test_readme import README, blocks

@@ -14,7 +14,7 @@ import pytest
 from detr.categories import COCO_PANOPTIC
 from jobs.cli import run as panoptic
 from pipeline.coco_files import evaluate_files
-from pipeline.partial import InvalidError
+from pipeline.panoptic.score import InvalidError
 from pipeline.truth_table import read_png
 from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row, write_coco
 from tests.servers import S3Server

@@ -20,7 +20,7 @@ from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.report import points
 from pipeline.stats import record_stats
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests import spoilt
 from tests.pipeline import made_run
 

@@ -26,7 +26,7 @@ from jobs.train import _check_same, line
 from jobs.training import WEIGHTS, Plan, Schedule, Task, Trainer, factor, read_checkpoint
 from jobs.verbs import make_app
 from pipeline.errors import UserError
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.random_weights import write_official_r50, write_tiny
 
 TINY = """

@@ -11,9 +11,9 @@ import pyarrow as pa
 from detr.categories import Categories
 from pipeline.folder import parquet_bytes
 from pipeline.layout import part_name
-from pipeline.partial import Partial, score_rows
-from pipeline.pq import Sums
-from pipeline.quality import per_class_table, results
+from pipeline.panoptic.figures import per_class_table, results
+from pipeline.panoptic.pq import Sums
+from pipeline.panoptic.score import Partial, score_rows
 from pipeline.run import Run
 from pipeline.truth_table import TRUTH_SCHEMA
 from tests.pipeline.made import truth_row

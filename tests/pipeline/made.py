@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import rle
-from pipeline.pq import Scored, Side, Sums, score
+from pipeline.panoptic import rle
+from pipeline.panoptic.pq import Scored, Side, Sums, score
 from pipeline.truth_table import TRUTH_SCHEMA
 
 Segments = list[dict[str, Any]]

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import body
 from pipeline.body import Md5Marks, fault
-from pipeline.entry import Fetched
+from pipeline.storage.entry import Fetched
 
 GOOD, BAD, OTHER = b"content", b"cOntent", b"coNtent"
 MD5 = hashlib.md5(GOOD).hexdigest()

@@ -14,10 +14,10 @@ from jobs.scenes import SCENE_CATEGORIES
 from pipeline.compare import Comparison, changes, compare
 from pipeline.edition import open_edition
 from pipeline.errors import UserError
-from pipeline.partial import score_rows
-from pipeline.pq import REPLICATES, Side, Sums, score
-from pipeline.quality import results
-from pipeline.resample import add_rows, image_weights
+from pipeline.panoptic.bootstrap import add_rows, image_weights
+from pipeline.panoptic.figures import results
+from pipeline.panoptic.pq import REPLICATES, Side, Sums, score
+from pipeline.panoptic.score import score_rows
 from pipeline.verdict import judge
 from tests.pipeline.evaluated import evaluate, evaluated_run, truth_table
 from tests.pipeline.made import sides

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.entry import classify
-from pipeline.storage import Storage
+from pipeline.storage.entry import classify
+from pipeline.storage.storage import Storage
 from tests.fault_proxy import Faults, fault_proxy
 from tests.servers import S3Server, rclone_server
 
@@ -84,7 +84,7 @@ def test_keys_that_expire_are_renewed_in_mid_run(
     rclone: S3Server, tmp_path: Path, profiles: Profiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that takes other keys from now on stands for keys that have expired."""
-    monkeypatch.setattr("pipeline.s3.CREDENTIALS_GOOD", timedelta(minutes=5, seconds=1))
+    monkeypatch.setattr("pipeline.storage.s3.CREDENTIALS_GOOD", timedelta(minutes=5, seconds=1))
 
     def give(server: S3Server) -> None:
         keys = {"AccessKeyId": server.access_key, "SecretAccessKey": server.secret_key}

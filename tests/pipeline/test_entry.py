@@ -7,8 +7,8 @@ import pickle
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
 
-from pipeline.entry import as_user_error, bare_etag, classify
 from pipeline.schema import ERROR_CODES
+from pipeline.storage.entry import as_user_error, bare_etag, classify
 
 S3 = "Error performing GET http://host/b/k in 1ms - Server returned non-2xx status code: {}"
 

@@ -19,7 +19,7 @@ from jobs.scenes import SCENE_CATEGORIES
 from pipeline.coco_files import evaluate_files
 from pipeline.errors import UserError
 from pipeline.evaluator import PqActor, evaluate_run, score_shard
-from pipeline.partial import InvalidError, Partial
+from pipeline.panoptic.score import InvalidError, Partial
 from pipeline.publish import finish
 from pipeline.run import Run
 from pipeline.truth import load

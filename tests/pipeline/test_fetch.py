@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.entry import Fetched
 from pipeline.fetch import Body, check_body
+from pipeline.storage.entry import Fetched
 
 
 @pytest.mark.parametrize(

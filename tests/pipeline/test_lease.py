@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.errors import LeaseError, TryAgainError
 from pipeline.lease import LEASE_FILE, lease
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.servers import S3Server
 
 

@@ -17,7 +17,7 @@ from pipeline.folder import ShardEntry
 from pipeline.lookup import find_row
 from pipeline.plan import name_hash, shard_of
 from pipeline.reading import panoptic_of
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.made_run import MadeImage, add_generation, make_run
 
 

@@ -17,7 +17,7 @@ from pipeline.manifest import write_parts
 from pipeline.plan import Generation, name_hash, shard_of
 from pipeline.schema import MANIFEST_SCHEMA
 from pipeline.scratch_db import Staging
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 
 def manifest(names: list[str]) -> pa.Table:

@@ -14,7 +14,7 @@ from pipeline.nights import Nights, Pinned
 from pipeline.prune import plan_prune, prune
 from pipeline.rollback import rollback
 from pipeline.run import Run, open_run
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.made_run import MadeImage, add_generation, make_run
 
 PICTURE = Panoptic(np.ones((2, 2), np.uint8), (Segment(1, 1, True, 1.0),))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.node_cache import local_copy
-from pipeline.storage import Storage
+from pipeline.storage.node_cache import local_copy
+from pipeline.storage.storage import Storage
 from tests.servers import S3Server
 
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from pipeline.pq import REPLICATES, Side, Sums, fault_sentence, score
-from pipeline.quality import results
+from pipeline.panoptic.figures import results
+from pipeline.panoptic.pq import REPLICATES, Side, Sums, fault_sentence, score
 from tests.pipeline.made import (
     PREDICTION_SCHEMA,
     Image,

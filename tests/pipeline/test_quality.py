@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from detr.categories import Categories
-from pipeline.pq import REPLICATES, Side, Sums, score
-from pipeline.quality import per_class_table, results
+from pipeline.panoptic.figures import per_class_table, results
+from pipeline.panoptic.pq import REPLICATES, Side, Sums, score
 from tests.pipeline.made import Image, sides
 
 CLASSES = 9

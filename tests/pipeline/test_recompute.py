@@ -18,7 +18,7 @@ from pipeline.scratch_db import Staging
 from pipeline.shard_format import Provenance, encode_shard
 from pipeline.shards import UNIT_COLUMN
 from pipeline.source import Source
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of
 
 IMAGES = 4

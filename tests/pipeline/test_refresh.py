@@ -22,7 +22,7 @@ from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.scratch_db import Staging
 from pipeline.shard_format import Provenance, encode_shard, shard_schema
 from pipeline.source import Source
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.pipeline.made_run import shard_row
 
 LAX = Brakes(max_removed_rate=1.0)

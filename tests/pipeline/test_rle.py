@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from pipeline import rle
+from pipeline.panoptic import rle
 
 
 @st.composite

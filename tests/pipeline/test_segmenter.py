@@ -25,12 +25,12 @@ from detr.inference.gpu_batch import InFlight
 from detr.inference.predictor import Predictor
 from detr.panoptic import Panoptic
 from pipeline.engine_model import ModelSpec
-from pipeline.entry import StorageError
 from pipeline.errors import UserError
 from pipeline.fetch import Body, _with_bodies
 from pipeline.plan import WorkUnit, name_hash
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.segmenter import Decoding, Segmenter
+from pipeline.storage.entry import StorageError
 from tests.toy_model import Toy
 
 SIZES = [(60, 80), (60, 80), (80, 60), (50, 50), (60, 80), (61, 80), (50, 50), (120, 160)]

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import rle
+from pipeline.panoptic import rle
 from pipeline.schema import SHARD_SCHEMA
 from pipeline.shard_format import Provenance, encode_shard
 

@@ -11,7 +11,7 @@ from pipeline.errors import UserError
 from pipeline.evaluator import evaluate_run
 from pipeline.run import Run, open_run
 from pipeline.sql import query
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from tests.made_run import MadeImage, make_run
 from tests.pipeline import made_run
 from tests.pipeline.test_lookup import images

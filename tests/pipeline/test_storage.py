@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.storage import Storage, normalize
-from pipeline.uris import Gets
+from pipeline.storage.objects import Gets
+from pipeline.storage.storage import Storage, normalize
 from tests.servers import S3Server
 
 ODD_NAMES = ["a b.jpg", "q?#%+&.jpg", "日本.jpg", "x<y>.jpg", "pct%20.jpg", "deep/er/z.jpg"]

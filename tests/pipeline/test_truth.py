@@ -17,13 +17,14 @@ from PIL import Image
 
 from detr.categories import COCO_PANOPTIC, Categories
 from jobs.scenes import SCENE_CATEGORIES
-from pipeline import panoptic_json, rle, truth
+from pipeline import panoptic_json, truth
 from pipeline.errors import UserError
+from pipeline.panoptic import rle
+from pipeline.panoptic.score import hashes_of
 from pipeline.panoptic_json import CocoFile, panoptic
-from pipeline.partial import hashes_of
 from pipeline.plan import name_hash
 from pipeline.run import Run
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 from pipeline.truth_table import MaskError, read_png, row_of, write_png
 from tests.pipeline.made_run import made_scenes, make_run, shard_row, write_coco
 

@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline import overlap_kernels, pq_kernels, rle, rle_kernels
+from pipeline.panoptic import overlap_kernels, pq_kernels, rle, rle_kernels
 
 REPLICATES = 400
 SIZES = ("small", "medium", "large")

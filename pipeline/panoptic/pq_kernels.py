@@ -15,8 +15,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from pipeline.overlap_kernels import intersect, mark, mark_segments
-from pipeline.rle_kernels import OVERLAP, read_runs
+from pipeline.panoptic.overlap_kernels import intersect, mark, mark_segments
+from pipeline.panoptic.rle_kernels import OVERLAP, read_runs
 
 SIZE, TOO_MANY = 17, 18  # codes of an image, beyond those of the strings and the segments
 TP, FP, FN = range(3)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pipeline.entry import Entry, Fetched
-from pipeline.local_disk import LocalObjects
-from pipeline.s3 import S3Objects
-from pipeline.storage import FsspecObjects, Objects, connect, open_file
+from pipeline.storage.entry import Entry, Fetched
+from pipeline.storage.local import LocalObjects
+from pipeline.storage.s3 import S3Objects
+from pipeline.storage.storage import FsspecObjects, Objects, connect, open_file
 
 
 def info_uri(uri: str, options: Mapping[str, str]) -> Entry:

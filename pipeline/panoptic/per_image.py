@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.pq import OUTCOMES, SIZES, Scored
+from pipeline.panoptic.pq import OUTCOMES, SIZES, Scored
 from pipeline.schema import SHARD_SCHEMA
 
 _WORD: Final = pa.dictionary(pa.int8(), pa.string())

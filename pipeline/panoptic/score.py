@@ -18,9 +18,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.per_image import image_pq, per_image_table
+from pipeline.panoptic.per_image import image_pq, per_image_table
+from pipeline.panoptic.pq import Side, Sums, fault_sentence, score
 from pipeline.plan import name_hash
-from pipeline.pq import Side, Sums, fault_sentence, score
 
 NAMED: Final = 5
 WORST: Final = 50

@@ -3,7 +3,8 @@
 A write is atomic or it did not happen: one PUT in object stores, temp file and rename on a local
 disk. Nothing is ever streamed to its final name, because a stream that fails half-way publishes
 the half (s3fs and pyarrow close the upload when the `with` block is left by an exception).
-S3 goes through `pipeline.s3`, local paths through `pipeline.local_disk`, the rest through fsspec.
+S3 goes through `pipeline.storage.s3`, local paths through `pipeline.storage.local`, the rest
+through fsspec.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import fsspec
 import pyarrow.fs
 from fsspec.core import url_to_fs
 
-from pipeline.entry import Entry, Fetched, bare_etag
 from pipeline.errors import UserError
-from pipeline.local_disk import LocalObjects
-from pipeline.s3 import S3Objects
+from pipeline.storage.entry import Entry, Fetched, bare_etag
+from pipeline.storage.local import LocalObjects
+from pipeline.storage.s3 import S3Objects
 
 AWS_VARIABLES = (
     "AWS_ENDPOINT_URL",

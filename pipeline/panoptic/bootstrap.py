@@ -17,8 +17,8 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from pipeline.pq import OUTCOMES, POISSON, SIZES, Sums, class_positions
-from pipeline.pq_kernels import IOU_UNIT, REPLICATE_UNIT, bootstrap_weights
+from pipeline.panoptic.pq import OUTCOMES, POISSON, SIZES, Sums, class_positions
+from pipeline.panoptic.pq_kernels import IOU_UNIT, REPLICATE_UNIT, bootstrap_weights
 
 COLUMNS: Final = ("category_id", "size", "outcome", "segment_iou")
 ROWS_AT_A_TIME: Final = 2_048  # 6.5 MB of weights

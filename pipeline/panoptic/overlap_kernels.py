@@ -20,7 +20,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from pipeline.rle_kernels import EMPTY, read_runs
+from pipeline.panoptic.rle_kernels import EMPTY, read_runs
 
 UNKNOWN_CATEGORY = 16  # a code beyond those of reading a string
 

@@ -5,7 +5,7 @@ arguments' shapes and return codes instead of raising: rle.py and pq.py, their o
 a code into a sentence. Arrays are untyped here because numba compiles a kernel per dtype.
 
 Numba's cache looks at the time stamp of the file that defines a kernel, not of what it calls:
-after a change here, `touch pipeline/pq_kernels.py`, which has `read_runs` compiled in.
+after a change here, `touch pipeline/panoptic/pq_kernels.py`, which has `read_runs` compiled in.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import rle_encode_kernels as encode_kernels
-from pipeline import rle_kernels as kernels
+from pipeline.panoptic import rle_encode_kernels as encode_kernels
+from pipeline.panoptic import rle_kernels as kernels
 
 MAX_PIXELS = 2**31 - 1
 

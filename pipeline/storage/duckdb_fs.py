@@ -12,7 +12,7 @@ from typing import Any, Final
 import duckdb
 import fsspec
 
-from pipeline.storage import Storage
+from pipeline.storage.storage import Storage
 
 SCHEME: Final = "panoptic"
 

@@ -26,8 +26,8 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, InvalidPathError, PreconditionError
 from obstore.store import S3Store
 
-from pipeline.entry import Entry, Fetched, bare_etag
 from pipeline.errors import UserError
+from pipeline.storage.entry import Entry, Fetched, bare_etag
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from pipeline.entry import Entry, Fetched
+from pipeline.storage.entry import Entry, Fetched
 
 TEMPORARY: Final = ".tmp-"
 

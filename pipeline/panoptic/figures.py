@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from pipeline.pq import SIZES, Sums
+from pipeline.panoptic.pq import SIZES, Sums
 
 LEVEL = 0.95
 GROUPS = ("All", "Things", "Stuff")

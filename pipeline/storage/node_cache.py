@@ -9,8 +9,8 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.local_disk import TEMPORARY
-from pipeline.storage import Storage, normalize
+from pipeline.storage.local import TEMPORARY
+from pipeline.storage.storage import Storage, normalize
 
 
 def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
