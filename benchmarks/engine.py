@@ -40,11 +40,11 @@ from pipeline.generation import plan_first
 from pipeline.graph import Stages, compute_shards, configure_ray_data
 from pipeline.placement import place
 from pipeline.plan import WorkUnit, unit_key
-from pipeline.publish import finish
-from pipeline.run import Run, create_run
+from pipeline.run.publish import finish
+from pipeline.run.run import Run, create_run
+from pipeline.run.shard_format import Provenance
 from pipeline.scratch_db import Staging
 from pipeline.segmenter import error_row, shard_table
-from pipeline.shard_format import Provenance
 from pipeline.storage.storage import Storage
 from pipeline.tally import begin, check_budget, start_tally
 

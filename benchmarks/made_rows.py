@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.folder import RunInfo
 from pipeline.plan import name_hash
+from pipeline.run.folder import RunInfo
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
 
 CHUNK = 50_000

@@ -24,11 +24,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.folder import RunInfo, ShardEntry
 from pipeline.generation import Brakes, plan_refresh
 from pipeline.manifest import write_parts
 from pipeline.plan import Generation, shard_count
-from pipeline.run import Run, create_run
+from pipeline.run.folder import RunInfo, ShardEntry
+from pipeline.run.run import Run, create_run
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.source import Source
 from pipeline.storage.storage import Storage

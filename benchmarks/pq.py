@@ -38,8 +38,8 @@ from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Side, Sums, score
 from pipeline.panoptic.rle_kernels import read_runs
 from pipeline.panoptic.score import score_rows
+from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import SHARD_SCHEMA
-from pipeline.shard_format import Provenance, encode_shard
 from pipeline.truth_table import row_of, table_of, write_png
 
 DISTINCT = 256  # maps made; more images repeat them

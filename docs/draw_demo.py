@@ -14,8 +14,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline.edition import open_edition
 from pipeline.report_gallery import Budget, Illustrator
+from pipeline.run.snapshots import open_edition
 from pipeline.sql import query
 
 TARGET = Path(__file__).parent / "images" / "demo.png"

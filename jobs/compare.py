@@ -13,8 +13,8 @@ from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.agreement import SAMPLE, Agreement, agree
 from pipeline.compare import Change, Comparison, shared_evaluation
 from pipeline.compare import compare as compare_editions
-from pipeline.edition import open_edition
 from pipeline.errors import EXIT_QUALITY_GATE, UserError
+from pipeline.run.snapshots import open_edition
 from pipeline.verdict import MIN_SEGMENTS, Verdict, judge
 
 LISTED = 10

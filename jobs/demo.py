@@ -18,11 +18,11 @@ from jobs.options import JsonOutput, Verbose
 from jobs.scenes import write_scenes
 from pipeline.cluster import connect
 from pipeline.config import make_config
-from pipeline.edition import open_edition
 from pipeline.errors import UserError
 from pipeline.evaluator import evaluate_run
 from pipeline.job import segment
 from pipeline.report import write_report
+from pipeline.run.snapshots import open_edition
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_weights") / "demo.safetensors"
 DEMO_RECORD = DEMO_WEIGHTS.with_suffix(".json")  # what benchmarks/demo_weights.py measured

@@ -14,7 +14,7 @@ from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.coco_json import ImageIds
 from pipeline.errors import UserError
 from pipeline.export import export_run
-from pipeline.run import open_run
+from pipeline.run.run import open_run
 
 
 def export(

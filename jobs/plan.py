@@ -13,11 +13,11 @@ from pipeline.config import RunConfig
 from pipeline.generation import stage_listing
 from pipeline.pending import owed
 from pipeline.plan import shard_count
-from pipeline.publish import shard_sizes
-from pipeline.run import Run, find_run
+from pipeline.run.publish import shard_sizes
+from pipeline.run.run import Run, find_run
+from pipeline.run.stats import read_stats
 from pipeline.scratch_db import Staging
 from pipeline.source import Source
-from pipeline.stats import read_stats
 from pipeline.storage.storage import Storage
 
 

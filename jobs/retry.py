@@ -12,7 +12,7 @@ from jobs.segment import print_summary
 from jobs.status import check_codes
 from pipeline import job
 from pipeline.config import make_config
-from pipeline.run import open_run
+from pipeline.run.run import open_run
 from pipeline.schema import ERROR_CODES
 
 

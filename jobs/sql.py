@@ -16,7 +16,7 @@ from rich.text import Text
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.errors import UserError
-from pipeline.run import Run, open_run
+from pipeline.run.run import Run, open_run
 from pipeline.sql import connect, query
 
 _FORMATS: Final = (".parquet", ".csv")

@@ -27,7 +27,7 @@ from jobs.start import digest, start
 from jobs.training import WEIGHTS, Plan, Schedule, Task, read_checkpoint
 from pipeline import cluster
 from pipeline.errors import UserError
-from pipeline.lease import lease
+from pipeline.run.lease import lease
 from pipeline.storage.storage import Storage
 
 Data = "Data"

@@ -12,7 +12,7 @@ from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.config import make_config
 from pipeline.errors import EXIT_QUALITY_GATE
-from pipeline.run import Run, open_run
+from pipeline.run.run import Run, open_run
 from pipeline.verify import verify as verify_run
 
 

@@ -12,7 +12,7 @@ import detr  # noqa: F401  # before torch, whose threads it tells how to wait
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, make_config
     from pipeline.job import Summary, retry, segment
-    from pipeline.run import Run, open_run
+    from pipeline.run.run import Run, open_run
 
 __all__ = ["Run", "RunConfig", "Summary", "make_config", "open_run", "retry", "segment"]
 
@@ -22,8 +22,8 @@ _HOME = {
     "Summary": "pipeline.job",
     "retry": "pipeline.job",
     "segment": "pipeline.job",
-    "Run": "pipeline.run",
-    "open_run": "pipeline.run",
+    "Run": "pipeline.run.run",
+    "open_run": "pipeline.run.run",
 }
 
 

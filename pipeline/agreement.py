@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.drift import Drift, Shares, drift
-from pipeline.edition import Edition
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import Partial, hashes_of, score_rows
 from pipeline.plan import origin_of, shard_start
+from pipeline.run.snapshots import Edition
 from pipeline.schema import SHARD_SCHEMA
 from pipeline.truth_table import TRUTH_SCHEMA
 

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from pipeline.edition import Edition
 from pipeline.errors import UserError
 from pipeline.panoptic.bootstrap import COLUMNS, add_rows
 from pipeline.panoptic.figures import LEVEL, group_members, quality, results
 from pipeline.panoptic.pq import REPLICATES, Sums
+from pipeline.run.snapshots import Edition
 
 SCORED: Final = ("scored", "failed")  # a failed image misses all of its truth
 MOST_CHANGED: Final = 50

@@ -25,8 +25,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from detr.categories import Categories
 from pipeline.errors import UserError
-from pipeline.folder import parquet_bytes
-from pipeline.layout import part_name
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import (
@@ -37,7 +35,9 @@ from pipeline.panoptic.score import (
     refuse_invalid,
     score_rows,
 )
-from pipeline.run import Run, open_run
+from pipeline.run.folder import parquet_bytes
+from pipeline.run.layout import part_name
+from pipeline.run.run import Run, open_run
 from pipeline.scratch_db import Staging
 from pipeline.storage.storage import Storage, normalize, open_file
 from pipeline.truth import Part, Truth, check_categories, load, prepare

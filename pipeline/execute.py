@@ -29,8 +29,8 @@ from pipeline.graph import compute_shards, configure_ray_data, rewrite_shards
 from pipeline.placement import Placement
 from pipeline.plan import Rewrite, WorkUnit
 from pipeline.progress import Progress, Reporter
-from pipeline.run import Run
-from pipeline.shard_format import Provenance
+from pipeline.run.run import Run
+from pipeline.run.shard_format import Provenance
 from pipeline.storage.entry import StorageError
 from pipeline.tally import Flow, start_tally
 from pipeline.watchdog import Cluster, Watchdog

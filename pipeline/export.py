@@ -21,10 +21,10 @@ from PIL import Image
 
 from pipeline.coco_json import ImageIds, JsonLists, TruthImage
 from pipeline.errors import UserError
-from pipeline.folder import Snapshot
-from pipeline.lookup import find_rows
 from pipeline.panoptic import rle
-from pipeline.run import Run
+from pipeline.run.folder import Snapshot
+from pipeline.run.lookup import find_rows
+from pipeline.run.run import Run
 
 Format = Literal["panoptic", "instances", "results"]
 Row = dict[str, Any]

@@ -30,7 +30,7 @@ from tenacity import (
 from pipeline.body import Md5Marks, fault
 from pipeline.budget import failures_of
 from pipeline.plan import WorkUnit
-from pipeline.run import Run
+from pipeline.run.run import Run
 from pipeline.storage.entry import Fetched, as_lost, classify
 from pipeline.storage.objects import Gets
 from pipeline.tally import begin, check_budget

@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.folder import Snapshot
 from pipeline.manifest import clear_plan, stage_manifest, write_dropped, write_parts
 from pipeline.marks import stage_marks, unknown_bytes
 from pipeline.plan import (
@@ -23,7 +22,8 @@ from pipeline.plan import (
     shard_count,
     shard_of,
 )
-from pipeline.run import Run
+from pipeline.run.folder import Snapshot
+from pipeline.run.run import Run
 from pipeline.schema import DROPPED_SCHEMA
 from pipeline.scratch_db import Staging
 from pipeline.source import Source

@@ -28,9 +28,9 @@ from pipeline.fetch import fetch_units
 from pipeline.manifest import read_leaving
 from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, stage_memory
 from pipeline.plan import Generation, Rewrite, WorkUnit, unit_key
-from pipeline.run import Run
+from pipeline.run.run import Run
+from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.segmenter import Decoding, Segmenter
-from pipeline.shard_format import Provenance, encode_shard
 from pipeline.shards import ShardSink
 from pipeline.tally import begin
 

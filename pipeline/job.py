@@ -21,20 +21,20 @@ from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.errors import UserError
 from pipeline.estimate import WORTH_MEASURING, cpu_hours
 from pipeline.execute import execute
-from pipeline.folder import RunInfo
 from pipeline.generation import Brakes, plan_first, plan_refresh, plan_retry, stage_listing
 from pipeline.inventory import undated
-from pipeline.lease import lease
 from pipeline.pending import owed
 from pipeline.placement import place
 from pipeline.plan import missing
 from pipeline.progress import Progress, Reporter
-from pipeline.publish import finish, shard_sizes
-from pipeline.run import Run, create_run, find_run
+from pipeline.run.folder import RunInfo
+from pipeline.run.lease import lease
+from pipeline.run.publish import finish, shard_sizes
+from pipeline.run.run import Run, create_run, find_run
+from pipeline.run.stats import record_stats
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.scratch_db import Staging
 from pipeline.source import Source
-from pipeline.stats import record_stats
 from pipeline.storage.storage import Storage, normalize
 from pipeline.version import code_version
 

@@ -21,7 +21,7 @@ from pipeline.plan import (
     part_path,
     shard_start,
 )
-from pipeline.run import Run
+from pipeline.run.run import Run
 from pipeline.schema import DROPPED_SCHEMA
 from pipeline.scratch_db import Staging
 from pipeline.storage.storage import Storage

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from pipeline.compare import Comparison, OtherTruthError, compare
 from pipeline.drift import COLUMNS, Shares, alarms
-from pipeline.edition import Edition
 from pipeline.evaluator import default_name, evaluate_run
-from pipeline.folder import ShardEntry
 from pipeline.nightly_config import NightlyConfig
 from pipeline.panoptic.score import InvalidError
 from pipeline.plan import origin_of
+from pipeline.run.folder import ShardEntry
+from pipeline.run.snapshots import Edition
 from pipeline.verdict import judge
 
 SAMPLED_ROWS: Final = 100_000  # a shard is a uniform sample, so a part of them is enough

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pipeline.device import Device, decide_device
-from pipeline.edition import Edition
 from pipeline.errors import UserError
 from pipeline.nightly_config import NightlyConfig
 from pipeline.panoptic_json import CocoFile
+from pipeline.run.snapshots import Edition
 from pipeline.scratch_db import Staging
 from pipeline.storage.storage import open_file
 from pipeline.truth_names import resolve, stage_truth

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from pipeline.edition import Edition
 from pipeline.night_gate import Judged
 from pipeline.plan import Generation
-from pipeline.run import Run
-from pipeline.stats import read_stats
+from pipeline.run.run import Run
+from pipeline.run.snapshots import Edition
+from pipeline.run.stats import read_stats
 
 
 @dataclass(frozen=True)

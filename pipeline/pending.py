@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.plan import Generation, Rewrite, WorkUnit, missing, parse_shards
-from pipeline.publish import shards_of
-from pipeline.run import Run
+from pipeline.run.publish import shards_of
+from pipeline.run.run import Run
 
 
 @dataclass(frozen=True)

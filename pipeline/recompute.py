@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS, Body, UnitFetch
-from pipeline.folder import Snapshot
-from pipeline.lookup import find_rows
 from pipeline.manifest import stage_manifest
 from pipeline.panoptic import rle
-from pipeline.run import Run
+from pipeline.run.folder import Snapshot
+from pipeline.run.lookup import find_rows
+from pipeline.run.run import Run
 from pipeline.schema import PERMANENT_CODES
 from pipeline.scratch_db import Staging
 from pipeline.segmenter import Decoding, Segmenter

@@ -24,10 +24,10 @@ from markupsafe import Markup
 
 from pipeline.compare import Comparison, compare
 from pipeline.difference import KINDS
-from pipeline.edition import Edition
 from pipeline.report_facts import Facts, gather
 from pipeline.report_gallery import Budget, Card, Illustrator
-from pipeline.run import Run
+from pipeline.run.run import Run
+from pipeline.run.snapshots import Edition
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
 from pipeline.version import code_version

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.layout import RUN_FILE
-from pipeline.lease import lease
-from pipeline.nights import PREFIX, Nights
-from pipeline.pointer import back, forward, instead
-from pipeline.run import Run, open_run
+from pipeline.run.latest import back, forward, instead
+from pipeline.run.layout import RUN_FILE
+from pipeline.run.lease import lease
+from pipeline.run.run import Run, open_run
+from pipeline.run.series import PREFIX, Nights
 from pipeline.storage.storage import Storage
 
 

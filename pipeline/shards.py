@@ -19,7 +19,7 @@ from ray.data import Datasink
 
 from pipeline.budget import failures_of
 from pipeline.plan import Generation, unit_key
-from pipeline.shard_format import ERROR_COLUMNS, Provenance, encode_shard
+from pipeline.run.shard_format import ERROR_COLUMNS, Provenance, encode_shard
 from pipeline.storage.entry import as_lost
 from pipeline.storage.storage import Storage
 from pipeline.tally import begin, check_budget

@@ -19,8 +19,8 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.folder import Snapshot
-from pipeline.run import Run
+from pipeline.run.folder import Snapshot
+from pipeline.run.run import Run
 from pipeline.storage.duckdb_fs import url_of
 
 MEMORY_LIMIT: Final = "2GB"

@@ -28,7 +28,7 @@ from detr.categories import Categories
 from pipeline.errors import UserError
 from pipeline.manifest import stage_manifest
 from pipeline.panoptic_json import CocoFile
-from pipeline.run import Run
+from pipeline.run.run import Run
 from pipeline.scratch_db import Staging
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.folder import ShardEntry, Snapshot
 from pipeline.manifest import stage_manifest
 from pipeline.plan import name_hash
-from pipeline.run import Run
+from pipeline.run.folder import ShardEntry, Snapshot
+from pipeline.run.run import Run
 from pipeline.schema import ERROR_CODES
 from pipeline.scratch_db import Staging
 from pipeline.storage.entry import of_client

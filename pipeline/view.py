@@ -19,11 +19,11 @@ from detr.inference.decode import MAX_PIXELS, ImageError, decode
 from detr.panoptic import Panoptic
 from pipeline.engine_model import ModelSpec
 from pipeline.errors import UserError
-from pipeline.lookup import find_row
 from pipeline.overlay import draw_overlay
 from pipeline.panoptic.rle import RleError
-from pipeline.reading import panoptic_of
-from pipeline.run import Run
+from pipeline.run.lookup import find_row
+from pipeline.run.reader import panoptic_of
+from pipeline.run.run import Run
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
 

@@ -2,8 +2,8 @@
 
     python -m tests.dying write_snapshot 0 segment SOURCE --out OUT ...
 
-The first word is the method of `pipeline.run.Run` that it doesn't live to call; the second is how
-many write tasks die inside their write, each with half a file on the disk.
+The first word is the method of `pipeline.run.run.Run` that it doesn't live to call; the second is
+how many write tasks die inside their write, each with half a file on the disk.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 import pipeline.graph
 from jobs.cli import main
-from pipeline.run import Run
+from pipeline.run.run import Run
 from pipeline.shards import ShardSink
 from pipeline.storage.local import TEMPORARY
 

@@ -12,11 +12,11 @@ from PIL import Image
 
 from detr.categories import COCO_PANOPTIC
 from pipeline.evaluator import score_shard
-from pipeline.folder import parquet_bytes
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import Partial
-from pipeline.run import Run
+from pipeline.run.folder import parquet_bytes
+from pipeline.run.run import Run
 from pipeline.truth import prepare
 from pipeline.truth_table import read_png
 from tests.pipeline.made_run import Predicted, make_run, shard_row

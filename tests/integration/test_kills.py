@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster
 
 from pipeline.config import make_config
 from pipeline.job import segment
-from pipeline.lease import EXPIRES_SECONDS
+from pipeline.run.lease import EXPIRES_SECONDS
 from tests.dying import DEATHS
 from tests.killing import JOB_SECONDS, Field, end, make_field
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from jobs.cli import run as panoptic
-from pipeline.lease import lease
-from pipeline.run import Run, open_run
+from pipeline.run.lease import lease
+from pipeline.run.run import Run, open_run
 from pipeline.storage.storage import Storage
 from tests.night_model import CATEGORIES, png, truth
 from tests.pipeline.made_run import write_coco

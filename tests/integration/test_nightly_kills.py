@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipeline.run import open_run
+from pipeline.run.run import open_run
 from tests.night_model import CATEGORIES, png, truth
 from tests.pipeline.made_run import write_coco
 from tests.run_rows import live_rows

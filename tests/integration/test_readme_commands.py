@@ -19,7 +19,7 @@ import pytest
 
 from jobs.cli import run
 from jobs.scenes import write_scenes
-from pipeline.folder import read_pointer
+from pipeline.run.folder import read_pointer
 from pipeline.storage.storage import Storage
 from tests.browser import opened
 from tests.run_rows import live_rows

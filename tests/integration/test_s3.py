@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from detr.categories import COCO_PANOPTIC
-from pipeline.run import open_run
+from pipeline.run.run import open_run
 from tests.conftest import SHARED_DATA
 from tests.odd_files import encode, picture
 from tests.random_weights import write_official_r50

@@ -19,7 +19,7 @@ from jobs.scenes import SCENE_CATEGORIES
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.report import points
-from pipeline.stats import record_stats
+from pipeline.run.stats import record_stats
 from pipeline.storage.storage import Storage
 from tests import spoilt
 from tests.pipeline import made_run

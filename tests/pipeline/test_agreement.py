@@ -10,8 +10,8 @@ import pytest
 
 from detr.panoptic import Panoptic, Segment
 from pipeline.agreement import Agreement, agree
-from pipeline.edition import Edition, open_edition
 from pipeline.errors import UserError
+from pipeline.run.snapshots import Edition, open_edition
 from tests.made_run import MadeImage, add_generation
 from tests.made_run import make_run as make_published
 from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row

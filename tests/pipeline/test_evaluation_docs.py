@@ -16,7 +16,7 @@ from jobs.scenes import SCENE_CATEGORIES
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import SIZES, Sums
 from pipeline.panoptic.score import Partial, score_rows
-from pipeline.shard_format import shard_schema
+from pipeline.run.shard_format import shard_schema
 from pipeline.truth_table import row_of, table_of, write_png
 from tests.pipeline.made_run import damaged, made_scenes, shard_row
 

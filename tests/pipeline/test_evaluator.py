@@ -20,8 +20,8 @@ from pipeline.coco_files import evaluate_files
 from pipeline.errors import UserError
 from pipeline.evaluator import PqActor, evaluate_run, score_shard
 from pipeline.panoptic.score import InvalidError, Partial
-from pipeline.publish import finish
-from pipeline.run import Run
+from pipeline.run.publish import finish
+from pipeline.run.run import Run
 from pipeline.truth import load
 from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row, write_coco
 from tests.pipeline.plain_pq import plain_pq

@@ -17,7 +17,7 @@ from pipeline.coco_files import evaluate_files
 from pipeline.coco_json import ImageIds, JsonLists
 from pipeline.errors import UserError
 from pipeline.export import export_run
-from pipeline.run import Run
+from pipeline.run.run import Run
 from tests.made_run import MadeImage, make_run
 
 NAMES = [f"val/{number:012d}.jpg" for number in (139, 285, 7, 1000, 42)]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import LeaseError, TryAgainError
-from pipeline.lease import LEASE_FILE, lease
+from pipeline.run.lease import LEASE_FILE, lease
 from pipeline.storage.storage import Storage
 from tests.servers import S3Server
 
@@ -68,7 +68,7 @@ def test_another_host_is_waited_for_until_its_lease_expires(
     storage.write(LEASE_FILE, held_by(1, host="elsewhere"))
     with pytest.raises(LeaseError, match="process 1 on elsewhere"), lease(storage):
         pass
-    monkeypatch.setattr("pipeline.lease.EXPIRES_SECONDS", -1.0)
+    monkeypatch.setattr("pipeline.run.lease.EXPIRES_SECONDS", -1.0)
     with lease(storage):
         pass
 
@@ -102,7 +102,7 @@ def test_a_store_without_conditional_writes_keeps_a_second_job_off_a_living_leas
 ) -> None:
     assert rclone.folder is not None
     (rclone.folder / "bucket").mkdir()
-    monkeypatch.setattr("pipeline.lease.RENEW_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.run.lease.RENEW_SECONDS", 0.1)
     storage = Storage("s3://bucket/run")
     with lease(storage):
         time.sleep(0.3)
@@ -141,7 +141,7 @@ def test_of_many_that_find_the_same_dead_owner_one_takes_over(storage: Storage) 
 def test_an_owner_that_lost_its_lease_stops_and_leaves_the_successor_alone(
     storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.lease.RENEW_SECONDS", 0.1)
+    monkeypatch.setattr("pipeline.run.lease.RENEW_SECONDS", 0.1)
     successor = held_by(1, host="elsewhere")
 
     def work() -> None:
@@ -158,8 +158,8 @@ def test_a_lease_is_renewed_through_failures_of_the_store_and_then_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = Storage(tmp_path)
-    monkeypatch.setattr("pipeline.lease.RENEW_SECONDS", 0.05)
-    monkeypatch.setattr("pipeline.lease.EXPIRES_SECONDS", 1.0)
+    monkeypatch.setattr("pipeline.run.lease.RENEW_SECONDS", 0.05)
+    monkeypatch.setattr("pipeline.run.lease.EXPIRES_SECONDS", 1.0)
     broken = threading.Event()
     swap = Storage.swap
 

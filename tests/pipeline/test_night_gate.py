@@ -9,11 +9,11 @@ import pytest
 
 from detr.panoptic import Panoptic, Segment
 from pipeline.config import load_config
-from pipeline.edition import Edition
-from pipeline.folder import ShardEntry
 from pipeline.night_gate import judge_shares
 from pipeline.nightly_config import NightlyConfig
-from pipeline.run import Run
+from pipeline.run.folder import ShardEntry
+from pipeline.run.run import Run
+from pipeline.run.snapshots import Edition
 from tests.made_run import MadeImage, add_generation, make_run
 
 GOOD = Panoptic(np.ones((2, 2), np.uint8), (Segment(1, 1, True, 1.0),))

@@ -7,9 +7,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.edition import Edition
 from pipeline.night_gate import Judged
 from pipeline.night_summary import NightSummary, errors_by_code, summarize, work_since
+from pipeline.run.snapshots import Edition
 from tests.made_run import MadeImage, add_generation, make_run
 
 SUMMARY = NightSummary(

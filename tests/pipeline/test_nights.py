@@ -9,11 +9,11 @@ import pytest
 
 from detr.panoptic import Panoptic, Segment
 from pipeline.errors import LeaseError, UserError
-from pipeline.lease import lease
-from pipeline.nights import Nights, Pinned
 from pipeline.prune import plan_prune, prune
 from pipeline.rollback import rollback
-from pipeline.run import Run, open_run
+from pipeline.run.lease import lease
+from pipeline.run.run import Run, open_run
+from pipeline.run.series import Nights, Pinned
 from pipeline.storage.storage import Storage
 from tests.made_run import MadeImage, add_generation, make_run
 

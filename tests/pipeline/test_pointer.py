@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipeline.pointer import REMEMBERED, back, forward, instead
-from pipeline.publish import finish
+from pipeline.run.latest import REMEMBERED, back, forward, instead
+from pipeline.run.publish import finish
 from tests.pipeline.made_run import made_scenes, make_run, shard_row
 
 

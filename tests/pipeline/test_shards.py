@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline.panoptic import rle
+from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import SHARD_SCHEMA
-from pipeline.shard_format import Provenance, encode_shard
 
 PROVENANCE = Provenance("made", "0" * 64, "cpu")
 

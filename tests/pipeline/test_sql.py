@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluator import evaluate_run
-from pipeline.run import Run, open_run
+from pipeline.run.run import Run, open_run
 from pipeline.sql import query
 from pipeline.storage.storage import Storage
 from tests.made_run import MadeImage, make_run

@@ -23,7 +23,7 @@ from pipeline.panoptic import rle
 from pipeline.panoptic.score import hashes_of
 from pipeline.panoptic_json import CocoFile, panoptic
 from pipeline.plan import name_hash
-from pipeline.run import Run
+from pipeline.run.run import Run
 from pipeline.storage.storage import Storage
 from pipeline.truth_table import MaskError, read_png, row_of, write_png
 from tests.pipeline.made_run import made_scenes, make_run, shard_row, write_coco

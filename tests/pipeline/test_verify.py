@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.plan import name_hash
-from pipeline.run import open_run
+from pipeline.run.run import open_run
 from pipeline.verify import verify
 from tests.pipeline.made_run import made_scenes, make_run, shard_row
 

@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 from detr.categories import Categories, Category
 from detr.panoptic import Panoptic, Segment
 from pipeline.errors import UserError
-from pipeline.folder import RunFolder, Snapshot
-from pipeline.lookup import find_row
 from pipeline.panoptic import rle
+from pipeline.run.folder import RunFolder, Snapshot
+from pipeline.run.lookup import find_row
 from pipeline.schema import SHARD_SCHEMA
 
 READ_THREADS: Final = 16

@@ -18,12 +18,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from pipeline.edition import Edition
 from pipeline.errors import UserError
-from pipeline.folder import read_pointer
-from pipeline.layout import LATEST_FILE, RUN_FILE
-from pipeline.pointer import forward
-from pipeline.run import Run, find_run
+from pipeline.run.folder import read_pointer
+from pipeline.run.latest import forward
+from pipeline.run.layout import LATEST_FILE, RUN_FILE
+from pipeline.run.run import Run, find_run
+from pipeline.run.snapshots import Edition
 from pipeline.storage.storage import Storage
 
 BASELINE_FILE: Final = "baseline.json"

@@ -21,9 +21,9 @@ import pyarrow.parquet as pq
 
 from detr.categories import Categories
 from pipeline.errors import UserError
-from pipeline.layout import LATEST_FILE, SUCCESS_FILE, snapshot_path
 from pipeline.plan import Generation, WorkUnit, manifest_folder, segments_folder
-from pipeline.pointer import forward
+from pipeline.run.latest import forward
+from pipeline.run.layout import LATEST_FILE, SUCCESS_FILE, snapshot_path
 from pipeline.schema import SNAPSHOT_SCHEMA
 from pipeline.storage.entry import of_client
 from pipeline.storage.storage import Storage
@@ -126,7 +126,7 @@ class RunFolder:
         return None if pointer is None else int(pointer["snapshot"])
 
     def pointer(self) -> dict[str, Any] | None:
-        """`latest.json` with its history (`pointer.py`), None before the first publication."""
+        """`latest.json` with its history (`latest.py`), None before the first publication."""
         return read_pointer(self.storage)
 
     def snapshot_numbers(self) -> list[int]:

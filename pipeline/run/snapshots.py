@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from detr.categories import Categories
 from pipeline.errors import UserError
-from pipeline.folder import Snapshot
-from pipeline.layout import snapshot_path
-from pipeline.run import Run, open_run
+from pipeline.run.folder import Snapshot
+from pipeline.run.layout import snapshot_path
+from pipeline.run.run import Run, open_run
 from pipeline.storage.storage import normalize
 
 _SNAPSHOT: Final = re.compile(r"(.+)/snapshots/(\d+)\.parquet")

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.folder import RunFolder, RunInfo, json_bytes, read_pointer
-from pipeline.layout import RUN_FILE
-from pipeline.lookup import has_row
+from pipeline.run.folder import RunFolder, RunInfo, json_bytes, read_pointer
+from pipeline.run.layout import RUN_FILE
+from pipeline.run.lookup import has_row
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
 
 if TYPE_CHECKING:
-    from pipeline.reading import ImageRow
+    from pipeline.run.reader import ImageRow
 
 
 class Run(RunFolder):
@@ -26,7 +26,7 @@ class Run(RunFolder):
 
     def __getitem__(self, file_name: str) -> ImageRow:
         """One image of the published snapshot. Raises UserError if the run hasn't got it."""
-        from pipeline.reading import read_image  # here: it loads compiled code
+        from pipeline.run.reader import read_image  # here: it loads compiled code
 
         return read_image(self, file_name)
 
@@ -39,7 +39,7 @@ class Run(RunFolder):
         self, columns: Sequence[str] | None = None, *, snapshot: int | None = None
     ) -> pa.Table:
         """The rows of a snapshot, by default the published one; masks (`counts`) if asked for."""
-        from pipeline.reading import read_table
+        from pipeline.run.reader import read_table
 
         return read_table(self, self.snapshot(snapshot), columns)
 

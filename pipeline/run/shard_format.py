@@ -10,7 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.folder import ShardEntry
+from pipeline.run.folder import ShardEntry
 from pipeline.schema import SCHEMA_VERSION, SHARD_SCHEMA
 from pipeline.storage.storage import Storage
 
