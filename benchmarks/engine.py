@@ -36,14 +36,14 @@ from pipeline.cluster import connect
 from pipeline.config import make_config
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS
-from pipeline.generation import plan_first
 from pipeline.graph import Stages, compute_shards, configure_ray_data
 from pipeline.placement import place
 from pipeline.plan import WorkUnit, unit_key
+from pipeline.planning.generations import plan_first
+from pipeline.planning.scratch_db import Staging
 from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance
-from pipeline.scratch_db import Staging
 from pipeline.segmenter import error_row, shard_table
 from pipeline.storage.storage import Storage
 from pipeline.tally import begin, check_budget, start_tally

@@ -31,14 +31,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.made_maps import machine
 from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
-from pipeline.generation import plan_first
 from pipeline.plan import WorkUnit, name_hash
+from pipeline.planning.generations import plan_first
+from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import RunInfo
 from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
-from pipeline.scratch_db import Staging
 from pipeline.storage.storage import Storage
 from pipeline.truth import Part, save, write_part
 

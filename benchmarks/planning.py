@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made_maps import machine
 from benchmarks.made_rows import made_info, made_rows, peak_mb
-from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
+from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
+from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import ShardEntry
 from pipeline.run.run import create_run
-from pipeline.scratch_db import Staging
 from pipeline.storage.storage import Storage
 
 PER_SHARD = 500

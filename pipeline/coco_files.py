@@ -17,9 +17,9 @@ import pyarrow as pa
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import NAMED, Invalid, Partial, refuse_invalid, score_rows
-from pipeline.panoptic_json import CocoFile, category_names, renamed
 from pipeline.plan import name_hash
-from pipeline.scratch_db import Staging
+from pipeline.planning.coco_panoptic import CocoFile, category_names, renamed
+from pipeline.planning.scratch_db import Staging
 from pipeline.storage.storage import Storage
 from pipeline.truth import convert_row, masks_of
 from pipeline.truth_names import stage_predictions, stage_truth

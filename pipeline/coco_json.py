@@ -23,7 +23,7 @@ import numpy as np
 
 from detr.categories import Categories
 from pipeline.errors import UserError
-from pipeline.panoptic_json import category_names, renamed
+from pipeline.planning.coco_panoptic import category_names, renamed
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
 

@@ -35,10 +35,10 @@ from pipeline.panoptic.score import (
     refuse_invalid,
     score_rows,
 )
+from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import parquet_bytes
 from pipeline.run.layout import part_name
 from pipeline.run.run import Run, open_run
-from pipeline.scratch_db import Staging
 from pipeline.storage.storage import Storage, normalize, open_file
 from pipeline.truth import Part, Truth, check_categories, load, prepare
 

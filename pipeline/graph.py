@@ -25,9 +25,9 @@ from ray.data._internal.execution.backpressure_policy import DownstreamCapacityB
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import fetch_units
-from pipeline.manifest import read_leaving
 from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement, stage_memory
 from pipeline.plan import Generation, Rewrite, WorkUnit, unit_key
+from pipeline.planning.manifest import read_leaving
 from pipeline.run.run import Run
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.segmenter import Decoding, Segmenter

@@ -21,11 +21,19 @@ from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.errors import UserError
 from pipeline.estimate import WORTH_MEASURING, cpu_hours
 from pipeline.execute import execute
-from pipeline.generation import Brakes, plan_first, plan_refresh, plan_retry, stage_listing
-from pipeline.inventory import undated
 from pipeline.pending import owed
 from pipeline.placement import place
 from pipeline.plan import missing
+from pipeline.planning.generations import (
+    Brakes,
+    plan_first,
+    plan_refresh,
+    plan_retry,
+    stage_listing,
+)
+from pipeline.planning.s3_inventory import undated
+from pipeline.planning.scratch_db import Staging
+from pipeline.planning.source import Source
 from pipeline.progress import Progress, Reporter
 from pipeline.run.folder import RunInfo
 from pipeline.run.lease import lease
@@ -33,8 +41,6 @@ from pipeline.run.publish import finish, shard_sizes
 from pipeline.run.run import Run, create_run, find_run
 from pipeline.run.stats import record_stats
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
-from pipeline.scratch_db import Staging
-from pipeline.source import Source
 from pipeline.storage.storage import Storage, normalize
 from pipeline.version import code_version
 

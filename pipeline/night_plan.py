@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from pipeline.device import Device, decide_device
 from pipeline.errors import UserError
 from pipeline.nightly_config import NightlyConfig
-from pipeline.panoptic_json import CocoFile
+from pipeline.planning.coco_panoptic import CocoFile
+from pipeline.planning.scratch_db import Staging
 from pipeline.run.snapshots import Edition
-from pipeline.scratch_db import Staging
 from pipeline.storage.storage import open_file
 from pipeline.truth_names import resolve, stage_truth
 

@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS, Body, UnitFetch
-from pipeline.manifest import stage_manifest
 from pipeline.panoptic import rle
+from pipeline.planning.manifest import stage_manifest
+from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import Snapshot
 from pipeline.run.lookup import find_rows
 from pipeline.run.run import Run
 from pipeline.schema import PERMANENT_CODES
-from pipeline.scratch_db import Staging
 from pipeline.segmenter import Decoding, Segmenter
 
 Row = Mapping[str, Any]

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from detr.categories import Categories
 from pipeline.errors import UserError
-from pipeline.manifest import stage_manifest
-from pipeline.panoptic_json import CocoFile
+from pipeline.planning.coco_panoptic import CocoFile
+from pipeline.planning.manifest import stage_manifest
+from pipeline.planning.scratch_db import Staging
 from pipeline.run.run import Run
-from pipeline.scratch_db import Staging
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
 from pipeline.truth_names import check_categories, resolve, stage_truth

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from detr.categories import Categories
 from pipeline.errors import UserError
-from pipeline.panoptic_json import CocoFile, categories_of, panoptic
-from pipeline.scratch_db import Staging
+from pipeline.planning.coco_panoptic import CocoFile, categories_of, panoptic
+from pipeline.planning.scratch_db import Staging
 
 STAGED_ROWS: Final = 2_000
 _SEGMENTS: Final = [

@@ -14,7 +14,7 @@ from tenacity import wait_fixed
 
 from pipeline.body import _buckets
 from pipeline.fetch import TRIES, Body, UnitFetch
-from pipeline.source import Source
+from pipeline.planning.source import Source
 from pipeline.storage.storage import Storage
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
 from tests.killing import JOB_SECONDS, make_field

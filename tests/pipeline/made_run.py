@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from detr.categories import Categories
 from jobs.scenes import SCENE_CATEGORIES, scene
-from pipeline.generation import plan_first
 from pipeline.panoptic import rle
 from pipeline.plan import name_hash
+from pipeline.planning.generations import plan_first
+from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import RunInfo
 from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
-from pipeline.scratch_db import Staging
 from pipeline.storage.storage import Storage
 from pipeline.truth_table import write_png
 

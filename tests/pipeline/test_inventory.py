@@ -21,8 +21,8 @@ from pipeline.device import Device
 from pipeline.engine_model import ModelDescription
 from pipeline.errors import UserError
 from pipeline.job import check_same, describe_run
+from pipeline.planning.source import Source
 from pipeline.run.run import create_run
-from pipeline.source import Source
 from pipeline.storage.storage import Storage
 from tests.pipeline.test_refresh import Night
 from tests.servers import S3Server

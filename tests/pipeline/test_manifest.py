@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.manifest import write_parts
 from pipeline.plan import Generation, name_hash, shard_of
+from pipeline.planning.manifest import write_parts
+from pipeline.planning.scratch_db import Staging
 from pipeline.schema import MANIFEST_SCHEMA
-from pipeline.scratch_db import Staging
 from pipeline.storage.storage import Storage
 
 
@@ -63,7 +63,7 @@ def test_a_name_that_stands_twice_is_refused() -> None:
 def test_rows_come_in_order_and_none_is_lost_however_few_fit_a_pass(count: int, rows: int) -> None:
     names = [f"{number}.jpg" for number in range(count)]
     with pytest.MonkeyPatch.context() as patch, Staging() as staging:
-        patch.setattr("pipeline.scratch_db.PASS_ROWS", rows)
+        patch.setattr("pipeline.planning.scratch_db.PASS_ROWS", rows)
         staging.stage("listing", in_slices(manifest(names), 30))
         staging.refuse_duplicates("listing")
         found = pa.concat_tables(staging.in_order("listing"))["file_name"].to_pylist()

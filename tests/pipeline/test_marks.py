@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.generation import plan_retry, stage_listing
-from pipeline.scratch_db import Staging
-from pipeline.source import Source
+from pipeline.planning.generations import plan_retry, stage_listing
+from pipeline.planning.scratch_db import Staging
+from pipeline.planning.source import Source
 from tests.pipeline.made_run import made_scenes, make_run, shard_row
 
 
 def test_the_bytes_of_a_plain_list_are_estimated_from_a_sample(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.marks.SAMPLE", 10)
+    monkeypatch.setattr("pipeline.planning.object_info.SAMPLE", 10)
     for number in range(40):
         (tmp_path / f"{number}.jpg").write_bytes(b"x" * 1_000)
     listing = tmp_path / "list.txt"

@@ -8,16 +8,16 @@ from typing import Literal
 import pytest
 
 from pipeline.config import RunConfig, make_config
-from pipeline.generation import plan_first, stage_listing
+from pipeline.planning.generations import plan_first, stage_listing
+from pipeline.planning.scratch_db import Staging
+from pipeline.planning.source import Source
 from pipeline.recompute import recompute
 from pipeline.run.folder import RunInfo
 from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.scratch_db import Staging
 from pipeline.shards import UNIT_COLUMN
-from pipeline.source import Source
 from pipeline.storage.storage import Storage
 from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of
 

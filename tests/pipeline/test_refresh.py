@@ -10,18 +10,18 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.generation import Brakes, plan_first, plan_refresh, stage_listing
-from pipeline.manifest import read_dropped
 from pipeline.pending import owed
 from pipeline.plan import Generation
+from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
+from pipeline.planning.manifest import read_dropped
+from pipeline.planning.scratch_db import Staging
+from pipeline.planning.source import Source
 from pipeline.prune import prune
 from pipeline.run.folder import RunInfo
 from pipeline.run.publish import finish, shard_sizes
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
-from pipeline.scratch_db import Staging
-from pipeline.source import Source
 from pipeline.storage.storage import Storage
 from tests.pipeline.made_run import shard_row
 

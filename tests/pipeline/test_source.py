@@ -12,7 +12,7 @@ import pytest
 from pipeline.config import make_config
 from pipeline.errors import UserError
 from pipeline.plan import name_hash
-from pipeline.source import Source
+from pipeline.planning.source import Source
 from tests.servers import S3Server
 
 

@@ -17,12 +17,13 @@ from PIL import Image
 
 from detr.categories import COCO_PANOPTIC, Categories
 from jobs.scenes import SCENE_CATEGORIES
-from pipeline import panoptic_json, truth
+from pipeline import truth
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.panoptic.score import hashes_of
-from pipeline.panoptic_json import CocoFile, panoptic
 from pipeline.plan import name_hash
+from pipeline.planning import coco_panoptic as panoptic_json
+from pipeline.planning.coco_panoptic import CocoFile, panoptic
 from pipeline.run.run import Run
 from pipeline.storage.storage import Storage
 from pipeline.truth_table import MaskError, read_png, row_of, write_png

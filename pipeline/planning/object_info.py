@@ -13,8 +13,8 @@ from typing import Final
 
 import pyarrow as pa
 
+from pipeline.planning.scratch_db import Staging
 from pipeline.schema import MANIFEST_SCHEMA
-from pipeline.scratch_db import Staging
 from pipeline.storage.entry import Entry
 from pipeline.storage.objects import info_uri
 

@@ -21,9 +21,9 @@ from pipeline.plan import (
     part_path,
     shard_start,
 )
+from pipeline.planning.scratch_db import Staging
 from pipeline.run.run import Run
 from pipeline.schema import DROPPED_SCHEMA
-from pipeline.scratch_db import Staging
 from pipeline.storage.storage import Storage
 
 

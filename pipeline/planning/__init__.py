@@ -1,0 +1,1 @@
+"""What is to be computed: listings, manifests, generations."""
