@@ -31,13 +31,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made_maps import machine
 from benchmarks.made_rows import made_info, made_rows, peak_mb
-from pipeline.capacity import capacity
-from pipeline.cluster import connect
+from pipeline.cluster.capacity import capacity
+from pipeline.cluster.placement import place
+from pipeline.cluster.progress_actor import begin, check_budget, start_tally
+from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
 from pipeline.engine_model import ModelSpec
 from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS
 from pipeline.graph import Stages, compute_shards, configure_ray_data
-from pipeline.placement import place
 from pipeline.plan import WorkUnit, unit_key
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
@@ -46,7 +47,6 @@ from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance
 from pipeline.segmenter import error_row, shard_table
 from pipeline.storage.storage import Storage
-from pipeline.tally import begin, check_budget, start_tally
 
 CASES = {
     "100k_of_2000": (100_000, 2_000),

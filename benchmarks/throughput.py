@@ -159,7 +159,7 @@ def run_job(
     import ray
 
     from pipeline import make_config, open_run, segment
-    from pipeline.cluster import start_here
+    from pipeline.cluster.ray_session import start_here
 
     if not ray.is_initialized():
         gpus = 1 if arguments.device == "cuda" else 0

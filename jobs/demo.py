@@ -16,7 +16,7 @@ from rich.table import Table
 from jobs.console import ConsoleReporter, duration, print_json
 from jobs.options import JsonOutput, Verbose
 from jobs.scenes import write_scenes
-from pipeline.cluster import connect
+from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
 from pipeline.errors import UserError
 from pipeline.evaluator import evaluate_run

@@ -24,8 +24,8 @@ from detr.inference.decode import ImageError, decode
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from jobs.submit import submit
-from pipeline.capacity import capacity
-from pipeline.cluster import connect
+from pipeline.cluster.capacity import capacity
+from pipeline.cluster.ray_session import connect
 from pipeline.config import RunConfig, make_config
 from pipeline.engine_model import ModelSpec
 from pipeline.errors import TryAgainError, UserError

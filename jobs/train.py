@@ -25,7 +25,7 @@ from jobs.dataset import PanopticDataset, hold_out, open_dataset
 from jobs.options import JsonOutput, Verbose
 from jobs.start import digest, start
 from jobs.training import WEIGHTS, Plan, Schedule, Task, read_checkpoint
-from pipeline import cluster
+from pipeline.cluster import ray_session as cluster
 from pipeline.errors import UserError
 from pipeline.run.lease import lease
 from pipeline.storage.storage import Storage

@@ -8,8 +8,8 @@ from typing import Final
 import numpy as np
 import torch
 
+from pipeline.cluster.placement import Placement
 from pipeline.engine_model import ModelSpec
-from pipeline.placement import Placement
 
 WORTH_MEASURING: Final = 200  # images; fewer are done before anybody would read the estimate
 

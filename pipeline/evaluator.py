@@ -127,7 +127,9 @@ def evaluate_run(
     Raises UserError before anything is scored; InvalidError, with the result, if something could
     not be.
     """
-    from pipeline.cluster import connect  # here: it imports torch, which readers have no use for
+    from pipeline.cluster.ray_session import (
+        connect,  # here: it imports torch, which readers have no use for
+    )
 
     run = open_run(out, options)
     if (size := run.info.config.get("output_size", "original")) != "original":

@@ -22,18 +22,18 @@ from ray.exceptions import (
 )
 
 from detr.config import ModelError
+from pipeline.cluster.placement import Placement
+from pipeline.cluster.progress_actor import Flow, start_tally
+from pipeline.cluster.watchdog import Cluster, Watchdog
 from pipeline.config import RunConfig
 from pipeline.engine_model import ModelSpec
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.graph import compute_shards, configure_ray_data, rewrite_shards
-from pipeline.placement import Placement
 from pipeline.plan import Rewrite, WorkUnit
 from pipeline.progress import Progress, Reporter
 from pipeline.run.run import Run
 from pipeline.run.shard_format import Provenance
 from pipeline.storage.entry import StorageError
-from pipeline.tally import Flow, start_tally
-from pipeline.watchdog import Cluster, Watchdog
 
 POLL_SECONDS: Final = 1.0
 TALLY_SECONDS: Final = 10.0

@@ -29,11 +29,11 @@ from tenacity import (
 
 from pipeline.body import Md5Marks, fault
 from pipeline.budget import failures_of
+from pipeline.cluster.progress_actor import begin, check_budget
 from pipeline.plan import WorkUnit
 from pipeline.run.run import Run
 from pipeline.storage.entry import Fetched, as_lost, classify
 from pipeline.storage.objects import Gets
-from pipeline.tally import begin, check_budget
 
 CONCURRENT_GETS: Final = 64
 # What another try may mend, and how often it is met at most; everything else is an answer. Where

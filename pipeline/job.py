@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pipeline.capacity import capacity
-from pipeline.cluster import connect
+from pipeline.cluster.capacity import capacity
+from pipeline.cluster.device import Device, decide_device, with_a_gpu
+from pipeline.cluster.placement import place
+from pipeline.cluster.ray_session import connect
 from pipeline.config import SOURCE_FIELDS, RunConfig
-from pipeline.device import Device, decide_device, with_a_gpu
 from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.errors import UserError
 from pipeline.estimate import WORTH_MEASURING, cpu_hours
 from pipeline.execute import execute
 from pipeline.pending import owed
-from pipeline.placement import place
 from pipeline.plan import missing
 from pipeline.planning.generations import (
     Brakes,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from pipeline.device import Device, decide_device
+from pipeline.cluster.device import Device, decide_device
 from pipeline.errors import UserError
 from pipeline.nightly_config import NightlyConfig
 from pipeline.planning.coco_panoptic import CocoFile

@@ -24,6 +24,7 @@ from detr.config import ModelError
 from detr.inference.decode import ImageError
 from detr.inference.nvjpeg import check_nvjpeg
 from detr.panoptic import Panoptic
+from pipeline.cluster.progress_actor import begin
 from pipeline.decoding import Batch, Decoding, UnitDecoder, Work
 from pipeline.engine_model import ModelSpec
 from pipeline.errors import UserError
@@ -34,7 +35,6 @@ from pipeline.plan import unit_key
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.shards import UNIT_COLUMN
 from pipeline.storage.entry import StorageError
-from pipeline.tally import begin
 
 __all__ = ["Decoding", "Segmenter"]
 

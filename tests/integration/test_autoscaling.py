@@ -22,16 +22,13 @@ COMMANDS = (
 # The GPUs are not real, so nobody can be asked for their name; all else is the product's own way.
 DRIVER = """
 import json, sys
-import ray, pipeline.device
-from pipeline.capacity import capacity
-from pipeline.cluster import connect
+import ray, pipeline.cluster.device
+from pipeline.cluster.capacity import capacity
+from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
-pipeline.device._probe = lambda dtype: pipeline.device.Device("cuda", "pretended GPU", "fp32")
-from pipeline.job import segment
-address, source, out, weights = sys.argv[1:]
-connect(address)
-before = capacity(address)
-summary = segment(make_config({
+pipeline.cluster.device._probe = lambda dtype: pipeline.cluster.device.Device("cuda", "pretended
+GPU", "fp32") from pipeline.job import segment address, source, out, weights = sys.argv[1:]
+connect(address) before = capacity(address) summary = segment(make_config({
     "source": source, "out": out, "weights": weights, "model": "tests.night_model:load_slow",
     "images_per_shard": 4, "address": address, "wait_for_gpus": 120,
 }))

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # Sends itself SIGTERM as soon as `ray.init` has put a handler of its own in place.
 STOPPED = """
 import os, signal, threading, time
-from pipeline.cluster import connect
+from pipeline.cluster.ray_session import connect
 
 def stop(number, frame):
     raise KeyboardInterrupt

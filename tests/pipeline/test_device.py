@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import device
+from pipeline.cluster import device
+from pipeline.cluster.device import Device
 from pipeline.config import make_config
-from pipeline.device import Device
 from pipeline.engine_model import ModelSpec
 from pipeline.errors import EXIT_TRY_AGAIN, TryAgainError
 from pipeline.job import work

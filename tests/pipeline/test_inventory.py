@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.cluster.device import Device
 from pipeline.config import RunConfig, make_config
-from pipeline.device import Device
 from pipeline.engine_model import ModelDescription
 from pipeline.errors import UserError
 from pipeline.job import check_same, describe_run

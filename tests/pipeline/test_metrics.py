@@ -11,8 +11,8 @@ import pytest
 import ray
 
 from pipeline.budget import Failures
-from pipeline.metrics import METRICS
-from pipeline.tally import start_tally
+from pipeline.cluster.metrics import METRICS
+from pipeline.cluster.progress_actor import start_tally
 
 DOCS = Path(__file__).parents[2] / "docs" / "faults.md"
 SECONDS = 60.0

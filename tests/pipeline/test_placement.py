@@ -6,8 +6,15 @@ from collections.abc import Mapping
 
 import pytest
 
+from pipeline.cluster.placement import (
+    FETCH_CPUS,
+    WRITE_CPUS,
+    Capacity,
+    Placement,
+    place,
+    stage_memory,
+)
 from pipeline.errors import UserError
-from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Capacity, Placement, place, stage_memory
 
 
 def placed(

@@ -14,10 +14,10 @@ import ray
 from ray.actor import ActorHandle
 
 from detr.inference.gpu_batch import InFlight
+from pipeline.cluster.progress_actor import MAX_STARTS, Flow, Tally
 from pipeline.errors import TryAgainError
 from pipeline.graph import rewrite_shards
 from pipeline.segmenter import Segmenter
-from pipeline.tally import MAX_STARTS, Flow, Tally
 from tests.pipeline.test_refresh import Night
 from tests.pipeline.test_segmenter import (
     jpeg,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from pipeline.budget import Failures
-from pipeline.tally import Tally
+from pipeline.cluster.progress_actor import Tally
 
 
 def failed(**codes: int) -> dict[str, Failures]:

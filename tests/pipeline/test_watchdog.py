@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.placement import Placement
-from pipeline.tally import Flow
-from pipeline.watchdog import Cluster, Watchdog
+from pipeline.cluster.placement import Placement
+from pipeline.cluster.progress_actor import Flow
+from pipeline.cluster.watchdog import Cluster, Watchdog
 
 GPU = Placement("cuda", 1, 4, 15.0, 1.0, 15)
 CLUSTER = Cluster({"CPU": 16, "GPU": 1}, {"CPU": 0.5, "GPU": 0}, dead_nodes=2)

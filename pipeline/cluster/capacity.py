@@ -20,9 +20,9 @@ from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 
-from pipeline.cluster import is_local
+from pipeline.cluster.placement import Capacity
+from pipeline.cluster.ray_session import is_local
 from pipeline.errors import TryAgainError
-from pipeline.placement import Capacity
 
 STATUS_SECONDS: Final = 15.0  # the autoscaler reports 5 to 10 s after a cluster's start
 POLL_SECONDS: Final = 2.0

@@ -14,11 +14,11 @@ import torch
 from ray.exceptions import GetTimeoutError
 
 from detr.weights.fingerprint import resolve_dtype
-from pipeline.capacity import capacity, wait_for_gpu
-from pipeline.cluster import connect, is_local
+from pipeline.cluster.capacity import capacity, wait_for_gpu
+from pipeline.cluster.placement import NO_GPU, Capacity
+from pipeline.cluster.ray_session import connect, is_local
 from pipeline.config import RunConfig
 from pipeline.errors import TryAgainError, UserError
-from pipeline.placement import NO_GPU, Capacity
 
 GPU_PROBE_SECONDS = 600
 

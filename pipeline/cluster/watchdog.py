@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from pipeline.placement import FETCH_CPUS, WRITE_CPUS, Placement
-from pipeline.tally import Flow
+from pipeline.cluster.placement import FETCH_CPUS, WRITE_CPUS, Placement
+from pipeline.cluster.progress_actor import Flow
 
 STUCK_SECONDS: Final = 300.0
 TROUBLED_STARTS: Final = 4

@@ -19,8 +19,8 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.budget import BUDGET_AFTER_IMAGES, ByCode, Failures, counts, merged, over_budget
+from pipeline.cluster.metrics import Metrics
 from pipeline.errors import TryAgainError
-from pipeline.metrics import Metrics
 from pipeline.progress import Progress
 
 # The same shard begun so often, each time by a worker that then died, is no accident.
