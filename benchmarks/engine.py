@@ -36,16 +36,16 @@ from pipeline.cluster.placement import place
 from pipeline.cluster.progress_actor import begin, check_budget, start_tally
 from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
-from pipeline.engine_model import ModelSpec
-from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS
-from pipeline.graph import Stages, compute_shards, configure_ray_data
 from pipeline.plan import WorkUnit, unit_key
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance
-from pipeline.segmenter import error_row, shard_table
+from pipeline.segmentation.fetch import FETCHED_FIELDS, UNIT_FIELDS
+from pipeline.segmentation.graph import Stages, compute_shards, configure_ray_data
+from pipeline.segmentation.model_spec import ModelSpec
+from pipeline.segmentation.segmenter import error_row, shard_table
 from pipeline.storage.storage import Storage
 
 CASES = {
@@ -61,7 +61,7 @@ MEMORY_LIMIT_MB = 100
 def null_fetch(
     units: pa.Table, *, run: Run, source_options: Mapping[str, str], tally: ActorHandle
 ) -> pa.Table:
-    """`pipeline.fetch.fetch_units` without a GET."""
+    """`pipeline.segmentation.fetch.fetch_units` without a GET."""
     tables = []
     for row in units.to_pylist():
         unit = WorkUnit(**row)
@@ -78,7 +78,7 @@ def null_fetch(
 
 
 class NullSegmenter:
-    """`pipeline.segmenter.Segmenter` without decoding and without a model."""
+    """`pipeline.segmentation.segmenter.Segmenter` without decoding and without a model."""
 
     def __init__(self, spec: ModelSpec, *, tally: ActorHandle, **settings: Any) -> None:
         self.tally = tally

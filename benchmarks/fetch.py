@@ -26,8 +26,8 @@ import pyarrow as pa
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made_maps import machine
-from pipeline.fetch import Body, UnitFetch
 from pipeline.planning.source import Source
+from pipeline.segmentation.fetch import Body, UnitFetch
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
 from tests.servers import S3Server, rclone_server
 

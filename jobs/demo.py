@@ -20,9 +20,9 @@ from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
 from pipeline.errors import UserError
 from pipeline.evaluator import evaluate_run
-from pipeline.job import segment
 from pipeline.report import write_report
 from pipeline.run.snapshots import open_edition
+from pipeline.segmentation.job import segment
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_weights") / "demo.safetensors"
 DEMO_RECORD = DEMO_WEIGHTS.with_suffix(".json")  # what benchmarks/demo_weights.py measured

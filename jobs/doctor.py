@@ -27,10 +27,10 @@ from jobs.submit import submit
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.ray_session import connect
 from pipeline.config import RunConfig, make_config
-from pipeline.engine_model import ModelSpec
 from pipeline.errors import TryAgainError, UserError
 from pipeline.planning.source import Source
 from pipeline.run.run import find_run
+from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.node_cache import cache_folder
 from pipeline.storage.storage import Storage

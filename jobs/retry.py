@@ -10,10 +10,10 @@ from jobs.json_logs import reporting
 from jobs.options import JsonLogs, JsonOutput, OutFolder, OutOptions, Verbose, parse_options
 from jobs.segment import print_summary
 from jobs.status import check_codes
-from pipeline import job
 from pipeline.config import make_config
 from pipeline.run.run import open_run
 from pipeline.schema import ERROR_CODES
+from pipeline.segmentation import job
 
 
 def retry(

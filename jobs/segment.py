@@ -10,8 +10,8 @@ from jobs.console import duration, print_json
 from jobs.json_logs import reporting
 from jobs.options import JsonLogs, JsonOutput, Verbose, takes_settings
 from pipeline.config import RunConfig
-from pipeline.job import Summary
-from pipeline.job import segment as run_segment
+from pipeline.segmentation.job import Summary
+from pipeline.segmentation.job import segment as run_segment
 
 
 @takes_settings

@@ -13,8 +13,8 @@ from torch import Tensor
 from detr.categories import Categories
 from detr.config import RECIPES, DetrConfig
 from detr.weights.checkpoint import Checkpoint, open_checkpoint
-from pipeline.engine_model import local_weights
 from pipeline.errors import UserError
+from pipeline.segmentation.model_spec import local_weights
 
 HEAD = "detr.class_embed."  # what a new label set makes anew
 

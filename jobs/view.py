@@ -14,9 +14,9 @@ from rich.text import Text
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
-from pipeline.engine_model import ModelSpec
 from pipeline.errors import UserError
 from pipeline.run.run import open_run
+from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
 from pipeline.view import View, view_photo, view_row

@@ -11,24 +11,24 @@ import detr  # noqa: F401  # before torch, whose threads it tells how to wait
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, make_config
-    from pipeline.job import Summary, retry, segment
     from pipeline.run.run import Run, open_run
+    from pipeline.segmentation.job import Summary, retry, segment
 
 __all__ = ["Run", "RunConfig", "Summary", "make_config", "open_run", "retry", "segment"]
 
 _HOME = {
-    "RunConfig": "pipeline.config",
-    "make_config": "pipeline.config",
-    "Summary": "pipeline.job",
-    "retry": "pipeline.job",
-    "segment": "pipeline.job",
     "Run": "pipeline.run.run",
+    "RunConfig": "pipeline.config",
+    "Summary": "pipeline.segmentation.job",
+    "make_config": "pipeline.config",
     "open_run": "pipeline.run.run",
+    "retry": "pipeline.segmentation.job",
+    "segment": "pipeline.segmentation.job",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name when it is used: Ray and torch take seconds, and plan.py needs neither."""
+    """Load a name when it is used: Ray and torch take seconds, and sharding.py needs neither."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

@@ -19,9 +19,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pipeline.budget import enough_rate, over_budget
-from pipeline.engine_model import ModelSpec, run_fingerprint
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
-from pipeline.job import check_same, describe_run, work
 from pipeline.night_gate import Judged, evaluate, evaluation_name, judge_quality, judge_shares
 from pipeline.night_plan import brake_full, check_truth, night_device, only_with_truth, refuse_short
 from pipeline.night_summary import NightSummary, summarize
@@ -36,6 +34,8 @@ from pipeline.run.run import Run, create_run
 from pipeline.run.series import PREFIX, Nights, Pinned
 from pipeline.run.snapshots import Edition
 from pipeline.schema import TRANSIENT_CODES
+from pipeline.segmentation.job import check_same, describe_run, work
+from pipeline.segmentation.model_spec import ModelSpec, run_fingerprint
 from pipeline.storage.entry import StorageError, as_user_error, of_storage
 from pipeline.storage.storage import Storage, normalize
 

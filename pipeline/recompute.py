@@ -16,8 +16,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
-from pipeline.engine_model import ModelSpec
-from pipeline.fetch import FETCHED_FIELDS, UNIT_FIELDS, Body, UnitFetch
 from pipeline.panoptic import rle
 from pipeline.planning.manifest import stage_manifest
 from pipeline.planning.scratch_db import Staging
@@ -25,7 +23,9 @@ from pipeline.run.folder import Snapshot
 from pipeline.run.lookup import find_rows
 from pipeline.run.run import Run
 from pipeline.schema import PERMANENT_CODES
-from pipeline.segmenter import Decoding, Segmenter
+from pipeline.segmentation.fetch import FETCHED_FIELDS, UNIT_FIELDS, Body, UnitFetch
+from pipeline.segmentation.model_spec import ModelSpec
+from pipeline.segmentation.segmenter import Decoding, Segmenter
 
 Row = Mapping[str, Any]
 

@@ -17,13 +17,13 @@ from PIL import Image
 from detr.categories import Categories
 from detr.inference.decode import MAX_PIXELS, ImageError, decode
 from detr.panoptic import Panoptic
-from pipeline.engine_model import ModelSpec
 from pipeline.errors import UserError
 from pipeline.overlay import draw_overlay
 from pipeline.panoptic.rle import RleError
 from pipeline.run.lookup import find_row
 from pipeline.run.reader import panoptic_of
 from pipeline.run.run import Run
+from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
 

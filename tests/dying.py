@@ -16,10 +16,10 @@ from typing import Any
 
 import pyarrow as pa
 
-import pipeline.graph
+import pipeline.segmentation.graph
 from jobs.cli import main
 from pipeline.run.run import Run
-from pipeline.shards import ShardSink
+from pipeline.segmentation.sink import ShardSink
 from pipeline.storage.local import TEMPORARY
 
 DEATHS = "PANOPTIC_TEST_DEATHS"
@@ -53,5 +53,5 @@ if __name__ == "__main__":
     if int(deaths):
         from tests.dying import DyingSink as Imported  # so that workers find it by name
 
-        pipeline.graph.ShardSink = Imported  # type: ignore[misc]
+        pipeline.segmentation.graph.ShardSink = Imported  # type: ignore[misc]
     main()

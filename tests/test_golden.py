@@ -16,7 +16,7 @@ import pytest
 
 import detr
 import pipeline
-from pipeline.engine_model import ModelSpec, run_fingerprint
+from pipeline.segmentation.model_spec import ModelSpec, run_fingerprint
 from tests.golden.command_line import exit_codes, options
 from tests.golden.run_folder import run_folder
 

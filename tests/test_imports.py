@@ -80,7 +80,9 @@ def test_no_module_is_longer_than_a_head_holds(path: Path) -> None:
 
 def test_a_fetch_or_write_worker_loads_no_torch() -> None:
     """A worker process that imports it takes seconds and 300 MB more, on every CPU of a cluster."""
-    code = "import sys, pipeline.fetch, pipeline.shards, pipeline.evaluator; "
+    code = (
+        "import sys, pipeline.segmentation.fetch, pipeline.segmentation.sink, pipeline.evaluator; "
+    )
     code += "print('torch' in sys.modules)"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -16,8 +16,8 @@ from typer.main import get_command
 
 from jobs.verbs import VERBS, make_app
 from pipeline.config import make_config
-from pipeline.job import segment
 from pipeline.run.run import Run, open_run
+from pipeline.segmentation.job import segment
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

@@ -27,8 +27,8 @@ from pipeline.cluster.capacity import capacity
 from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
 pipeline.cluster.device._probe = lambda dtype: pipeline.cluster.device.Device("cuda", "pretended
-GPU", "fp32") from pipeline.job import segment address, source, out, weights = sys.argv[1:]
-connect(address) before = capacity(address) summary = segment(make_config({
+GPU", "fp32") from pipeline.segmentation.job import segment address, source, out, weights =
+sys.argv[1:] connect(address) before = capacity(address) summary = segment(make_config({
     "source": source, "out": out, "weights": weights, "model": "tests.night_model:load_slow",
     "images_per_shard": 4, "address": address, "wait_for_gpus": 120,
 }))

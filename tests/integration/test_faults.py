@@ -12,9 +12,9 @@ import pyarrow as pa
 import pytest
 from tenacity import wait_fixed
 
-from pipeline.body import _buckets
-from pipeline.fetch import TRIES, Body, UnitFetch
 from pipeline.planning.source import Source
+from pipeline.segmentation.fetch import TRIES, Body, UnitFetch
+from pipeline.segmentation.integrity import _buckets
 from pipeline.storage.storage import Storage
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
 from tests.killing import JOB_SECONDS, make_field
@@ -108,7 +108,7 @@ def test_what_stays_broken_is_an_error_and_never_a_body(
     bucket: S3Server, monkeypatch: pytest.MonkeyPatch, faults: Faults, code: str, message: str
 ) -> None:
     monkeypatch.setattr("pipeline.storage.s3.SILENT_SECONDS", 0.2)
-    monkeypatch.setattr("pipeline.fetch.BACKOFF", wait_fixed(0.01))
+    monkeypatch.setattr("pipeline.segmentation.fetch.BACKOFF", wait_fixed(0.01))
     with fault_proxy(bucket, faults, applies=is_image) as proxy:
         manifest = listed(proxy.server, monkeypatch).slice(0, 2)
         bodies = fetched(proxy, manifest)
@@ -121,7 +121,7 @@ def test_what_stays_broken_is_an_error_and_never_a_body(
 def test_one_image_that_is_always_damaged_alike_costs_no_other(
     bucket: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.fetch.BACKOFF", wait_fixed(0.01))
+    monkeypatch.setattr("pipeline.segmentation.fetch.BACKOFF", wait_fixed(0.01))
 
     def one(method: str, path: str) -> bool:
         return is_image(method, path) and "0003" in path
@@ -153,7 +153,7 @@ def test_objects_whose_etags_are_no_md5s_because_of_their_encryption_are_taken(
 def test_a_store_that_makes_up_its_etags_is_found_out_by_several_objects(
     bucket: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.fetch.BACKOFF", wait_fixed(0.01))
+    monkeypatch.setattr("pipeline.segmentation.fetch.BACKOFF", wait_fixed(0.01))
     with fault_proxy(bucket, Faults(), applies=is_image, headers={"ETag": f'"{KMS}"'}) as proxy:
         manifest = with_etag(listed(proxy.server, monkeypatch), KMS)
         assert fetched(proxy, manifest.slice(0, 1))[0].code == "unavailable"

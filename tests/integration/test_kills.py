@@ -22,8 +22,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from pipeline.config import make_config
-from pipeline.job import segment
 from pipeline.run.lease import EXPIRES_SECONDS
+from pipeline.segmentation.job import segment
 from tests.dying import DEATHS
 from tests.killing import JOB_SECONDS, Field, end, make_field
 

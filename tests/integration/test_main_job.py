@@ -14,8 +14,8 @@ from pycocotools import mask
 
 from pipeline.config import make_config
 from pipeline.errors import ErrorBudgetError, UserError
-from pipeline.job import Summary, retry, segment
 from pipeline.run.run import open_run
+from pipeline.segmentation.job import Summary, retry, segment
 from tests.run_rows import live_rows, shard_files
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from pipeline.config import make_config
-from pipeline.job import segment
+from pipeline.segmentation.job import segment
 from tests.odd_files import write_odd_files
 from tests.run_rows import live_rows
 

@@ -15,7 +15,7 @@ from PIL import Image
 from jobs.cli import run
 from pipeline.config import make_config
 from pipeline.errors import EXIT_QUALITY_GATE
-from pipeline.job import segment
+from pipeline.segmentation.job import segment
 from tests.run_rows import shard_files
 
 

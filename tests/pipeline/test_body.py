@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline import body
-from pipeline.body import Md5Marks, fault
+from pipeline.segmentation import integrity as body
+from pipeline.segmentation.integrity import Md5Marks, fault
 from pipeline.storage.entry import Fetched
 
 GOOD, BAD, OTHER = b"content", b"cOntent", b"coNtent"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from detr.inference.decode import decode
 from detr.panoptic import Panoptic
-from pipeline.segmenter import segment_row
+from pipeline.segmentation.segmenter import segment_row
 from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of
 from tests.toy_model import Toy
 

@@ -9,10 +9,10 @@ import pytest
 from pipeline.cluster import device
 from pipeline.cluster.device import Device
 from pipeline.config import make_config
-from pipeline.engine_model import ModelSpec
 from pipeline.errors import EXIT_TRY_AGAIN, TryAgainError
-from pipeline.job import work
 from pipeline.progress import Reporter
+from pipeline.segmentation.job import work
+from pipeline.segmentation.model_spec import ModelSpec
 from tests.pipeline.test_refresh import Night
 
 pytestmark = pytest.mark.usefixtures("ray_session")

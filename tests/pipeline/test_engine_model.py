@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import make_config
-from pipeline.engine_model import ModelSpec, local_weights
 from pipeline.errors import UserError
+from pipeline.segmentation.model_spec import ModelSpec, local_weights
 
 
 @pytest.mark.usefixtures("empty_cache")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.execute import Meter
+from pipeline.segmentation.execute import Meter
 
 
 def test_gpus_cost_what_they_were_there_for_up_to_the_pool() -> None:

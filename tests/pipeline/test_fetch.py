@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.fetch import Body, check_body
+from pipeline.segmentation.fetch import Body, check_body
 from pipeline.storage.entry import Fetched
 
 

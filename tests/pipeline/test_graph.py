@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.config import make_config
-from pipeline.job import segment
+from pipeline.segmentation.job import segment
 from tests.killing import make_field
 
 

@@ -18,11 +18,11 @@ import pytest
 
 from pipeline.cluster.device import Device
 from pipeline.config import RunConfig, make_config
-from pipeline.engine_model import ModelDescription
 from pipeline.errors import UserError
-from pipeline.job import check_same, describe_run
 from pipeline.planning.source import Source
 from pipeline.run.run import create_run
+from pipeline.segmentation.job import check_same, describe_run
+from pipeline.segmentation.model_spec import ModelDescription
 from pipeline.storage.storage import Storage
 from tests.pipeline.test_refresh import Night
 from tests.servers import S3Server

@@ -10,8 +10,8 @@ from PIL import Image
 
 from pipeline import evaluator
 from pipeline.config import make_config
-from pipeline.engine_model import ModelDescription, run_fingerprint
 from pipeline.errors import UserError
+from pipeline.segmentation.model_spec import ModelDescription, run_fingerprint
 from pipeline.view import photo_of
 from tests.toy_model import CATEGORIES
 

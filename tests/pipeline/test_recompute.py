@@ -17,7 +17,7 @@ from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import SCHEMA_VERSION
-from pipeline.shards import UNIT_COLUMN
+from pipeline.segmentation.sink import UNIT_COLUMN
 from pipeline.storage.storage import Storage
 from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of
 

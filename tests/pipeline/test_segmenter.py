@@ -24,12 +24,12 @@ from detr.config import ModelError
 from detr.inference.gpu_batch import InFlight
 from detr.inference.predictor import Predictor
 from detr.panoptic import Panoptic
-from pipeline.engine_model import ModelSpec
 from pipeline.errors import UserError
-from pipeline.fetch import Body, _with_bodies
 from pipeline.plan import WorkUnit, name_hash
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
-from pipeline.segmenter import Decoding, Segmenter
+from pipeline.segmentation.fetch import Body, _with_bodies
+from pipeline.segmentation.model_spec import ModelSpec
+from pipeline.segmentation.segmenter import Decoding, Segmenter
 from pipeline.storage.entry import StorageError
 from tests.toy_model import Toy
 

@@ -16,8 +16,8 @@ from ray.actor import ActorHandle
 from detr.inference.gpu_batch import InFlight
 from pipeline.cluster.progress_actor import MAX_STARTS, Flow, Tally
 from pipeline.errors import TryAgainError
-from pipeline.graph import rewrite_shards
-from pipeline.segmenter import Segmenter
+from pipeline.segmentation.graph import rewrite_shards
+from pipeline.segmentation.segmenter import Segmenter
 from tests.pipeline.test_refresh import Night
 from tests.pipeline.test_segmenter import (
     jpeg,

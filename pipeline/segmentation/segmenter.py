@@ -25,15 +25,15 @@ from detr.inference.decode import ImageError
 from detr.inference.nvjpeg import check_nvjpeg
 from detr.panoptic import Panoptic
 from pipeline.cluster.progress_actor import begin
-from pipeline.decoding import Batch, Decoding, UnitDecoder, Work
-from pipeline.engine_model import ModelSpec
 from pipeline.errors import UserError
-from pipeline.fetch import FETCHED_FIELDS
-from pipeline.model_stream import ModelStream
 from pipeline.panoptic import rle
 from pipeline.plan import unit_key
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
-from pipeline.shards import UNIT_COLUMN
+from pipeline.segmentation.batches import Batch, Decoding, UnitDecoder, Work
+from pipeline.segmentation.fetch import FETCHED_FIELDS
+from pipeline.segmentation.model_loop import ModelStream
+from pipeline.segmentation.model_spec import ModelSpec
+from pipeline.segmentation.sink import UNIT_COLUMN
 from pipeline.storage.entry import StorageError
 
 __all__ = ["Decoding", "Segmenter"]

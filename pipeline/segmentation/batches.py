@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from detr.inference.decode import ImageError, decode, header_size
 from detr.inference.nvjpeg import decode_nvjpeg
-from pipeline.engine_model import PanopticModel
+from pipeline.segmentation.model_spec import PanopticModel
 
 BATCH_PIXELS: Final = 100_000_000  # decoded pixels of one batch: 300 MB
 Pixels = NDArray[np.uint8] | torch.Tensor

@@ -18,11 +18,7 @@ from pipeline.cluster.device import Device, decide_device, with_a_gpu
 from pipeline.cluster.placement import place
 from pipeline.cluster.ray_session import connect
 from pipeline.config import SOURCE_FIELDS, RunConfig
-from pipeline.engine_model import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.errors import UserError
-from pipeline.estimate import WORTH_MEASURING, cpu_hours
-from pipeline.execute import execute
-from pipeline.pending import owed
 from pipeline.plan import missing
 from pipeline.planning.generations import (
     Brakes,
@@ -41,6 +37,10 @@ from pipeline.run.publish import finish, shard_sizes
 from pipeline.run.run import Run, create_run, find_run
 from pipeline.run.stats import record_stats
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
+from pipeline.segmentation.estimate import WORTH_MEASURING, cpu_hours
+from pipeline.segmentation.execute import execute
+from pipeline.segmentation.model_spec import ModelDescription, ModelSpec, run_fingerprint
+from pipeline.segmentation.pending import owed
 from pipeline.storage.storage import Storage, normalize
 from pipeline.version import code_version
 

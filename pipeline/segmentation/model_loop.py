@@ -17,8 +17,8 @@ import torch
 
 from detr.inference.decode import ImageError
 from detr.panoptic import Panoptic
-from pipeline.decoding import Batch, Size
-from pipeline.engine_model import PanopticModel
+from pipeline.segmentation.batches import Batch, Size
+from pipeline.segmentation.model_spec import PanopticModel
 
 USUAL_BATCH: Final = 8  # of a model that doesn't say how many images fit
 Answers = list[Panoptic | ImageError]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.cluster.placement import Placement
-from pipeline.engine_model import ModelSpec
+from pipeline.segmentation.model_spec import ModelSpec
 
 WORTH_MEASURING: Final = 200  # images; fewer are done before anybody would read the estimate
 
