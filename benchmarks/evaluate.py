@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.made_maps import machine
 from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
+from pipeline.evaluation.truth import Part, save, write_part
 from pipeline.plan import WorkUnit, name_hash
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
@@ -40,7 +41,6 @@ from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
 from pipeline.storage.storage import Storage
-from pipeline.truth import Part, save, write_part
 
 PER_SHARD = 512
 DISTINCT = 600

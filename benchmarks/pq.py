@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made_maps import SIZES, cpu_ms, machine, made_pair, made_segments
 from detr.categories import COCO_PANOPTIC
+from pipeline.evaluation.truth_png import row_of, table_of, write_png
 from pipeline.panoptic import rle
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Side, Sums, score
@@ -40,7 +41,6 @@ from pipeline.panoptic.rle_kernels import read_runs
 from pipeline.panoptic.score import score_rows
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import SHARD_SCHEMA
-from pipeline.truth_table import row_of, table_of, write_png
 
 DISTINCT = 256  # maps made; more images repeat them
 TARGET = 4.0

@@ -10,12 +10,12 @@ from rich.table import Table
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
-from pipeline.agreement import SAMPLE, Agreement, agree
-from pipeline.compare import Change, Comparison, shared_evaluation
-from pipeline.compare import compare as compare_editions
 from pipeline.errors import EXIT_QUALITY_GATE, UserError
+from pipeline.evaluation.agreement import SAMPLE, Agreement, agree
+from pipeline.evaluation.compare import Change, Comparison, shared_evaluation
+from pipeline.evaluation.compare import compare as compare_editions
+from pipeline.evaluation.quality_gate import MIN_SEGMENTS, Verdict, judge
 from pipeline.run.snapshots import open_edition
-from pipeline.verdict import MIN_SEGMENTS, Verdict, judge
 
 LISTED = 10
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
-from pipeline.coco_files import evaluate_files
 from pipeline.errors import UserError
-from pipeline.evaluator import evaluate_run
+from pipeline.evaluation.coco_files import evaluate_files
+from pipeline.evaluation.evaluator import evaluate_run
 from pipeline.panoptic.score import InvalidError
 
 WORST_CLASSES = 10

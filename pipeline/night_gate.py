@@ -11,15 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pipeline.compare import Comparison, OtherTruthError, compare
-from pipeline.drift import COLUMNS, Shares, alarms
-from pipeline.evaluator import default_name, evaluate_run
+from pipeline.evaluation.compare import Comparison, OtherTruthError, compare
+from pipeline.evaluation.drift import COLUMNS, Shares, alarms
+from pipeline.evaluation.evaluator import default_name, evaluate_run
+from pipeline.evaluation.quality_gate import judge
 from pipeline.nightly_config import NightlyConfig
 from pipeline.panoptic.score import InvalidError
 from pipeline.plan import origin_of
 from pipeline.run.folder import ShardEntry
 from pipeline.run.snapshots import Edition
-from pipeline.verdict import judge
 
 SAMPLED_ROWS: Final = 100_000  # a shard is a uniform sample, so a part of them is enough
 READERS: Final = 16

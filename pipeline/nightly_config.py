@@ -12,9 +12,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pipeline.config import RunConfig, load_config
-from pipeline.drift import Limits
 from pipeline.errors import UserError
-from pipeline.verdict import MIN_SEGMENTS
+from pipeline.evaluation.drift import Limits
+from pipeline.evaluation.quality_gate import MIN_SEGMENTS
 
 NOT_OF_A_NIGHT = ("refresh", "shards")
 

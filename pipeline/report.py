@@ -22,8 +22,8 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.compare import Comparison, compare
 from pipeline.difference import KINDS
+from pipeline.evaluation.compare import Comparison, compare
 from pipeline.report_facts import Facts, gather
 from pipeline.report_gallery import Budget, Card, Illustrator
 from pipeline.run.run import Run

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from detr.categories import COCO_PANOPTIC
-from pipeline.evaluator import score_shard
+from pipeline.evaluation.evaluator import score_shard
+from pipeline.evaluation.truth import prepare
+from pipeline.evaluation.truth_png import read_png
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import Partial
 from pipeline.run.folder import parquet_bytes
 from pipeline.run.run import Run
-from pipeline.truth import prepare
-from pipeline.truth_table import read_png
 from tests.pipeline.made_run import Predicted, make_run, shard_row
 
 EVIL = "<script>alert(1)</script>.jpg"

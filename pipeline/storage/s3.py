@@ -107,7 +107,7 @@ class S3Objects:
 
     @cached_property
     def single(self) -> S3Store:
-        """For images: `pipeline.segmentation.fetch` counts their tries itself and judges the body."""
+        """For images: `pipeline.segmentation.fetch` counts tries itself and judges the body."""
         # No limit on the whole request: a large image over a busy line is no error while it flows.
         limits = {"timeout": f"{IMAGE_SECONDS}s", "read_timeout": f"{SILENT_SECONDS}s"}
         return self._connect(limits, {"max_retries": 0})

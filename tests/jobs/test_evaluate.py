@@ -13,9 +13,9 @@ import pytest
 
 from detr.categories import COCO_PANOPTIC
 from jobs.cli import run as panoptic
-from pipeline.coco_files import evaluate_files
+from pipeline.evaluation.coco_files import evaluate_files
+from pipeline.evaluation.truth_png import read_png
 from pipeline.panoptic.score import InvalidError
-from pipeline.truth_table import read_png
 from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row, write_coco
 from tests.servers import S3Server
 

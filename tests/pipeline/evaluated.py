@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 
 from detr.categories import Categories
+from pipeline.evaluation.truth_png import TRUTH_SCHEMA
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import Partial, score_rows
 from pipeline.run.folder import parquet_bytes
 from pipeline.run.layout import part_name
 from pipeline.run.run import Run
-from pipeline.truth_table import TRUTH_SCHEMA
 from tests.pipeline.made import truth_row
 from tests.pipeline.made_run import Predicted, make_run, shard_row
 

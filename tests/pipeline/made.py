@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.evaluation.truth_png import TRUTH_SCHEMA
 from pipeline.panoptic import rle
 from pipeline.panoptic.pq import Scored, Side, Sums, score
-from pipeline.truth_table import TRUTH_SCHEMA
 
 Segments = list[dict[str, Any]]
 Image = tuple[NDArray[Any], Segments, NDArray[Any], Segments]

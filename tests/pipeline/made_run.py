@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from detr.categories import Categories
 from jobs.scenes import SCENE_CATEGORIES, scene
+from pipeline.evaluation.truth_png import write_png
 from pipeline.panoptic import rle
 from pipeline.plan import name_hash
 from pipeline.planning.generations import plan_first
@@ -23,7 +24,6 @@ from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
 from pipeline.storage.storage import Storage
-from pipeline.truth_table import write_png
 
 Segments = list[dict[str, Any]]
 Predicted = tuple[NDArray[Any], Segments]  # map and its segments: id, category_id

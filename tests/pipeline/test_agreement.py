@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from detr.panoptic import Panoptic, Segment
-from pipeline.agreement import Agreement, agree
 from pipeline.errors import UserError
+from pipeline.evaluation.agreement import Agreement, agree
 from pipeline.run.snapshots import Edition, open_edition
 from tests.made_run import MadeImage, add_generation
 from tests.made_run import make_run as make_published

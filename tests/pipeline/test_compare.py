@@ -11,14 +11,14 @@ import pytest
 
 from detr.categories import Categories, Category
 from jobs.scenes import SCENE_CATEGORIES
-from pipeline.compare import Comparison, changes, compare
 from pipeline.errors import UserError
+from pipeline.evaluation.compare import Comparison, changes, compare
+from pipeline.evaluation.quality_gate import judge
 from pipeline.panoptic.bootstrap import add_rows, image_weights
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import REPLICATES, Side, Sums, score
 from pipeline.panoptic.score import score_rows
 from pipeline.run.snapshots import open_edition
-from pipeline.verdict import judge
 from tests.pipeline.evaluated import evaluate, evaluated_run, truth_table
 from tests.pipeline.made import sides
 from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row

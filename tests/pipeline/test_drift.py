@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from jobs.scenes import SCENE_CATEGORIES
-from pipeline.drift import Limits, Shares, alarms, difference_interval, drift, wilson
+from pipeline.evaluation.drift import Limits, Shares, alarms, difference_interval, drift, wilson
 from pipeline.run.shard_format import shard_schema
 from tests.pipeline.made_run import Predicted, made_scenes, shard_row
 

@@ -16,13 +16,13 @@ import ray
 
 from detr.categories import Categories
 from jobs.scenes import SCENE_CATEGORIES
-from pipeline.coco_files import evaluate_files
 from pipeline.errors import UserError
-from pipeline.evaluator import PqActor, evaluate_run, score_shard
+from pipeline.evaluation.coco_files import evaluate_files
+from pipeline.evaluation.evaluator import PqActor, evaluate_run, score_shard
+from pipeline.evaluation.truth import load
 from pipeline.panoptic.score import InvalidError, Partial
 from pipeline.run.publish import finish
 from pipeline.run.run import Run
-from pipeline.truth import load
 from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row, write_coco
 from tests.pipeline.plain_pq import plain_pq
 

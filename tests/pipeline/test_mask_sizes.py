@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import evaluator
 from pipeline.config import make_config
 from pipeline.errors import UserError
+from pipeline.evaluation import evaluator
 from pipeline.segmentation.model_spec import ModelDescription, run_fingerprint
 from pipeline.view import photo_of
 from tests.toy_model import CATEGORIES

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluator import evaluate_run
+from pipeline.evaluation.evaluator import evaluate_run
 from pipeline.run.run import Run, open_run
 from pipeline.sql import query
 from pipeline.storage.storage import Storage

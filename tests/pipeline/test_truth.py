@@ -17,8 +17,9 @@ from PIL import Image
 
 from detr.categories import COCO_PANOPTIC, Categories
 from jobs.scenes import SCENE_CATEGORIES
-from pipeline import truth
 from pipeline.errors import UserError
+from pipeline.evaluation import truth
+from pipeline.evaluation.truth_png import MaskError, read_png, row_of, write_png
 from pipeline.panoptic import rle
 from pipeline.panoptic.score import hashes_of
 from pipeline.plan import name_hash
@@ -26,7 +27,6 @@ from pipeline.planning import coco_panoptic as panoptic_json
 from pipeline.planning.coco_panoptic import CocoFile, panoptic
 from pipeline.run.run import Run
 from pipeline.storage.storage import Storage
-from pipeline.truth_table import MaskError, read_png, row_of, write_png
 from tests.pipeline.made_run import made_scenes, make_run, shard_row, write_coco
 
 TRUTH = made_scenes(6)

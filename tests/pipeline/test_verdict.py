@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.compare import Change, ClassChange, Comparison
-from pipeline.verdict import judge
+from pipeline.evaluation.compare import Change, ClassChange, Comparison
+from pipeline.evaluation.quality_gate import judge
 
 
 def change(points: float, half: float, error: float | None = None) -> Change:

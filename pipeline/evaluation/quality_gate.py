@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Final, Literal
 
-from pipeline.compare import Comparison
+from pipeline.evaluation.compare import Comparison
 from pipeline.panoptic.figures import LEVEL
 
 MIN_SEGMENTS: Final = 50

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from detr.categories import Categories
 from pipeline.errors import UserError
+from pipeline.evaluation.truth import Part, Truth, check_categories, load, prepare
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import (
@@ -40,7 +41,6 @@ from pipeline.run.folder import parquet_bytes
 from pipeline.run.layout import part_name
 from pipeline.run.run import Run, open_run
 from pipeline.storage.storage import Storage, normalize, open_file
-from pipeline.truth import Part, Truth, check_categories, load, prepare
 
 POLL_SECONDS: Final = 2.0
 IN_FLIGHT_PER_CPU: Final = 2

@@ -17,8 +17,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from pipeline.drift import Drift, Shares, drift
 from pipeline.errors import UserError
+from pipeline.evaluation.drift import Drift, Shares, drift
+from pipeline.evaluation.truth_png import TRUTH_SCHEMA
 from pipeline.panoptic import rle
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Sums
@@ -26,7 +27,6 @@ from pipeline.panoptic.score import Partial, hashes_of, score_rows
 from pipeline.plan import origin_of, shard_start
 from pipeline.run.snapshots import Edition
 from pipeline.schema import SHARD_SCHEMA
-from pipeline.truth_table import TRUTH_SCHEMA
 
 SAMPLE: Final = 20_000
 LISTED: Final = 50

@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 
 from detr.categories import Categories
 from pipeline.errors import UserError
+from pipeline.evaluation.truth_join import check_categories, resolve, stage_truth
+from pipeline.evaluation.truth_png import TRUTH_SCHEMA, problem_row, row_of, table_of
 from pipeline.planning.coco_panoptic import CocoFile
 from pipeline.planning.manifest import stage_manifest
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.run import Run
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
-from pipeline.truth_names import check_categories, resolve, stage_truth
-from pipeline.truth_table import TRUTH_SCHEMA, problem_row, row_of, table_of
 
 VERSION: Final = 1
 ROWS_PER_PART: Final = 512  # about a shard: a reader takes one or two parts whole

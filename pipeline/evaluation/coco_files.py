@@ -14,6 +14,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from pipeline.evaluation.truth import convert_row, masks_of
+from pipeline.evaluation.truth_join import stage_predictions, stage_truth
+from pipeline.evaluation.truth_png import table_of
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import NAMED, Invalid, Partial, refuse_invalid, score_rows
@@ -21,9 +24,6 @@ from pipeline.plan import name_hash
 from pipeline.planning.coco_panoptic import CocoFile, category_names, renamed
 from pipeline.planning.scratch_db import Staging
 from pipeline.storage.storage import Storage
-from pipeline.truth import convert_row, masks_of
-from pipeline.truth_names import stage_predictions, stage_truth
-from pipeline.truth_table import table_of
 
 THREADS: Final = 8
 CHUNK: Final = 256

@@ -1,0 +1,1 @@
+"""Figures against ground truth, and of one run against another."""
