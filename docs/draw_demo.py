@@ -14,9 +14,9 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from pipeline.report_gallery import Budget, Illustrator
+from pipeline.report.gallery import Budget, Illustrator
+from pipeline.report.sql import query
 from pipeline.run.snapshots import open_edition
-from pipeline.sql import query
 
 TARGET = Path(__file__).parent / "images" / "demo.png"
 ROWS, WIDTH, GAP = 3, 260, 8

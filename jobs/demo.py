@@ -20,7 +20,7 @@ from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluator import evaluate_run
-from pipeline.report import write_report
+from pipeline.report.page import write_report
 from pipeline.run.snapshots import open_edition
 from pipeline.segmentation.job import segment
 

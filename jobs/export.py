@@ -11,9 +11,9 @@ from rich.console import Console
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
-from pipeline.coco_json import ImageIds
 from pipeline.errors import UserError
-from pipeline.export import export_run
+from pipeline.report.coco_writer import ImageIds
+from pipeline.report.export import export_run
 from pipeline.run.run import open_run
 
 

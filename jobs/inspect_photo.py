@@ -19,12 +19,12 @@ from detr.inference.predictor import Predictor
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from pipeline.errors import UserError
-from pipeline.inspect_model import Inspection, inspect_image
-from pipeline.inspect_page import render
+from pipeline.report.inspect import Inspection, inspect_image
+from pipeline.report.inspect_page import render
+from pipeline.report.view import read_image
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
-from pipeline.view import read_image
 
 
 def inspect(

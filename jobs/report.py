@@ -13,7 +13,7 @@ from rich.text import Text
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
-from pipeline.report import CARDS, write_report
+from pipeline.report.page import CARDS, write_report
 from pipeline.run.snapshots import open_edition
 from pipeline.storage.storage import open_file
 

@@ -16,8 +16,8 @@ from rich.text import Text
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.errors import UserError
+from pipeline.report.sql import connect, query
 from pipeline.run.run import Run, open_run
-from pipeline.sql import connect, query
 
 _FORMATS: Final = (".parquet", ".csv")
 _LONGEST_CELL: Final = 60

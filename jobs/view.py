@@ -15,11 +15,11 @@ from rich.text import Text
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.errors import UserError
+from pipeline.report.view import View, view_photo, view_row
 from pipeline.run.run import open_run
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
-from pipeline.view import View, view_photo, view_row
 
 _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page
 
 from detr.categories import COCO_PANOPTIC, Categories
-from pipeline.report import MAX_BYTES, write_report
+from pipeline.report.page import MAX_BYTES, write_report
 from pipeline.run.snapshots import open_edition
 from tests.browser import opened
 from tests.pipeline import made_run

@@ -18,7 +18,7 @@ from jobs.report import report
 from jobs.scenes import SCENE_CATEGORIES
 from pipeline.errors import UserError
 from pipeline.progress import Progress
-from pipeline.report import points
+from pipeline.report.page import points
 from pipeline.run.stats import record_stats
 from pipeline.storage.storage import Storage
 from tests import spoilt
@@ -106,13 +106,13 @@ def test_galleries_share_the_room_for_pictures_and_say_what_it_left_out(
     whole = page.read_text()
     assert (whole.count('<article class="card">'), whole.count(words)) == (18, 0)
     pictures = sum(len(uri) for uri in re.findall(r'src="data:image/webp;base64,([^"]*)"', whole))
-    monkeypatch.setattr("pipeline.report.PICTURE_BYTES", pictures * 3 // 4 // 2)
+    monkeypatch.setattr("pipeline.report.page.PICTURE_BYTES", pictures * 3 // 4 // 2)
     call(str(tmp_path / "run"), "--gallery", "6")
     sections = re.split(r'<h2 id="(?:worst|best|random|errors)">', page.read_text())[1:4]
     for section in sections:
         assert words in section
         assert 1 <= section.count('<article class="card">') < 6
-    monkeypatch.setattr("pipeline.report.PICTURE_BYTES", 0)
+    monkeypatch.setattr("pipeline.report.page.PICTURE_BYTES", 0)
     call(str(tmp_path / "run"), "--gallery", "6")
     assert page.read_text().count(words) == 3
 

@@ -13,10 +13,10 @@ from pycocotools.coco import COCO
 
 from detr.categories import COCO_PANOPTIC
 from detr.panoptic import Panoptic, Segment
-from pipeline.coco_json import ImageIds, JsonLists
 from pipeline.errors import UserError
 from pipeline.evaluation.coco_files import evaluate_files
-from pipeline.export import export_run
+from pipeline.report.coco_writer import ImageIds, JsonLists
+from pipeline.report.export import export_run
 from pipeline.run.run import Run
 from tests.made_run import MadeImage, make_run
 

@@ -12,8 +12,8 @@ import detr
 from detr.inference.predictor import Predictor
 from detr.inference.preprocess import normalize, resize
 from pipeline.errors import UserError
-from pipeline.inspect_model import inspect_image
-from pipeline.inspect_page import render
+from pipeline.report.inspect import inspect_image
+from pipeline.report.inspect_page import render
 from tests.random_weights import made_images, write_official_r50
 
 

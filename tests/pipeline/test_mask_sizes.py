@@ -11,8 +11,8 @@ from PIL import Image
 from pipeline.config import make_config
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluator
+from pipeline.report.view import photo_of
 from pipeline.segmentation.model_spec import ModelDescription, run_fingerprint
-from pipeline.view import photo_of
 from tests.toy_model import CATEGORIES
 
 

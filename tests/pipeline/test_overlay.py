@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from detr.categories import COCO_PANOPTIC, Categories
 from detr.panoptic import Panoptic, Segment
-from pipeline.overlay import contours, draw_overlay, paint, segment_colors
+from pipeline.report.overlay import contours, draw_overlay, paint, segment_colors
 
 PERSON, SKY = 1, 187
 

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluator import evaluate_run
+from pipeline.report.sql import query
 from pipeline.run.run import Run, open_run
-from pipeline.sql import query
 from pipeline.storage.storage import Storage
 from tests.made_run import MadeImage, make_run
 from tests.pipeline import made_run

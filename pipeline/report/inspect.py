@@ -24,7 +24,7 @@ from detr.inference.preprocess import normalize, resize
 from detr.models.detr import Detection, DetrPanoptic
 from detr.panoptic import Panoptic
 from pipeline.errors import UserError
-from pipeline.inspect_stages import Stage, grid, stages
+from pipeline.report.inspect_stages import Stage, grid, stages
 
 
 @dataclass(frozen=True)

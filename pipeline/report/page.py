@@ -22,10 +22,10 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.difference import KINDS
 from pipeline.evaluation.compare import Comparison, compare
-from pipeline.report_facts import Facts, gather
-from pipeline.report_gallery import Budget, Card, Illustrator
+from pipeline.report.difference import KINDS
+from pipeline.report.facts import Facts, gather
+from pipeline.report.gallery import Budget, Card, Illustrator
 from pipeline.run.run import Run
 from pipeline.run.snapshots import Edition
 from pipeline.storage.entry import as_user_error
@@ -187,7 +187,7 @@ _STAGE_COLORS: Final = ("#cc79a7", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "
 def environment() -> Environment:
     """The templates, with the filters that they use. Undefined names are errors."""
     found = Environment(
-        loader=PackageLoader("pipeline"),
+        loader=PackageLoader("pipeline.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -204,7 +204,7 @@ def environment() -> Environment:
 
 
 def _asset(name: str) -> str:
-    return resources.files("pipeline").joinpath("templates", name).read_text("utf-8")
+    return resources.files("pipeline.report").joinpath("templates", name).read_text("utf-8")
 
 
 def _digest(text: str) -> str:

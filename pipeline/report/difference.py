@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.overlay import contours
+from pipeline.report.overlay import contours
 
 
 class Kind(NamedTuple):

@@ -18,8 +18,8 @@ from detr.categories import Categories
 from detr.inference.decode import MAX_PIXELS, ImageError, decode
 from detr.panoptic import Panoptic
 from pipeline.errors import UserError
-from pipeline.overlay import draw_overlay
 from pipeline.panoptic.rle import RleError
+from pipeline.report.overlay import draw_overlay
 from pipeline.run.lookup import find_row
 from pipeline.run.reader import panoptic_of
 from pipeline.run.run import Run

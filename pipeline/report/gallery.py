@@ -21,12 +21,12 @@ from detr.categories import Categories
 from pipeline.errors import UserError
 from pipeline.evaluation.truth import Truth, load
 from pipeline.panoptic.score import hashes_of
-from pipeline.report_pictures import Picture, difference, drawn, overlay, picture, sampling
+from pipeline.report.pictures import Picture, difference, drawn, overlay, picture, sampling
+from pipeline.report.view import photo_of
 from pipeline.run.layout import part_name
 from pipeline.run.lookup import locate_rows
 from pipeline.run.snapshots import Edition
 from pipeline.storage.storage import open_file
-from pipeline.view import photo_of
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What `inspect_image` saw as one HTML file: the stages as a table, and as pictures.
 
-It shares style, script and rules with the report (`pipeline.report`): nothing is loaded, texts are
-escaped, pictures are embedded and have words beside them.
+It shares style, script and rules with the report (`pipeline.report.page`): nothing is loaded, texts
+are escaped, pictures are embedded and have words beside them.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from PIL import Image, ImageDraw
 
 from detr.categories import Categories
 from detr.panoptic import Panoptic, Segment
-from pipeline.inspect_model import Inspection, KeptQuery
-from pipeline.overlay import draw_overlay, paint
-from pipeline.report import environment
-from pipeline.report_pictures import Picture, picture
+from pipeline.report.inspect import Inspection, KeptQuery
+from pipeline.report.overlay import draw_overlay, paint
+from pipeline.report.page import environment
+from pipeline.report.pictures import Picture, picture
 
 SIDE: Final = 480
 # From dark to light over blue and orange: dark is little, light is much, also in grey print.

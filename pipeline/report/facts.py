@@ -19,11 +19,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from detr.categories import Categories, Category
+from pipeline.report.sql import choose_evaluation
 from pipeline.run.run import Run
 from pipeline.run.snapshots import Edition
 from pipeline.run.stats import read_stats
 from pipeline.schema import SHARD_SCHEMA, TRANSIENT_CODES
-from pipeline.sql import choose_evaluation
 
 SHARDS_READ: Final = 64  # some 30,000 images
 PARTS_READ: Final = 256  # of per-image rows, which are small

@@ -19,9 +19,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from pipeline.coco_json import ImageIds, JsonLists, TruthImage
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
+from pipeline.report.coco_writer import ImageIds, JsonLists, TruthImage
 from pipeline.run.folder import Snapshot
 from pipeline.run.lookup import find_rows
 from pipeline.run.run import Run

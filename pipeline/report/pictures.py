@@ -20,9 +20,9 @@ from PIL import Image
 
 from detr.categories import Categories
 from detr.panoptic import Panoptic, Segment
-from pipeline.difference import KINDS, VOID, compare_maps, draw_difference
-from pipeline.overlay import draw_overlay
 from pipeline.panoptic import rle
+from pipeline.report.difference import KINDS, VOID, compare_maps, draw_difference
+from pipeline.report.overlay import draw_overlay
 
 SIDE: Final = 480  # pixels of the longer side of a picture
 QUALITY: Final = 80  # of WebP

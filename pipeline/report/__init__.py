@@ -1,0 +1,1 @@
+"""What people look at and other tools read: pages, pictures, SQL, COCO files. Without Ray."""
