@@ -10,8 +10,8 @@ import typer
 from jobs.console import ConsoleReporter, print_json
 from jobs.options import JsonOutput, Verbose
 from pipeline.errors import EXIT_QUALITY_GATE
-from pipeline.nightly import nightly as run_night
-from pipeline.nightly_config import load_nightly
+from pipeline.nightly.nightly import nightly as run_night
+from pipeline.nightly.settings import load_nightly
 
 
 def nightly(

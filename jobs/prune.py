@@ -9,8 +9,8 @@ from rich.console import Console
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
-from pipeline.prune import plan_prune
-from pipeline.prune import prune as remove
+from pipeline.nightly.prune import plan_prune
+from pipeline.nightly.prune import prune as remove
 
 LISTED = 20
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
-from pipeline.rollback import rollback as roll_back
+from pipeline.nightly.rollback import rollback as roll_back
 
 
 def rollback(

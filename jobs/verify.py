@@ -12,8 +12,8 @@ from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.config import make_config
 from pipeline.errors import EXIT_QUALITY_GATE
+from pipeline.nightly.verify import verify as verify_run
 from pipeline.run.run import Run, open_run
-from pipeline.verify import verify as verify_run
 
 
 def verify(
@@ -70,7 +70,7 @@ def verify(
 def _recompute(
     run: Run, moved: dict[str, Any], images: int, number: int, seed: int
 ) -> dict[str, Any]:
-    from pipeline.recompute import recompute  # loads torch, which counting doesn't need
+    from pipeline.nightly.recompute import recompute  # loads torch, which counting doesn't need
 
     given = {name: value for name, value in moved.items() if value}
     config = make_config({**run.info.config, **given})

@@ -16,8 +16,8 @@ import signal
 import sys
 from fnmatch import fnmatchcase
 
-from pipeline.nightly import nightly
-from pipeline.nightly_config import load_nightly
+from pipeline.nightly.nightly import nightly
+from pipeline.nightly.settings import load_nightly
 from pipeline.progress import Reporter
 from pipeline.storage.storage import Storage
 

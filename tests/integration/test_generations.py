@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.config import make_config
+from pipeline.nightly.verify import verify
 from pipeline.run.run import open_run
 from pipeline.segmentation.job import Summary, retry, segment
-from pipeline.verify import verify
 from tests.counting_model import encoded, picture, segment_map
 from tests.killing import Field, make_field
 from tests.run_rows import live_rows

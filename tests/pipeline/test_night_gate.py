@@ -9,8 +9,8 @@ import pytest
 
 from detr.panoptic import Panoptic, Segment
 from pipeline.config import load_config
-from pipeline.night_gate import judge_shares
-from pipeline.nightly_config import NightlyConfig
+from pipeline.nightly.release_gate import judge_shares
+from pipeline.nightly.settings import NightlyConfig
 from pipeline.run.folder import ShardEntry
 from pipeline.run.run import Run
 from pipeline.run.snapshots import Edition

@@ -7,8 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from pipeline.night_gate import Judged
-from pipeline.night_summary import NightSummary, errors_by_code, summarize, work_since
+from pipeline.nightly.release_gate import Judged
+from pipeline.nightly.summary import NightSummary, errors_by_code, summarize, work_since
 from pipeline.run.snapshots import Edition
 from tests.made_run import MadeImage, add_generation, make_run
 

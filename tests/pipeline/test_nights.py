@@ -9,8 +9,8 @@ import pytest
 
 from detr.panoptic import Panoptic, Segment
 from pipeline.errors import LeaseError, UserError
-from pipeline.prune import plan_prune, prune
-from pipeline.rollback import rollback
+from pipeline.nightly.prune import plan_prune, prune
+from pipeline.nightly.rollback import rollback
 from pipeline.run.lease import lease
 from pipeline.run.run import Run, open_run
 from pipeline.run.series import Nights, Pinned

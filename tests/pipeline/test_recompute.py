@@ -8,10 +8,10 @@ from typing import Literal
 import pytest
 
 from pipeline.config import RunConfig, make_config
+from pipeline.nightly.recompute import recompute
 from pipeline.planning.generations import plan_first, stage_listing
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
-from pipeline.recompute import recompute
 from pipeline.run.folder import RunInfo
 from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run

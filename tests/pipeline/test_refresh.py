@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.nightly.prune import prune
 from pipeline.plan import Generation
 from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.planning.manifest import read_dropped
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
-from pipeline.prune import prune
 from pipeline.run.folder import RunInfo
 from pipeline.run.publish import finish, shard_sizes
 from pipeline.run.run import Run, create_run

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.nightly.verify import verify
 from pipeline.plan import name_hash
 from pipeline.run.run import open_run
-from pipeline.verify import verify
 from tests.pipeline.made_run import made_scenes, make_run, shard_row
 
 

@@ -20,10 +20,22 @@ from typing import Final
 
 from pipeline.budget import enough_rate, over_budget
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
-from pipeline.night_gate import Judged, evaluate, evaluation_name, judge_quality, judge_shares
-from pipeline.night_plan import brake_full, check_truth, night_device, only_with_truth, refuse_short
-from pipeline.night_summary import NightSummary, summarize
-from pipeline.nightly_config import NightlyConfig
+from pipeline.nightly.precheck import (
+    brake_full,
+    check_truth,
+    night_device,
+    only_with_truth,
+    refuse_short,
+)
+from pipeline.nightly.release_gate import (
+    Judged,
+    evaluate,
+    evaluation_name,
+    judge_quality,
+    judge_shares,
+)
+from pipeline.nightly.settings import NightlyConfig
+from pipeline.nightly.summary import NightSummary, summarize
 from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source

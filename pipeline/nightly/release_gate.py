@@ -15,7 +15,7 @@ from pipeline.evaluation.compare import Comparison, OtherTruthError, compare
 from pipeline.evaluation.drift import COLUMNS, Shares, alarms
 from pipeline.evaluation.evaluator import default_name, evaluate_run
 from pipeline.evaluation.quality_gate import judge
-from pipeline.nightly_config import NightlyConfig
+from pipeline.nightly.settings import NightlyConfig
 from pipeline.panoptic.score import InvalidError
 from pipeline.plan import origin_of
 from pipeline.run.folder import ShardEntry

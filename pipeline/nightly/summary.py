@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from pipeline.night_gate import Judged
+from pipeline.nightly.release_gate import Judged
 from pipeline.plan import Generation
 from pipeline.run.run import Run
 from pipeline.run.snapshots import Edition

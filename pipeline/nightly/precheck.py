@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pipeline.cluster.device import Device, decide_device
 from pipeline.errors import UserError
 from pipeline.evaluation.truth_join import resolve, stage_truth
-from pipeline.nightly_config import NightlyConfig
+from pipeline.nightly.settings import NightlyConfig
 from pipeline.planning.coco_panoptic import CocoFile
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.snapshots import Edition

@@ -1,0 +1,1 @@
+"""A folder of nights: compute the difference, judge it, publish it, take it back."""
