@@ -36,7 +36,6 @@ from pipeline.cluster.placement import place
 from pipeline.cluster.progress_actor import begin, check_budget, start_tally
 from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
-from pipeline.plan import WorkUnit, unit_key
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.publish import finish
@@ -46,6 +45,7 @@ from pipeline.segmentation.fetch import FETCHED_FIELDS, UNIT_FIELDS
 from pipeline.segmentation.graph import Stages, compute_shards, configure_ray_data
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.segmentation.segmenter import error_row, shard_table
+from pipeline.sharding import WorkUnit, unit_key
 from pipeline.storage.storage import Storage
 
 CASES = {

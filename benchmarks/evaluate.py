@@ -32,7 +32,6 @@ from benchmarks.made_maps import machine
 from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
 from pipeline.evaluation.truth import Part, save, write_part
-from pipeline.plan import WorkUnit, name_hash
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import RunInfo
@@ -40,6 +39,7 @@ from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
+from pipeline.sharding import WorkUnit, name_hash
 from pipeline.storage.storage import Storage
 
 PER_SHARD = 512

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.plan import name_hash
 from pipeline.run.folder import RunInfo
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
+from pipeline.sharding import name_hash
 
 CHUNK = 50_000
 

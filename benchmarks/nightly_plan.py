@@ -24,13 +24,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.plan import Generation, shard_count
 from pipeline.planning.generations import Brakes, plan_refresh
 from pipeline.planning.manifest import write_parts
 from pipeline.planning.source import Source
 from pipeline.run.folder import RunInfo, ShardEntry
 from pipeline.run.run import Run, create_run
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, TRANSIENT_CODES
+from pipeline.sharding import Generation, shard_count
 from pipeline.storage.storage import Storage
 
 CHUNK = 500_000

@@ -10,7 +10,6 @@ from rich.console import Console
 from jobs.console import ConsoleReporter, duration, print_json
 from jobs.options import JsonOutput, takes_settings
 from pipeline.config import RunConfig
-from pipeline.plan import shard_count
 from pipeline.planning.generations import stage_listing
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
@@ -18,6 +17,7 @@ from pipeline.run.publish import shard_sizes
 from pipeline.run.run import Run, find_run
 from pipeline.run.stats import read_stats
 from pipeline.segmentation.pending import owed
+from pipeline.sharding import shard_count
 from pipeline.storage.storage import Storage
 
 

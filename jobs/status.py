@@ -11,12 +11,12 @@ from rich.table import Table
 
 from jobs.console import duration, print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
-from pipeline.plan import Generation, missing
 from pipeline.run.lease import read_holder
 from pipeline.run.publish import footers, shard_sizes
 from pipeline.run.run import Run, open_run
 from pipeline.run.stats import read_stats
 from pipeline.schema import ERROR_CODES, TRANSIENT_CODES
+from pipeline.sharding import Generation, missing
 
 
 def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutput = False) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import UserError
-from pipeline.plan import IMAGES_PER_SHARD
+from pipeline.sharding import IMAGES_PER_SHARD
 
 IMAGE_SUFFIXES: Final = (
     *("jpg", "jpeg", "png", "webp", "bmp", "gif"),

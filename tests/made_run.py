@@ -15,10 +15,10 @@ import pyarrow as pa
 from detr.categories import COCO_PANOPTIC, Categories
 from detr.panoptic import Panoptic
 from pipeline.panoptic import rle
-from pipeline.plan import Generation, name_hash, shard_of
 from pipeline.run.folder import RunInfo, ShardEntry, parquet_bytes
 from pipeline.run.run import Run, create_run
 from pipeline.schema import SCHEMA_VERSION, SHARD_SCHEMA
+from pipeline.sharding import Generation, name_hash, shard_of
 from pipeline.storage.storage import Storage
 
 

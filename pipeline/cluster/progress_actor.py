@@ -18,8 +18,8 @@ import ray
 from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipeline.budget import BUDGET_AFTER_IMAGES, ByCode, Failures, counts, merged, over_budget
 from pipeline.cluster.metrics import Metrics
+from pipeline.error_budget import BUDGET_AFTER_IMAGES, ByCode, Failures, counts, merged, over_budget
 from pipeline.errors import TryAgainError
 from pipeline.progress import Progress
 

@@ -24,9 +24,9 @@ from pipeline.panoptic import rle
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import Partial, hashes_of, score_rows
-from pipeline.plan import origin_of, shard_start
 from pipeline.run.snapshots import Edition
 from pipeline.schema import SHARD_SCHEMA
+from pipeline.sharding import origin_of, shard_start
 
 SAMPLE: Final = 20_000
 LISTED: Final = 50

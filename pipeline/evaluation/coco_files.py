@@ -20,9 +20,9 @@ from pipeline.evaluation.truth_png import table_of
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import NAMED, Invalid, Partial, refuse_invalid, score_rows
-from pipeline.plan import name_hash
 from pipeline.planning.coco_panoptic import CocoFile, category_names, renamed
 from pipeline.planning.scratch_db import Staging
+from pipeline.sharding import name_hash
 from pipeline.storage.storage import Storage
 
 THREADS: Final = 8

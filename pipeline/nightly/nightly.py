@@ -18,7 +18,7 @@ import time
 from datetime import UTC, datetime
 from typing import Final
 
-from pipeline.budget import enough_rate, over_budget
+from pipeline.error_budget import enough_rate, over_budget
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.nightly.precheck import (
     brake_full,

@@ -14,11 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.plan import segments_folder
 from pipeline.run.layout import LATEST_FILE, RUN_FILE
 from pipeline.run.lease import lease
 from pipeline.run.run import Run, open_run
 from pipeline.run.series import Nights
+from pipeline.sharding import segments_folder
 from pipeline.storage.entry import Entry
 from pipeline.storage.storage import Storage
 

@@ -17,9 +17,9 @@ from pipeline.evaluation.evaluator import default_name, evaluate_run
 from pipeline.evaluation.quality_gate import judge
 from pipeline.nightly.settings import NightlyConfig
 from pipeline.panoptic.score import InvalidError
-from pipeline.plan import origin_of
 from pipeline.run.folder import ShardEntry
 from pipeline.run.snapshots import Edition
+from pipeline.sharding import origin_of
 
 SAMPLED_ROWS: Final = 100_000  # a shard is a uniform sample, so a part of them is enough
 READERS: Final = 16

@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 
 from pipeline.nightly.release_gate import Judged
-from pipeline.plan import Generation
 from pipeline.run.run import Run
 from pipeline.run.snapshots import Edition
 from pipeline.run.stats import read_stats
+from pipeline.sharding import Generation
 
 
 @dataclass(frozen=True)

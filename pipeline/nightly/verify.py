@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.plan import name_hash
 from pipeline.planning.manifest import stage_manifest
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import ShardEntry, Snapshot
 from pipeline.run.run import Run
 from pipeline.schema import ERROR_CODES
+from pipeline.sharding import name_hash
 from pipeline.storage.entry import of_client
 
 READ_THREADS: Final = 16

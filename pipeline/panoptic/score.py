@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipeline.errors import UserError
 from pipeline.panoptic.per_image import image_pq, per_image_table
 from pipeline.panoptic.pq import Side, Sums, fault_sentence, score
-from pipeline.plan import name_hash
+from pipeline.sharding import name_hash
 
 NAMED: Final = 5
 WORST: Final = 50

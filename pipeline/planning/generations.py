@@ -14,12 +14,6 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UserError
-from pipeline.plan import (
-    Generation,
-    rewrites_for,
-    shard_count,
-    shard_of,
-)
 from pipeline.planning.manifest import clear_plan, stage_manifest, write_dropped, write_parts
 from pipeline.planning.object_info import stage_marks, unknown_bytes
 from pipeline.planning.scratch_db import Staging
@@ -27,6 +21,7 @@ from pipeline.planning.source import Source
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
 from pipeline.schema import DROPPED_SCHEMA
+from pipeline.sharding import Generation, rewrites_for, shard_count, shard_of
 
 Progress = Callable[[int], None]
 _NOW = "case when marks.file_name is null then manifest.{0} else marks.{0} end"

@@ -13,7 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.plan import (
+from pipeline.planning.scratch_db import Staging
+from pipeline.run.run import Run
+from pipeline.schema import DROPPED_SCHEMA
+from pipeline.sharding import (
     SHARDS_PER_PART,
     Generation,
     dropped_path,
@@ -21,9 +24,6 @@ from pipeline.plan import (
     part_path,
     shard_start,
 )
-from pipeline.planning.scratch_db import Staging
-from pipeline.run.run import Run
-from pipeline.schema import DROPPED_SCHEMA
 from pipeline.storage.storage import Storage
 
 

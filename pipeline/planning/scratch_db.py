@@ -17,10 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.plan import (
-    shard_start,
-)
 from pipeline.processes import is_gone, me
+from pipeline.sharding import shard_start
 
 MEMORY_LIMIT = "1GB"  # of DuckDB; Python and Arrow come on top
 READ_ROWS = 50_000

@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from pipeline.config import IMAGE_SUFFIXES, RunConfig
 from pipeline.errors import UserError
-from pipeline.plan import name_hash
 from pipeline.planning.s3_inventory import Inventory, is_dated, is_inventory, newest_manifest
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
+from pipeline.sharding import name_hash
 from pipeline.storage.entry import Entry, as_lost, as_user_error
 from pipeline.storage.node_cache import local_copy
 from pipeline.storage.storage import Storage, normalize

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from detr.categories import Categories
 from pipeline.errors import UserError
-from pipeline.plan import Generation, WorkUnit, manifest_folder, segments_folder
 from pipeline.run.latest import forward
 from pipeline.run.layout import LATEST_FILE, SUCCESS_FILE, snapshot_path
 from pipeline.schema import SNAPSHOT_SCHEMA
+from pipeline.sharding import Generation, WorkUnit, manifest_folder, segments_folder
 from pipeline.storage.entry import of_client
 from pipeline.storage.storage import Storage
 

@@ -16,8 +16,8 @@ from typing import Any, Final
 import pyarrow.compute as pc
 
 from pipeline.errors import UserError
-from pipeline.plan import name_hash, origin_of, shard_of
 from pipeline.run.folder import RunFolder, Snapshot
+from pipeline.sharding import name_hash, origin_of, shard_of
 
 # A shard up to this size comes faster whole, by one GET, than by several ranges.
 WHOLE_BYTES: Final = 8 << 20

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from pipeline.budget import Failures, enough_rate, failures_of, merged, over_budget
+from pipeline.error_budget import Failures, enough_rate, failures_of, merged, over_budget
 from pipeline.errors import ErrorBudgetError, UserError
-from pipeline.plan import Generation
 from pipeline.run.folder import ShardEntry, Snapshot
 from pipeline.run.run import Run
 from pipeline.run.shard_format import ERROR_COLUMNS, read_footer
 from pipeline.schema import TRANSIENT_CODES
+from pipeline.sharding import Generation
 from pipeline.storage.entry import of_client
 
 FOOTER_THREADS: Final = 32

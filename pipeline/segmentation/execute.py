@@ -27,12 +27,12 @@ from pipeline.cluster.progress_actor import Flow, start_tally
 from pipeline.cluster.watchdog import Cluster, Watchdog
 from pipeline.config import RunConfig
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
-from pipeline.plan import Rewrite, WorkUnit
 from pipeline.progress import Progress, Reporter
 from pipeline.run.run import Run
 from pipeline.run.shard_format import Provenance
 from pipeline.segmentation.graph import compute_shards, configure_ray_data, rewrite_shards
 from pipeline.segmentation.model_spec import ModelSpec
+from pipeline.sharding import Rewrite, WorkUnit
 from pipeline.storage.entry import StorageError
 
 POLL_SECONDS: Final = 1.0

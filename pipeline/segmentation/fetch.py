@@ -27,11 +27,11 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from pipeline.budget import failures_of
 from pipeline.cluster.progress_actor import begin, check_budget
-from pipeline.plan import WorkUnit
+from pipeline.error_budget import failures_of
 from pipeline.run.run import Run
 from pipeline.segmentation.integrity import Md5Marks, fault
+from pipeline.sharding import WorkUnit
 from pipeline.storage.entry import Fetched, as_lost, classify
 from pipeline.storage.objects import Gets
 

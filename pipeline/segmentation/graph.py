@@ -25,7 +25,6 @@ from ray.data._internal.execution.backpressure_policy import DownstreamCapacityB
 from pipeline.cluster.placement import FETCH_CPUS, WRITE_CPUS, Placement, stage_memory
 from pipeline.cluster.progress_actor import begin
 from pipeline.config import RunConfig
-from pipeline.plan import Generation, Rewrite, WorkUnit, unit_key
 from pipeline.planning.manifest import read_leaving
 from pipeline.run.run import Run
 from pipeline.run.shard_format import Provenance, encode_shard
@@ -33,6 +32,7 @@ from pipeline.segmentation.fetch import fetch_units
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.segmentation.segmenter import Decoding, Segmenter
 from pipeline.segmentation.sink import ShardSink
+from pipeline.sharding import Generation, Rewrite, WorkUnit, unit_key
 
 UNKNOWN_IMAGE_BYTES = 200_000.0  # of an image whose size no listing told
 NO_PROGRESS_SECONDS = 6 * 3600.0  # spot nodes may be hours away; a hang must still end

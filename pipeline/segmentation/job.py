@@ -19,7 +19,6 @@ from pipeline.cluster.placement import place
 from pipeline.cluster.ray_session import connect
 from pipeline.config import SOURCE_FIELDS, RunConfig
 from pipeline.errors import UserError
-from pipeline.plan import missing
 from pipeline.planning.generations import (
     Brakes,
     plan_first,
@@ -41,6 +40,7 @@ from pipeline.segmentation.estimate import WORTH_MEASURING, cpu_hours
 from pipeline.segmentation.execute import execute
 from pipeline.segmentation.model_spec import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.segmentation.pending import owed
+from pipeline.sharding import missing
 from pipeline.storage.storage import Storage, normalize
 from pipeline.version import code_version
 

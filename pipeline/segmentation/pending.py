@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.plan import Generation, Rewrite, WorkUnit, missing, parse_shards
 from pipeline.run.publish import shards_of
 from pipeline.run.run import Run
+from pipeline.sharding import Generation, Rewrite, WorkUnit, missing, parse_shards
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,13 @@ from detr.panoptic import Panoptic
 from pipeline.cluster.progress_actor import begin
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
-from pipeline.plan import unit_key
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.segmentation.batches import Batch, Decoding, UnitDecoder, Work
 from pipeline.segmentation.fetch import FETCHED_FIELDS
 from pipeline.segmentation.model_loop import ModelStream
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.segmentation.sink import UNIT_COLUMN
+from pipeline.sharding import unit_key
 from pipeline.storage.entry import StorageError
 
 __all__ = ["Decoding", "Segmenter"]

@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 from ray.actor import ActorHandle
 from ray.data import Datasink
 
-from pipeline.budget import failures_of
 from pipeline.cluster.progress_actor import begin, check_budget
-from pipeline.plan import Generation, unit_key
+from pipeline.error_budget import failures_of
 from pipeline.run.shard_format import ERROR_COLUMNS, Provenance, encode_shard
+from pipeline.sharding import Generation, unit_key
 from pipeline.storage.entry import as_lost
 from pipeline.storage.storage import Storage
 

@@ -15,7 +15,6 @@ from detr.categories import Categories
 from jobs.scenes import SCENE_CATEGORIES, scene
 from pipeline.evaluation.truth_png import write_png
 from pipeline.panoptic import rle
-from pipeline.plan import name_hash
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import RunInfo
@@ -23,6 +22,7 @@ from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
+from pipeline.sharding import name_hash
 from pipeline.storage.storage import Storage
 
 Segments = list[dict[str, Any]]

@@ -12,11 +12,11 @@ import pytest
 
 from detr.panoptic import Panoptic, Segment
 from pipeline.errors import UserError
-from pipeline.plan import name_hash, shard_of
 from pipeline.run import lookup
 from pipeline.run.folder import ShardEntry
 from pipeline.run.lookup import find_row
 from pipeline.run.reader import panoptic_of
+from pipeline.sharding import name_hash, shard_of
 from pipeline.storage.storage import Storage
 from tests.made_run import MadeImage, add_generation, make_run
 

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.plan import Generation, name_hash, shard_of
 from pipeline.planning.manifest import write_parts
 from pipeline.planning.scratch_db import Staging
 from pipeline.schema import MANIFEST_SCHEMA
+from pipeline.sharding import Generation, name_hash, shard_of
 from pipeline.storage.storage import Storage
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import ray
 
-from pipeline.budget import Failures
 from pipeline.cluster.metrics import METRICS
 from pipeline.cluster.progress_actor import start_tally
+from pipeline.error_budget import Failures
 
 DOCS = Path(__file__).parents[2] / "docs" / "faults.md"
 SECONDS = 60.0

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.plan import (
+from pipeline.sharding import (
     Generation,
     missing,
     name_hash,

@@ -11,7 +11,6 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.nightly.prune import prune
-from pipeline.plan import Generation
 from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.planning.manifest import read_dropped
 from pipeline.planning.scratch_db import Staging
@@ -22,6 +21,7 @@ from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.segmentation.pending import owed
+from pipeline.sharding import Generation
 from pipeline.storage.storage import Storage
 from tests.pipeline.made_run import shard_row
 

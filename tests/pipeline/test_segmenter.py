@@ -25,11 +25,11 @@ from detr.inference.gpu_batch import InFlight
 from detr.inference.predictor import Predictor
 from detr.panoptic import Panoptic
 from pipeline.errors import UserError
-from pipeline.plan import WorkUnit, name_hash
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.segmentation.fetch import Body, _with_bodies
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.segmentation.segmenter import Decoding, Segmenter
+from pipeline.sharding import WorkUnit, name_hash
 from pipeline.storage.entry import StorageError
 from tests.toy_model import Toy
 

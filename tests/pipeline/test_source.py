@@ -11,8 +11,8 @@ import pytest
 
 from pipeline.config import make_config
 from pipeline.errors import UserError
-from pipeline.plan import name_hash
 from pipeline.planning.source import Source
+from pipeline.sharding import name_hash
 from tests.servers import S3Server
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from pipeline.budget import Failures
 from pipeline.cluster.progress_actor import Tally
+from pipeline.error_budget import Failures
 
 
 def failed(**codes: int) -> dict[str, Failures]:

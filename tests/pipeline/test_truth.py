@@ -22,10 +22,10 @@ from pipeline.evaluation import truth
 from pipeline.evaluation.truth_png import MaskError, read_png, row_of, write_png
 from pipeline.panoptic import rle
 from pipeline.panoptic.score import hashes_of
-from pipeline.plan import name_hash
 from pipeline.planning import coco_panoptic as panoptic_json
 from pipeline.planning.coco_panoptic import CocoFile, panoptic
 from pipeline.run.run import Run
+from pipeline.sharding import name_hash
 from pipeline.storage.storage import Storage
 from tests.pipeline.made_run import made_scenes, make_run, shard_row, write_coco
 

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.nightly.verify import verify
-from pipeline.plan import name_hash
 from pipeline.run.run import open_run
+from pipeline.sharding import name_hash
 from tests.pipeline.made_run import made_scenes, make_run, shard_row
 
 
