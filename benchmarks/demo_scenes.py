@@ -1,7 +1,7 @@
 """Made scenes with truth, and the PQ of maps predicted for them.
 
 Not a benchmark: what benchmarks/batching.py and options.py measure on. Scenes are those of
-jobs/scenes.py, of a seed that no training has seen.
+pipeline/train/synthetic.py, of a seed that no training has seen.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from detr.panoptic import Panoptic
 from jobs.demo import DEMO_THRESHOLD, DEMO_WEIGHTS
-from jobs.scenes import SCENE_CATEGORIES, Scene, scene
-from jobs.validate import _row, _score
 from pipeline.panoptic import figures as quality
+from pipeline.train.synthetic import SCENE_CATEGORIES, Scene, scene
+from pipeline.train.validate import _row, _score
 
 SEED = 77
 

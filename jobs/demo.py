@@ -15,7 +15,6 @@ from rich.table import Table
 
 from jobs.console import ConsoleReporter, duration, print_json
 from jobs.options import JsonOutput, Verbose
-from jobs.scenes import write_scenes
 from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
 from pipeline.errors import UserError
@@ -23,6 +22,7 @@ from pipeline.evaluation.evaluator import evaluate_run
 from pipeline.report.page import write_report
 from pipeline.run.snapshots import open_edition
 from pipeline.segmentation.job import segment
+from pipeline.train.synthetic import write_scenes
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_weights") / "demo.safetensors"
 DEMO_RECORD = DEMO_WEIGHTS.with_suffix(".json")  # what benchmarks/demo_weights.py measured

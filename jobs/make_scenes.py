@@ -9,8 +9,8 @@ import typer
 
 from jobs.console import ConsoleReporter, print_json
 from jobs.options import JsonOutput
-from jobs.scenes import write_scenes
 from pipeline.errors import UserError
+from pipeline.train.synthetic import write_scenes
 
 
 def scenes(

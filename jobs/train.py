@@ -1,6 +1,6 @@
 """`panoptic train`: learn one's own classes from a COCO panoptic dataset, on Ray Train.
 
-This file parses, checks and reports; `training.py` is what each worker does. The same command
+This file parses, checks and reports; `loop.py` is what each worker does. The same command
 continues a training that was stopped, for whatever reason, from OUT/checkpoint.pt; settings that
 would change what it learns are then refused by name, except --steps, which moves the end.
 """
@@ -21,14 +21,14 @@ from rich.console import Console
 from detr.config import DetrConfig
 from detr.training.learner import Phase
 from jobs.console import duration, print_json
-from jobs.dataset import PanopticDataset, hold_out, open_dataset
 from jobs.options import JsonOutput, Verbose
-from jobs.start import digest, start
-from jobs.training import WEIGHTS, Plan, Schedule, Task, read_checkpoint
 from pipeline.cluster import ray_session as cluster
 from pipeline.errors import UserError
 from pipeline.run.lease import lease
 from pipeline.storage.storage import Storage
+from pipeline.train.dataset import PanopticDataset, hold_out, open_dataset
+from pipeline.train.init_weights import digest, start
+from pipeline.train.loop import WEIGHTS, Plan, Schedule, Task, read_checkpoint
 
 Data = "Data"
 Recipe = "What is learnt (fixed once a training has begun)"
@@ -129,7 +129,9 @@ def train(
 
         panoptic train data/panoptic.json --out runs/tiny --architecture small --size 256
     """
-    from jobs.launch import launch  # Ray Train takes seconds to import: no other verb should wait
+    from pipeline.train.workers import (
+        launch,  # Ray Train takes seconds to import: no other verb should wait
+    )
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     training = open_dataset(dataset, images=images, masks=masks)

@@ -14,8 +14,8 @@ os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray  # reads the environment when it is imported
 
-from jobs.scenes import SCENE_CATEGORIES, write_scenes
 from pipeline.cluster.ray_session import start_here
+from pipeline.train.synthetic import SCENE_CATEGORIES, write_scenes
 from tests.random_weights import write_tiny
 from tests.servers import S3Server, moto_server, rclone_server
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import run
-from jobs.scenes import write_scenes
 from pipeline.run.folder import read_pointer
 from pipeline.storage.storage import Storage
+from pipeline.train.synthetic import write_scenes
 from tests.browser import opened
 from tests.run_rows import live_rows
 from tests.test_readme import README, blocks

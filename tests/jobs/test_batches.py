@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.batches import Batches, stack
-from jobs.dataset import PanopticDataset, open_dataset
-from jobs.scenes import write_scenes
+from pipeline.train.batches import Batches, stack
+from pipeline.train.dataset import PanopticDataset, open_dataset
+from pipeline.train.synthetic import write_scenes
 
 
 @pytest.fixture(scope="module")

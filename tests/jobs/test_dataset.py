@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.dataset import hold_out, open_dataset
-from jobs.scenes import SCENE_CATEGORIES, scene, write_scenes
 from pipeline.errors import UserError
+from pipeline.train.dataset import hold_out, open_dataset
+from pipeline.train.synthetic import SCENE_CATEGORIES, scene, write_scenes
 
 Truth = dict[str, Any]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import run
-from jobs.scenes import SCENE_CATEGORIES
+from pipeline.train.synthetic import SCENE_CATEGORIES
 
 
 def test_writes_a_coco_panoptic_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

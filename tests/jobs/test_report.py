@@ -15,12 +15,12 @@ import typer
 
 from detr.categories import Categories, Category
 from jobs.report import report
-from jobs.scenes import SCENE_CATEGORIES
 from pipeline.errors import UserError
 from pipeline.progress import Progress
 from pipeline.report.page import points
 from pipeline.run.stats import record_stats
 from pipeline.storage.storage import Storage
+from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests import spoilt
 from tests.pipeline import made_run
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from detr.inference.preprocess import ImageError, decode
-from jobs.scenes import (
+from pipeline.train.synthetic import (
     MIN_STUFF_AREA,
     MIN_THING_AREA,
     SCENE_CATEGORIES,

@@ -18,15 +18,15 @@ from typer.testing import CliRunner
 
 import detr
 from detr.config import DetrConfig
-from jobs.dataset import PanopticDataset, open_dataset
-from jobs.launch import settle
-from jobs.scenes import write_scenes
-from jobs.start import read_architecture, start
 from jobs.train import _check_same, line
-from jobs.training import WEIGHTS, Plan, Schedule, Task, Trainer, factor, read_checkpoint
 from jobs.verbs import make_app
 from pipeline.errors import UserError
 from pipeline.storage.storage import Storage
+from pipeline.train.dataset import PanopticDataset, open_dataset
+from pipeline.train.init_weights import read_architecture, start
+from pipeline.train.loop import WEIGHTS, Plan, Schedule, Task, Trainer, factor, read_checkpoint
+from pipeline.train.synthetic import write_scenes
+from pipeline.train.workers import settle
 from tests.random_weights import write_official_r50, write_tiny
 
 TINY = """

@@ -12,7 +12,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from jobs.scenes import SCENE_CATEGORIES, scene
 from pipeline.evaluation.truth_png import write_png
 from pipeline.panoptic import rle
 from pipeline.planning.generations import plan_first
@@ -24,6 +23,7 @@ from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
 from pipeline.sharding import name_hash
 from pipeline.storage.storage import Storage
+from pipeline.train.synthetic import SCENE_CATEGORIES, scene
 
 Segments = list[dict[str, Any]]
 Predicted = tuple[NDArray[Any], Segments]  # map and its segments: id, category_id

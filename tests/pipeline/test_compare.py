@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from detr.categories import Categories, Category
-from jobs.scenes import SCENE_CATEGORIES
 from pipeline.errors import UserError
 from pipeline.evaluation.compare import Comparison, changes, compare
 from pipeline.evaluation.quality_gate import judge
@@ -19,6 +18,7 @@ from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import REPLICATES, Side, Sums, score
 from pipeline.panoptic.score import score_rows
 from pipeline.run.snapshots import open_edition
+from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.pipeline.evaluated import evaluate, evaluated_run, truth_table
 from tests.pipeline.made import sides
 from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row

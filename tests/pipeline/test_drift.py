@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from jobs.scenes import SCENE_CATEGORIES
 from pipeline.evaluation.drift import Limits, Shares, alarms, difference_interval, drift, wilson
 from pipeline.run.shard_format import shard_schema
+from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.pipeline.made_run import Predicted, made_scenes, shard_row
 
 LIMITS = Limits(error_rate=0.05, empty_rise=0.05, class_drift=0.1)

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from detr.categories import Categories
-from jobs.scenes import SCENE_CATEGORIES
 from pipeline.evaluation.truth_png import row_of, table_of, write_png
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import SIZES, Sums
 from pipeline.panoptic.score import Partial, score_rows
 from pipeline.run.shard_format import shard_schema
+from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.pipeline.made_run import damaged, made_scenes, shard_row
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"

@@ -15,7 +15,6 @@ import pytest
 import ray
 
 from detr.categories import Categories
-from jobs.scenes import SCENE_CATEGORIES
 from pipeline.errors import UserError
 from pipeline.evaluation.coco_files import evaluate_files
 from pipeline.evaluation.evaluator import PqActor, evaluate_run, score_shard
@@ -23,6 +22,7 @@ from pipeline.evaluation.truth import load
 from pipeline.panoptic.score import InvalidError, Partial
 from pipeline.run.publish import finish
 from pipeline.run.run import Run
+from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row, write_coco
 from tests.pipeline.plain_pq import plain_pq
 

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 
 from detr.categories import COCO_PANOPTIC, Categories
-from jobs.scenes import SCENE_CATEGORIES
 from pipeline.errors import UserError
 from pipeline.evaluation import truth
 from pipeline.evaluation.truth_png import MaskError, read_png, row_of, write_png
@@ -27,6 +26,7 @@ from pipeline.planning.coco_panoptic import CocoFile, panoptic
 from pipeline.run.run import Run
 from pipeline.sharding import name_hash
 from pipeline.storage.storage import Storage
+from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.pipeline.made_run import made_scenes, make_run, shard_row, write_coco
 
 TRUTH = made_scenes(6)

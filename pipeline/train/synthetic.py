@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from detr.categories import Categories
-from jobs.scene_paint import STUFF, THINGS, Floats, noise, rubble, shade
+from pipeline.train.shapes import STUFF, THINGS, Floats, noise, rubble, shade
 
 SIZES = ((128, 128), (128, 160), (160, 128))  # (height, width): 1:1, 5:4, 4:5
 MAX_THINGS = 8

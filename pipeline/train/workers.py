@@ -18,8 +18,8 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchTrainer, get_device
 
-from jobs.training import Task, Trainer
 from pipeline.errors import UserError
+from pipeline.train.loop import Task, Trainer
 
 News = dict[str, Any]
 RESTARTS = 3  # of the workers, each from the last checkpoint

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 import detr
 from detr.categories import Categories
-from jobs.dataset import PanopticDataset
 from pipeline.panoptic import figures as quality
 from pipeline.panoptic import pq, rle
+from pipeline.train.dataset import PanopticDataset
 
 Rows = list[dict[str, Any]]
 

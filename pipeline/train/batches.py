@@ -23,8 +23,8 @@ from torch import Tensor
 
 from detr.inference.preprocess import ImageError, normalize, processed_size, resize
 from detr.training.criterion import Targets
-from jobs.dataset import Example, PanopticDataset
 from pipeline.errors import UserError
+from pipeline.train.dataset import Example, PanopticDataset
 
 # Masks are learnt at half the processed size: still finer than the mask head's own map at a
 # quarter, and four times cheaper than upstream's full size.

@@ -34,10 +34,10 @@ from detr.config import DetrConfig
 from detr.models.detr import DetrPanoptic
 from detr.training.criterion import Weights
 from detr.training.learner import Learner, Phase, prepare_from_scratch
-from jobs.batches import Batch, Batches
-from jobs.dataset import PanopticDataset
-from jobs.validate import validate
 from pipeline.storage.storage import Storage
+from pipeline.train.batches import Batch, Batches
+from pipeline.train.dataset import PanopticDataset
+from pipeline.train.validate import validate
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
