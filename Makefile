@@ -35,9 +35,10 @@ soak: setup ## kill, resume and retry for 20 minutes, and the tests that take mi
 	$(BIN)/python -m pytest -q -m slow
 	$(BIN)/python -m tests.soak --minutes 20
 
-lint: setup ## ruff and pyright
+lint: setup ## ruff, the rules of imports, and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
 
 # Nine trainings, each from the one before: what the backbone sees, where things are, their masks,

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from detr.panoptic import Panoptic
 from jobs.demo import DEMO_THRESHOLD, DEMO_WEIGHTS
-from pipeline.panoptic import figures as quality
+from pipeline.panoptic import figures
 from pipeline.train.synthetic import SCENE_CATEGORIES, Scene, scene
 from pipeline.train.validate import _row, _score
 
@@ -44,7 +44,7 @@ def panoptic_quality(
         listed = [(s["id"], s["category_id"]) for s in segments]
         truth = _row(segment_map, listed)
         truths.append({**truth, "iscrowd": [False] * len(listed), "unlisted_counts": None})
-    found = quality.results(_score(rows, truths, SCENE_CATEGORIES), SCENE_CATEGORIES)
+    found = figures.results(_score(rows, truths, SCENE_CATEGORIES), SCENE_CATEGORIES)
     return {group: round(100 * found[group]["pq"], 2) for group in ("All", "Things", "Stuff")}
 
 

@@ -22,7 +22,7 @@ from detr.config import DetrConfig
 from detr.training.learner import Phase
 from jobs.console import duration, print_json
 from jobs.options import JsonOutput, Verbose
-from pipeline.cluster import ray_session as cluster
+from pipeline.cluster import ray_session
 from pipeline.errors import UserError
 from pipeline.run.lease import lease
 from pipeline.storage.storage import Storage
@@ -177,7 +177,7 @@ def train(
         if not begun:
             training.check()
             validation.check()
-        cluster.connect(address, verbose=verbose)
+        ray_session.connect(address, verbose=verbose)
         use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
         launch(
             task,

@@ -64,10 +64,10 @@ def _head_rows(checkpoint: Checkpoint, categories: Categories) -> list[int] | No
 
 
 def read_architecture(name: str) -> DetrConfig:
-    """`small` (jobs/configs/small.toml), a published recipe's, or a TOML file of the fields."""
+    """`small` (small.toml beside this), a published recipe's, or a TOML file of the fields."""
     if name in RECIPES:
         return RECIPES[name].config
-    file = resources.files("jobs") / "configs" / "small.toml" if name == "small" else Path(name)
+    file = resources.files("pipeline.train") / "small.toml" if name == "small" else Path(name)
     try:
         return DetrConfig.from_dict(tomllib.loads(file.read_text()))
     except FileNotFoundError:

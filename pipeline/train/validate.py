@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 import detr
 from detr.categories import Categories
-from pipeline.panoptic import figures as quality
-from pipeline.panoptic import pq, rle
+from pipeline.panoptic import figures, pq, rle
 from pipeline.train.dataset import PanopticDataset
 
 Rows = list[dict[str, Any]]
@@ -41,7 +40,7 @@ def validate(
         flags = [False] * len(listed) + [True] * len(crowds)
         row = _row(id_map, listed + crowds)
         true.append({**row, "iscrowd": flags, "unlisted_counts": None})
-    return quality.results(_score(predicted, true, dataset.categories), dataset.categories)
+    return figures.results(_score(predicted, true, dataset.categories), dataset.categories)
 
 
 def _row(id_map: NDArray[Any], segments: list[tuple[int, int]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.segmentation import integrity as body
+from pipeline.segmentation import integrity
 from pipeline.segmentation.integrity import Md5Marks, fault
 from pipeline.storage.entry import Fetched
 
@@ -19,7 +19,7 @@ KMS = "0123456789abcdef0123456789abcdef"  # looks like an MD5 and is none
 @pytest.fixture(autouse=True)
 def _forget() -> Iterator[None]:
     yield
-    body._buckets.clear()
+    integrity._buckets.clear()
 
 
 def judged(data: bytes, etag: str, marks: Md5Marks) -> str | None:

@@ -21,7 +21,7 @@ from pipeline.evaluation import truth
 from pipeline.evaluation.truth_png import MaskError, read_png, row_of, write_png
 from pipeline.panoptic import rle
 from pipeline.panoptic.score import hashes_of
-from pipeline.planning import coco_panoptic as panoptic_json
+from pipeline.planning import coco_panoptic
 from pipeline.planning.coco_panoptic import CocoFile, panoptic
 from pipeline.run.run import Run
 from pipeline.sharding import name_hash
@@ -248,7 +248,7 @@ def file_of(folder: Path, data: Any) -> CocoFile:
 def test_streams_what_json_loads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr(panoptic_json, "CHUNK", chunk)
+    monkeypatch.setattr(coco_panoptic, "CHUNK", chunk)
     data = {
         "info": {"a": [1, {"b": 'ü\\u00e9" ]}'}]},
         "n": 12345.5e-1,
