@@ -29,7 +29,7 @@ demo: setup ## segment and score a small made dataset on this machine
 	$(BIN)/panoptic demo
 
 test: setup ## run the tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
 
 soak: setup ## kill, resume and retry for 20 minutes, and the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

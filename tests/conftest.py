@@ -1,4 +1,8 @@
-"""One Ray session, one set of made scenes, one tiny model and the S3 servers for all tests."""
+"""One Ray session, one set of made scenes, one tiny model and the S3 servers for all tests.
+
+`make test` runs two workers. Every test that uses Ray is in the group `ray`, which one of them
+takes; the tests of any other file stay together, for the sake of what their fixtures make once.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,42 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray  # reads the environment when it is imported
+import torch
 
 from jobs.scenes import SCENE_CATEGORIES, write_scenes
 from pipeline.cluster import start_here
 from tests.random_weights import write_tiny
-from tests.servers import S3Server, moto_server, rclone_server
+from tests.servers import S3Server, empty, moto_server, rclone_server
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+STARTERS = {"make_field", "ray_head"}  # helpers whose callers start Ray in another process
+
+torch.set_num_threads(1)  # the tests' models are small, and two workers share the machine
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put every test in its worker's group, and the tests of Ray, which take longest, first."""
+    for item in items:
+        if _uses_ray(item):
+            item.add_marker(pytest.mark.ray)
+        group = "ray" if item.get_closest_marker("ray") else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def _uses_ray(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    return "ray_session" in item.fixturenames or bool(
+        STARTERS & set(item.function.__code__.co_names)
+    )
+
+
+@pytest.fixture(autouse=True)
+def _ray_in_its_group(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test of another group that starts Ray here fails: it is to use `ray_session`."""
+    started = ray.is_initialized()
+    yield
+    assert started or not ray.is_initialized() or request.node.get_closest_marker("ray")
 
 
 @pytest.fixture(scope="session")
@@ -55,12 +88,18 @@ def coco_val100() -> Path:
     return folder
 
 
-@pytest.fixture
-def moto(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
-    """An S3 server with correct conditional writes; the environment points to it."""
+@pytest.fixture(scope="session")
+def shared_moto() -> Iterator[S3Server]:
     with moto_server() as server:
-        server.point(monkeypatch)
         yield server
+
+
+@pytest.fixture
+def moto(shared_moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An empty S3 server with correct conditional writes; the environment points to it."""
+    empty(shared_moto)
+    shared_moto.point(monkeypatch)
+    return shared_moto
 
 
 @pytest.fixture
