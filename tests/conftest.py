@@ -21,7 +21,9 @@ import torch
 
 from jobs.scenes import SCENE_CATEGORIES, write_scenes
 from pipeline.cluster import start_here
-from tests.random_weights import write_tiny
+from pipeline.config import make_config
+from pipeline.job import segment
+from tests.random_weights import made_images, write_official_r50, write_tiny
 from tests.servers import S3Server, empty, moto_server, rclone_server
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -77,6 +79,30 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     write_tiny(path, categories=SCENE_CATEGORIES)
     return path
+
+
+@pytest.fixture(scope="session")
+def official_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights laid out as the published R50 file; read only."""
+    path = tmp_path_factory.mktemp("official") / "r50.pth"
+    write_official_r50(path, photos=made_images(2, 0, 240))
+    return path
+
+
+@pytest.fixture(scope="session")
+def segmented(
+    scenes: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
+) -> Path:
+    """A finished run of the scenes in three shards; read only, so copy it to change it.
+
+    Computed on a CPU in fp32 wherever there is a GPU: what is computed again is the same.
+    """
+    out = tmp_path_factory.mktemp("segmented") / "run"
+    values = {"source": str(scenes / "images"), "out": str(out), "weights": str(tiny_weights)}
+    values |= {"device": "cpu", "dtype": "fp32"}
+    summary = segment(make_config({**values, "images_per_shard": 8, "max_error_rate": 0.2}))
+    assert (summary.images, summary.ok, summary.error) == (23, 20, 3)
+    return out
 
 
 @pytest.fixture(scope="session")

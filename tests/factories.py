@@ -244,16 +244,18 @@ def add_generation(run: Run, images: Sequence[MadeImage], *, number: int, shards
     run.mark_success(True)
 
 
-def panoptic(seed: int) -> Panoptic:
-    """24 x 35 pixels of a person (1), of wood (2) and of nothing."""
+def made_panoptic(seed: int) -> Panoptic:
+    """24 x 35 pixels of a person (1), of sky (2) and of nothing."""
     rng = np.random.default_rng(seed)
     segment_map = np.kron(rng.integers(0, 3, (4, 5)), np.ones((6, 7), int)).astype(np.uint8)
     segment_map[0, :3] = (0, 1, 2)
     return Panoptic(segment_map, (Segment(1, 1, True, 0.5), Segment(2, 187, False, 0.75)))
 
 
-def images(names: list[str], seed: int = 0) -> list[MadeImage]:
-    return [MadeImage(name, f"/photos/{name}", panoptic(seed + i)) for i, name in enumerate(names)]
+def named_images(names: Sequence[str], seed: int = 0) -> list[MadeImage]:
+    return [
+        MadeImage(name, f"/photos/{name}", made_panoptic(seed + i)) for i, name in enumerate(names)
+    ]
 
 
 # Sides of a score, and an evaluation beside its run.
@@ -390,8 +392,9 @@ def evaluated_run(
     return run
 
 
+POPULATION_CLASSES = 9
 POPULATION_CATEGORIES = Categories.from_json(
-    [{"id": i, "name": f"c{i}", "isthing": int(i < 6)} for i in range(1, 10)]
+    [{"id": i, "name": f"c{i}", "isthing": int(i < 6)} for i in range(1, POPULATION_CLASSES + 1)]
 )
 
 
@@ -402,14 +405,14 @@ def made_population(count: int) -> list[Scene]:
     for _ in range(count):
         true = np.arange(8).reshape(2, 4).repeat(6, axis=0).repeat(6, axis=1)
         classes = rng.choice(
-            np.arange(1, len(POPULATION_CATEGORIES) + 1),
+            np.arange(1, POPULATION_CLASSES + 1),
             8,
-            p=rng.dirichlet(np.ones(len(POPULATION_CATEGORIES)) * 5),
+            p=rng.dirichlet(np.ones(POPULATION_CLASSES) * 5),
         )
         hard = rng.beta(2, 3)
         predicted = np.where(rng.random(true.shape) < hard * 0.7, 0, true + 1)
         renamed = np.where(
-            rng.random(8) < hard * 0.4, rng.integers(1, len(POPULATION_CATEGORIES) + 1, 8), classes
+            rng.random(8) < hard * 0.4, rng.integers(1, POPULATION_CLASSES + 1, 8), classes
         )
         here = [i for i in range(8) if (predicted == i + 1).any()]
         segments = [{"id": i + 1, "category_id": int(renamed[i])} for i in here]

@@ -18,7 +18,7 @@ from pipeline.quality import per_class_table, results
 from pipeline.run import Run, parquet_bytes
 from pipeline.truth import prepare
 from pipeline.truth_table import read_png
-from tests.pipeline.made_run import Predicted, make_run, shard_row
+from tests.factories import Predicted, make_run, shard_row
 
 EVIL = "<script>alert(1)</script>.jpg"
 

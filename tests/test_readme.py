@@ -15,20 +15,8 @@ import pytest
 from typer.main import get_command
 
 from jobs.cli import VERBS, make_app
-from pipeline.config import make_config
-from pipeline.job import segment
 from pipeline.run import Run, open_run
-
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-
-
-READING = (ROOT / "docs/reading.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+from tests.documents import DOCUMENTS, READING, README, ROOT, blocks
 
 
 def commands() -> list[str]:
@@ -40,14 +28,9 @@ def commands() -> list[str]:
     return sorted({line.split(" #")[0].strip() for line in bare if line.startswith("panoptic ")})
 
 
-@pytest.fixture(scope="module")
-def run(
-    scenes: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> Run:
-    out = tmp_path_factory.mktemp("readme") / "run"
-    settings = {"source": str(scenes / "images"), "out": str(out), "weights": str(tiny_weights)}
-    segment(make_config({**settings, "max_error_rate": 0.2}))
-    return open_run(str(out))
+@pytest.fixture
+def run(segmented: Path) -> Run:
+    return open_run(str(segmented))
 
 
 def test_the_query_by_class_name_counts_every_segment(run: Run) -> None:

@@ -16,8 +16,8 @@ from jobs.cli import run as panoptic
 from pipeline.lease import lease
 from pipeline.run import Run, open_run
 from pipeline.storage import Storage
+from tests.factories import write_coco
 from tests.night_model import CATEGORIES, png, truth
-from tests.pipeline.made_run import write_coco
 from tests.servers import S3Server
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]

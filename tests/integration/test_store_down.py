@@ -10,9 +10,9 @@ import pytest
 from jobs.cli import run
 from jobs.parcel import Inputs
 from pipeline.errors import EXIT_TRY_AGAIN, UserError
+from tests.factories import made_scenes, make_run, shard_row
 from tests.fault_proxy import Faults, fault_proxy
 from tests.killing import JOB_SECONDS, make_field
-from tests.pipeline.made_run import made_scenes, make_run, shard_row
 from tests.servers import S3Server, moto_server
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from detr.decode import decode
 from detr.postprocess import Panoptic
 from pipeline.segmenter import segment_row
-from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of
+from tests.factories import jpeg, segmenter, unit_of
 from tests.toy_model import Toy
 
 IMAGES = 6

@@ -13,7 +13,7 @@ from pipeline.engine_model import ModelSpec
 from pipeline.errors import EXIT_TRY_AGAIN, TryAgainError
 from pipeline.execute import Reporter
 from pipeline.job import work
-from tests.pipeline.test_refresh import Night
+from tests.factories import Night
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -18,7 +18,7 @@ from pipeline.pq import SIZES, Sums
 from pipeline.quality import results
 from pipeline.shards import shard_schema
 from pipeline.truth_table import row_of, table_of, write_png
-from tests.pipeline.made_run import damaged, made_scenes, shard_row
+from tests.factories import damaged, made_scenes, shard_row
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 QUERIES = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)

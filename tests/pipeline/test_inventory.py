@@ -24,7 +24,7 @@ from pipeline.job import check_same, describe_run
 from pipeline.run import create_run
 from pipeline.source import Source
 from pipeline.storage import Storage
-from tests.pipeline.test_refresh import Night
+from tests.factories import Night
 from tests.servers import S3Server
 from tests.toy_model import CATEGORIES
 

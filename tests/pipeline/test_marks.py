@@ -11,7 +11,7 @@ import pytest
 from pipeline.generation import plan_retry, stage_listing
 from pipeline.manifest import Staging
 from pipeline.source import Source
-from tests.pipeline.made_run import made_scenes, make_run, shard_row
+from tests.factories import made_scenes, make_run, shard_row
 
 
 def test_the_bytes_of_a_plain_list_are_estimated_from_a_sample(

@@ -17,7 +17,7 @@ from pipeline.schema import SCHEMA_VERSION
 from pipeline.shards import UNIT_COLUMN, Provenance, encode_shard
 from pipeline.source import Source
 from pipeline.storage import Storage
-from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of
+from tests.factories import jpeg, segmenter, unit_of
 
 IMAGES = 4
 

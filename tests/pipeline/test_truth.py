@@ -25,7 +25,7 @@ from pipeline.plan import name_hash
 from pipeline.run import Run
 from pipeline.storage import Storage
 from pipeline.truth_table import MaskError, read_png, row_of, write_png
-from tests.pipeline.made_run import made_scenes, make_run, shard_row, write_coco
+from tests.factories import made_scenes, make_run, shard_row, write_coco
 
 TRUTH = made_scenes(6)
 

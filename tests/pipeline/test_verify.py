@@ -13,7 +13,7 @@ import pytest
 from pipeline.plan import name_hash
 from pipeline.run import open_run
 from pipeline.verify import verify
-from tests.pipeline.made_run import made_scenes, make_run, shard_row
+from tests.factories import made_scenes, make_run, shard_row
 
 
 @pytest.fixture(scope="module")
