@@ -7,6 +7,7 @@ takes; the tests of any other file stay together, for the sake of what their fix
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # or the other worker of pytest goes first
 
 import ray  # reads the environment when it is imported
 import torch
@@ -32,14 +34,49 @@ STARTERS = {"make_field", "ray_head"}  # helpers whose callers start Ray in anot
 torch.set_num_threads(1)  # the tests' models are small, and two workers share the machine
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--slow-sample",
+        type=float,
+        metavar="SECONDS",
+        help="of the tests that are chosen, run slow ones that take so long together",
+    )
+    parser.addoption("--seed", default="", help="which ones: a word, say a commit's hash")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put every test in its worker's group, and the tests of Ray, which take longest, first."""
+    if config.option.slow_sample is not None:
+        chosen = slow_sample(items, config.option.slow_sample, config.option.seed)
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
     for item in items:
         if _uses_ray(item):
             item.add_marker(pytest.mark.ray)
         group = "ray" if item.get_closest_marker("ray") else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+
+
+def slow_sample(items: list[pytest.Item], seconds: float, seed: str) -> list[pytest.Item]:
+    """Slow tests in an order drawn by `seed`, each that fits in what is left of the time.
+
+    A mark `slow(seconds=...)` says how long a test takes; one without is never drawn.
+    """
+    known = {
+        item: float(mark.kwargs["seconds"])
+        for item in items
+        if (mark := item.get_closest_marker("slow")) and "seconds" in mark.kwargs
+    }
+    order = sorted(known, key=lambda item: item.nodeid)
+    random.Random(seed).shuffle(order)
+    chosen = []
+    for item in order:
+        if known[item] <= seconds:
+            seconds -= known[item]
+            chosen.append(item)
+    return chosen
 
 
 def _uses_ray(item: pytest.Item) -> bool:

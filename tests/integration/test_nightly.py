@@ -146,7 +146,9 @@ def test_three_nights(bucket: Bucket, night: Night) -> None:
     assert told.read_text().split() == [f"s3://data/nights/{stopped['run']}", "1"]
     assert "latest.json" not in bucket.state()
     bucket.write_toml(report=["true"])
+    began = time.process_time()
     code, first = night()
+    spent = time.process_time() - began
     assert code == 0
     assert (first["outcome"], first["computed"], first["why"]) == ("published", 20, {"new": 20})
     assert (first["images"], first["ok"], first["pq"], first["scored"]) == (20, 19, 1.0, 10)
@@ -154,10 +156,10 @@ def test_three_nights(bucket: Bucket, night: Night) -> None:
     assert first["cost"] == pytest.approx(3600 * first["gpu_hours"], rel=0.01)
 
     # Night 2 finds nothing to do and leaves every object alone.
-    before, began = bucket.state(), time.monotonic()
+    before, began = bucket.state(), time.process_time()
     code, second = night()
     assert (code, second["outcome"], second["computed"]) == (0, "nothing to do", 0)
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < spent
     assert bucket.state() == before
 
     # An image arrives that can't be had yet: a row that the next nights try again.

@@ -17,7 +17,7 @@ from tests.conftest import SHARED_DATA
 from tests.odd_files import encode, picture
 from tests.servers import S3Server
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def panoptic(*arguments: str) -> subprocess.CompletedProcess[str]:

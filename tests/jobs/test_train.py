@@ -129,6 +129,7 @@ def test_stopped_training_ends_as_an_uninterrupted_one(
             assert torch.equal(tensor, stopped[part][name]), name
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_killed_command_goes_on_from_its_checkpoint(
     folder: Path, architecture: Path, tmp_path: Path
@@ -186,6 +187,7 @@ def test_training_learns(tmp_path: Path, architecture: Path, steps: int) -> None
     assert panoptic.segments
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_command_learns_200_scenes_in_minutes(tmp_path: Path) -> None:
