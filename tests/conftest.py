@@ -39,12 +39,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--slow-sample",
         type=float,
         metavar="SECONDS",
-        help="of the tests that are chosen, run slow ones that take so long together",
+        help="with `-m slow`: only some of them, which take so long together",
     )
     parser.addoption("--seed", default="", help="which ones: a word, say a commit's hash")
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist, too, reads the marks in this hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Put every test in its worker's group, and the tests of Ray, which take longest, first."""
     if config.option.slow_sample is not None:

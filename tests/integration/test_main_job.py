@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def run_segment(source: Path, out: Path, weights: Path, **settings: Any) -> Summary:
     values = {"source": str(source), "out": str(out), "weights": str(weights)}
-    values |= {"images_per_shard": 8, "max_error_rate": 0.2}
+    values |= {"images_per_shard": 8, "max_error_rate": 0.2, "num_actors": "1"}
     return segment(make_config({**values, **settings}))
 
 

@@ -57,6 +57,7 @@ class Bucket:
             "model": "tests.night_model:load",
             "truth": str(self.truth),
             "images_per_shard": 8,
+            "num_actors": "1",
             "max_error_rate": 0.2,
             "price_per_gpu_hour": 3600.0,
             **changes,
