@@ -29,7 +29,7 @@ demo: setup ## segment and score a small made dataset on this machine
 	$(BIN)/panoptic demo
 
 test: setup ## run the tests, in two processes
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -q -n 2
 
 SEED ?= $(shell git rev-parse HEAD 2>/dev/null)
 sample: setup ## four minutes of the slow tests, others for each commit (SEED=word: those again)

@@ -1,17 +1,22 @@
 """One Ray session, one set of made scenes, one tiny model and the S3 servers for all tests.
 
-`make test` runs two workers. Every test that uses Ray is in the group `ray`, which one of them
-takes; the tests of any other file stay together, for the sake of what their fixtures make once.
+`make test` runs two workers. One takes every test that uses Ray; the tests of any other file stay
+together, for the sake of what their fixtures make once.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import tempfile
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -29,6 +34,7 @@ from tests.random_weights import made_images, write_official_r50, write_tiny
 from tests.servers import S3Server, empty, moto_server, rclone_server
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+RAY_TESTS = pytest.StashKey[Path]()  # the file that lists them, one a line
 STARTERS = {"make_field", "ray_head"}  # helpers whose callers start Ray in another process
 
 torch.set_num_threads(1)  # the tests' models are small, and two workers share the machine
@@ -44,9 +50,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", default="", help="which ones: a word, say a commit's hash")
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist, too, reads the marks in this hook
+class RayInOneWorker(LoadScopeScheduling):
+    """Hands out whole files, and every test that uses Ray, of whichever file, as one of them.
+
+    `--dist loadgroup` would do, but pytest-xdist 3.8 renames tests in a way unknown to pytest 9.2.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "ray" if nodeid in self._of_ray else nodeid.split("::")[0]
+
+    @cached_property
+    def _of_ray(self) -> frozenset[str]:
+        return frozenset(self.config.stash[RAY_TESTS].read_text().splitlines())
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: WorkerController) -> None:
+    """Tell a worker where to write which tests use Ray: this process collects none."""
+    stash = node.config.stash
+    if RAY_TESTS not in stash:
+        handle, name = tempfile.mkstemp(prefix="ray-tests-")
+        os.close(handle)
+        stash[RAY_TESTS] = Path(name)
+    node.workerinput["ray_tests"] = str(stash[RAY_TESTS])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> RayInOneWorker:
+    return RayInOneWorker(config, log)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if RAY_TESTS in config.stash:
+        config.stash[RAY_TESTS].unlink()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put every test in its worker's group, and the tests of Ray, which take longest, first."""
+    """Mark the tests that use Ray, and put them first: they take longest."""
     if config.option.slow_sample is not None:
         chosen = slow_sample(items, config.option.slow_sample, config.option.seed)
         config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
@@ -54,9 +94,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if _uses_ray(item):
             item.add_marker(pytest.mark.ray)
-        group = "ray" if item.get_closest_marker("ray") else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    if workerinput := getattr(config, "workerinput", None):
+        of_ray = [item.nodeid for item in items if item.get_closest_marker("ray")]
+        Path(workerinput["ray_tests"]).write_text("\n".join(of_ray))
 
 
 def slow_sample(items: list[pytest.Item], seconds: float, seed: str) -> list[pytest.Item]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -103,15 +102,18 @@ def scripts() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("module", "flags"), scripts())
-def test_every_script_is_there_and_knows_its_flags(module: str, flags: str) -> None:
+def test_every_script_is_there_and_knows_its_flags(
+    module: str, flags: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = (ROOT / module.replace(".", "/")).with_suffix(".py")
     assert path.is_file()
     if flags:
-        named = ["-m", module] if module.startswith("tests.") else [str(path)]
-        shown = subprocess.run(
-            [sys.executable, *named, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        assert set(flags.split()) <= set(re.findall(r"--[-\w]+", shown))
+        monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+        monkeypatch.syspath_prepend(path.parent)  # as Python does for a script
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+        assert end.value.code == 0
+        assert set(flags.split()) <= set(re.findall(r"--[-\w]+", capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

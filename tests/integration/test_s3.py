@@ -42,7 +42,7 @@ def test_bucket_to_bucket_with_credentials_from_the_environment(
     segmented = panoptic(
         *("segment", "s3://data/images", "--out", "s3://data/runs/first", "--json"),
         *("--weights", "s3://data/weights/tiny.safetensors"),
-        *("--max-error-rate", "0.2", "--images-per-shard", "8"),
+        *("--max-error-rate", "0.2", "--images-per-shard", "8", "--num-actors", "1"),
     )
     assert segmented.returncode == 0, segmented.stderr
     summary = json.loads(segmented.stdout)
@@ -109,7 +109,7 @@ def test_the_official_layout_at_full_size_on_photos_in_a_bucket(
 
     result = panoptic(
         *("segment", "s3://data/images", "--out", "s3://data/run", "--json"),
-        *("--weights", str(official_weights)),
+        *("--weights", str(official_weights), "--num-actors", "1"),
     )
 
     assert result.returncode == 0, result.stderr
