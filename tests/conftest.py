@@ -77,6 +77,7 @@ def pytest_configure_node(node: WorkerController) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> RayInOneWorker:
+    config.option.loadscopereorder = False  # Ray's tests first, however many
     return RayInOneWorker(config, log)
 
 

@@ -94,8 +94,7 @@ def shard_row(
     }
     lists = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")
     if isinstance(result, str):
-        message = "made to fail"
-        failed = {"status": "error", "error_code": result, "error_message": message}
+        failed = {"status": "error", "error_code": result, "error_message": "made"}
         return {**row, **failed, **{key: [] for key in lists}}
     if isinstance(result, Panoptic):
         segment_map, segments = result.segment_map, result.segments
