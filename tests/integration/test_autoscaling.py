@@ -13,7 +13,7 @@ from tests.night_model import png
 from tests.ray_heads import ROOT, free_port, ray_head
 from tests.run_rows import live_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(seconds=120), pytest.mark.timeout(600)]
 
 COMMANDS = (
     *("initialization_commands", "setup_commands", "head_setup_commands"),

@@ -75,7 +75,7 @@ def test_a_driver_that_is_killed_ten_times_leaves_one_row_an_image(tmp_path: Pat
     kill_again_and_again(field, 10, random.Random())
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=80)
 def test_deaths_in_a_write_and_between_the_last_steps_cost_only_those_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +106,7 @@ def test_deaths_in_a_write_and_between_the_last_steps_cost_only_those_steps(
     field.check()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=100)
 def test_of_two_jobs_on_a_folder_one_works_and_its_successor_goes_on_at_once(
     tmp_path: Path,
 ) -> None:
@@ -127,7 +127,7 @@ def test_of_two_jobs_on_a_folder_one_works_and_its_successor_goes_on_at_once(
     field.check()
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow(seconds=60))])
 @pytest.mark.usefixtures("ray_session")
 def test_model_actors_that_are_killed_lose_only_their_units(tmp_path: Path, kills: int) -> None:
     field = make_field(tmp_path, images=40 * kills, per_shard=PER_SHARD, seconds=0.05)
@@ -153,7 +153,7 @@ def test_model_actors_that_are_killed_lose_only_their_units(tmp_path: Path, kill
     assert field.repeated() <= kills * 2 * PER_SHARD
 
 
-@pytest.mark.slow  # starts nodes one by one; Ray gives each 30 s
+@pytest.mark.slow(seconds=120)  # starts nodes one by one; Ray gives each 30 s
 def test_a_node_that_is_lost_and_another_that_comes_change_nothing(tmp_path: Path) -> None:
     field = make_field(tmp_path, images=120, per_shard=PER_SHARD, seconds=0.05)
     cluster = head_without_cpus()

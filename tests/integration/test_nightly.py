@@ -229,7 +229,7 @@ def test_a_night_over_its_error_budget_goes_on_once_the_source_is_mended(
     assert len(bucket.rows()) == 7
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=120)
 def test_other_weights(bucket: Bucket, night: Night, capsys: pytest.CaptureFixture[str]) -> None:
     good = first_night(bucket, night)["run"]
 

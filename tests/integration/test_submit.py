@@ -21,7 +21,7 @@ from tests.night_model import CATEGORIES, png, truth
 from tests.ray_heads import Head, free_port, ray_head
 from tests.servers import S3Server, rclone_server
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow(seconds=80), pytest.mark.timeout(600)]
 TOKEN = "0123456789abcdef" * 4
 
 

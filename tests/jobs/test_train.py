@@ -161,7 +161,7 @@ def test_killed_command_goes_on_from_its_checkpoint(
     assert detr.describe(out / WEIGHTS).categories == open_dataset(str(folder)).categories
 
 
-@pytest.mark.parametrize("steps", [160, pytest.param(320, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [160, pytest.param(320, marks=pytest.mark.slow(seconds=50))])
 @pytest.mark.usefixtures("one_thread")
 def test_training_learns(tmp_path: Path, architecture: Path, steps: int) -> None:
     """Eight scenes by heart: the loss falls by half, and PQ leaves the untrained model's behind.
