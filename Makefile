@@ -9,7 +9,7 @@ export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint demo-weights bench lock clean
+.PHONY: help setup demo test sample soak lint demo-weights bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,8 +28,12 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup ## segment and score a small made dataset on this machine
 	$(BIN)/panoptic demo
 
-test: setup ## run the tests
-	$(BIN)/python -m pytest -q
+test: setup ## run the tests, in two processes
+	$(BIN)/python -m pytest -q -n 2
+
+SEED ?= $(shell git rev-parse HEAD 2>/dev/null)
+sample: setup ## four minutes of the slow tests, others for each commit (SEED=word: those again)
+	$(BIN)/python -m pytest -q -m slow --slow-sample 240 --seed '$(SEED)'
 
 soak: setup ## kill, resume and retry for 20 minutes, and the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

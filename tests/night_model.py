@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from detr.panoptic import Panoptic, Segment
-from tests.pipeline.made_run import Predicted
 from tests.toy_model import CATEGORIES
 
 TRUE_LEVEL = 128
@@ -63,7 +62,7 @@ def png(number: int) -> bytes:
     return buffer.getvalue()
 
 
-def truth(number: int) -> Predicted:
+def truth(number: int) -> tuple[NDArray[np.uint8], list[dict[str, Any]]]:
     """The map and its segments, as `write_coco` takes them."""
     segment_map = kinds(picture(number).mean(axis=2), TRUE_LEVEL)
     return segment_map, [{"id": kind, "category_id": kind} for kind in (1, 2)]

@@ -59,6 +59,13 @@ def moto_server() -> Iterator[S3Server]:
         yield S3Server(f"http://127.0.0.1:{port}", "key", "secret")
 
 
+def empty(server: S3Server) -> None:
+    """Remove every bucket of a moto server."""
+    request = urllib.request.Request(f"{server.url}/moto-api/reset", method="POST")
+    with urllib.request.urlopen(request, timeout=20) as answer:
+        assert answer.status == 200
+
+
 @contextmanager
 def rclone_server(folder: Path) -> Iterator[S3Server]:
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import Partial
 from pipeline.run.folder import parquet_bytes
 from pipeline.run.run import Run
-from tests.pipeline.made_run import Predicted, make_run, shard_row
+from tests.factories import Predicted, make_run, shard_row
 
 EVIL = "<script>alert(1)</script>.jpg"
 

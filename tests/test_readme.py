@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,8 @@ import pytest
 from typer.main import get_command
 
 from jobs.verbs import VERBS, make_app
-from pipeline.config import make_config
 from pipeline.run.run import Run, open_run
-from pipeline.segmentation.job import segment
-
-ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text()
-
-
-READING = (ROOT / "docs/reading.md").read_text()
-DOCUMENTS = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md"))]
-
-
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+from tests.documents import DOCUMENTS, READING, README, ROOT, blocks
 
 
 def commands() -> list[str]:
@@ -40,14 +27,9 @@ def commands() -> list[str]:
     return sorted({line.split(" #")[0].strip() for line in bare if line.startswith("panoptic ")})
 
 
-@pytest.fixture(scope="module")
-def run(
-    scenes: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> Run:
-    out = tmp_path_factory.mktemp("readme") / "run"
-    settings = {"source": str(scenes / "images"), "out": str(out), "weights": str(tiny_weights)}
-    segment(make_config({**settings, "max_error_rate": 0.2}))
-    return open_run(str(out))
+@pytest.fixture
+def run(segmented: Path) -> Run:
+    return open_run(str(segmented))
 
 
 def test_the_query_by_class_name_counts_every_segment(run: Run) -> None:
@@ -120,15 +102,18 @@ def scripts() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("module", "flags"), scripts())
-def test_every_script_is_there_and_knows_its_flags(module: str, flags: str) -> None:
+def test_every_script_is_there_and_knows_its_flags(
+    module: str, flags: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = (ROOT / module.replace(".", "/")).with_suffix(".py")
     assert path.is_file()
     if flags:
-        named = ["-m", module] if module.startswith("tests.") else [str(path)]
-        shown = subprocess.run(
-            [sys.executable, *named, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout
-        assert set(flags.split()) <= set(re.findall(r"--[-\w]+", shown))
+        monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+        monkeypatch.syspath_prepend(path.parent)  # as Python does for a script
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+        assert end.value.code == 0
+        assert set(flags.split()) <= set(re.findall(r"--[-\w]+", capsys.readouterr().out))
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

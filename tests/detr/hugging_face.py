@@ -1,16 +1,20 @@
-"""transformers' DetrForSegmentation with random weights, made in memory: the parity oracle."""
+"""transformers' DetrForSegmentation with random weights, made in memory: the parity oracle.
+
+transformers takes ten seconds to import, which no worker pays that runs none of these tests.
+"""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import DetrConfig as HfConfig
-from transformers import DetrForSegmentation, ResNetConfig
 
 from detr.weights.hf_names import official_name
+
+if TYPE_CHECKING:
+    from transformers import DetrForSegmentation
 
 SMALL: dict[str, Any] = {
     "depths": [2, 1, 1, 1],
@@ -37,6 +41,9 @@ R50: dict[str, Any] = {
 @torch.no_grad()
 def make(sizes: dict[str, Any], seed: int = 0) -> DetrForSegmentation:
     """A model in eval mode; every weight, bias and batch-norm statistic is random."""
+    from transformers import DetrConfig as HfConfig
+    from transformers import DetrForSegmentation, ResNetConfig
+
     # As dicts: the configs take more than their signatures tell a type checker.
     backbone = {
         "embedding_size": sizes["stem"],

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
-from transformers.loss.loss_for_object_detection import ForSegmentationLoss
 
 from detr.models.detr import Output
 from detr.training.criterion import (
@@ -55,6 +54,8 @@ def targets_of(labels: list[int], boxes: list[list[float]], counts: tuple[int, .
 
 @pytest.mark.parametrize("counts", [(3, 1, 2), (7, 7, 1), (4,)])
 def test_every_term_equals_transformers(counts: tuple[int, ...]) -> None:
+    from transformers.loss.loss_for_object_detection import ForSegmentationLoss  # takes seconds
+
     logits, boxes, masks, targets = random_case(counts)
     assert targets.masks is not None
     config = SimpleNamespace(

@@ -13,7 +13,7 @@ from tests.night_model import png
 from tests.ray_heads import ROOT, free_port, ray_head
 from tests.run_rows import live_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow(seconds=120), pytest.mark.timeout(600)]
 
 COMMANDS = (
     *("initialization_commands", "setup_commands", "head_setup_commands"),
@@ -26,9 +26,13 @@ import ray, pipeline.cluster.device
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
-pipeline.cluster.device._probe = lambda dtype: pipeline.cluster.device.Device("cuda", "pretended
-GPU", "fp32") from pipeline.segmentation.job import segment address, source, out, weights =
-sys.argv[1:] connect(address) before = capacity(address) summary = segment(make_config({
+device = pipeline.cluster.device
+device._probe = lambda dtype: device.Device("cuda", "pretended GPU", "fp32")
+from pipeline.segmentation.job import segment
+address, source, out, weights = sys.argv[1:]
+connect(address)
+before = capacity(address)
+summary = segment(make_config({
     "source": source, "out": out, "weights": weights, "model": "tests.night_model:load_slow",
     "images_per_shard": 4, "address": address, "wait_for_gpus": 120,
 }))

@@ -239,7 +239,7 @@ def test_a_job_between_two_bad_networks_writes_every_row_right(
         ):
             server.point(monkeypatch)
             summary = field.finish(
-                *("s3://data/images", "--out", "s3://data/run"),
+                *("s3://data/images", "--out", "s3://data/run", "--num-actors", "1"),
                 *("--source-option", f"endpoint_url={source.server.url}"),
                 *("--out-option", f"endpoint_url={sink.server.url}"),
             )

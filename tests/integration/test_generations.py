@@ -19,7 +19,7 @@ from tests.counting_model import encoded, picture, segment_map
 from tests.killing import Field, make_field
 from tests.run_rows import live_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session")]
+pytestmark = [pytest.mark.slow(seconds=90), pytest.mark.usefixtures("ray_session")]
 
 
 def objects(field: Field) -> dict[str, str]:

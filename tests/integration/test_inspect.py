@@ -13,7 +13,7 @@ from jobs.cli import run
 from jobs.inspect_photo import inspect
 from pipeline.errors import UserError
 from tests.browser import opened
-from tests.random_weights import made_images, write_official_r50
+from tests.random_weights import made_images
 
 app = typer.Typer()
 app.command()(inspect)
@@ -66,14 +66,12 @@ def test_absent_weights_are_named(photo: Path, tiny_weights: Path) -> None:
 
 
 def test_a_coco_photo_with_r50_has_the_shapes_of_the_published_model(
-    coco_val100: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    coco_val100: Path, official_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """640 x 480 at 800 x 1066. The weights are random, laid out as the official file."""
     photos = sorted((coco_val100 / "images").glob("*.jpg"))
     photo = next(path for path in photos if Image.open(path).size == (640, 480))
-    weights = tmp_path / "r50.pth"
-    write_official_r50(weights, photos=made_images(2, 0, 240))
-    arguments = ["--weights", str(weights), "--queries", "2", "--device", "cpu", "--json"]
+    arguments = ["--weights", str(official_weights), "--queries", "2", "--device", "cpu", "--json"]
     assert run(["inspect", str(photo), *arguments, "--output", str(tmp_path / "seen.html")]) == 0
     facts = json.loads(capsys.readouterr().out)
     shapes = {stage["stage"]: stage["shape"] for stage in facts["stages"]}

@@ -24,33 +24,27 @@ pytestmark = pytest.mark.usefixtures("ray_session")
 
 def run_segment(source: Path, out: Path, weights: Path, **settings: Any) -> Summary:
     values = {"source": str(source), "out": str(out), "weights": str(weights)}
-    values |= {"images_per_shard": 8, "max_error_rate": 0.2}
+    values |= {"images_per_shard": 8, "max_error_rate": 0.2, "num_actors": "1"}
     return segment(make_config({**values, **settings}))
 
 
-@pytest.fixture(scope="module")
-def finished(
-    scenes: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> Path:
-    """A finished run of the scenes; tests that change it copy it first."""
-    out = tmp_path_factory.mktemp("finished") / "run"
-    summary = run_segment(scenes / "images", out, tiny_weights)
-    assert (summary.images, summary.ok, summary.error) == (23, 20, 3)
-    return out
-
-
 @pytest.fixture
-def copy(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+def copy(segmented: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(segmented, tmp_path / "run"))
 
 
-def test_every_image_of_the_source_has_exactly_one_row(finished: Path, scenes: Path) -> None:
-    names = live_rows(finished)["file_name"].to_pylist()
+def go_on(copy: Path, scenes: Path, weights: Path, **settings: Any) -> Summary:
+    """The command that made the run, once more."""
+    return run_segment(scenes / "images", copy, weights, device="cpu", dtype="fp32", **settings)
+
+
+def test_every_image_of_the_source_has_exactly_one_row(segmented: Path, scenes: Path) -> None:
+    names = live_rows(segmented)["file_name"].to_pylist()
     assert sorted(names) == sorted(path.name for path in (scenes / "images").iterdir())
 
 
-def test_broken_files_are_rows_with_a_code_and_a_message(finished: Path) -> None:
-    rows = live_rows(finished).to_pylist()
+def test_broken_files_are_rows_with_a_code_and_a_message(segmented: Path) -> None:
+    rows = live_rows(segmented).to_pylist()
     errors = {row["file_name"]: row for row in rows if row["status"] == "error"}
     assert {row["error_code"] for row in errors.values()} == {"empty", "truncated", "not_an_image"}
     assert all(row["error_message"] and row["counts"] == [] for row in errors.values())
@@ -60,7 +54,7 @@ def test_a_second_call_computes_nothing_and_leaves_every_shard_alone(
     copy: Path, scenes: Path, tiny_weights: Path
 ) -> None:
     before = shard_files(copy)
-    summary = run_segment(scenes / "images", copy, tiny_weights)
+    summary = go_on(copy, scenes, tiny_weights)
     assert (summary.computed, summary.images) == (0, 23)
     assert shard_files(copy) == before
 
@@ -74,7 +68,7 @@ def test_a_deleted_shard_alone_is_computed_again_to_the_same_bytes(
     rows = next(s.rows for s in open_run(str(copy)).snapshot().shards if s.path == lost)
     (copy / lost).unlink()
 
-    summary = run_segment(scenes / "images", copy, tiny_weights)
+    summary = go_on(copy, scenes, tiny_weights)
 
     assert summary.computed == rows
     assert (copy / lost).read_bytes() == content
@@ -198,17 +192,17 @@ def test_other_settings_are_refused_by_name(
     copy: Path, scenes: Path, tiny_weights: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        run_segment(scenes / "images", copy, tiny_weights, **change)
+        go_on(copy, scenes, tiny_weights, **change)
 
 
 def test_a_newer_schema_is_refused(copy: Path, scenes: Path, tiny_weights: Path) -> None:
     info = json.loads((copy / "run.json").read_text())
     (copy / "run.json").write_text(json.dumps({**info, "schema_version": 99}))
     with pytest.raises(UserError, match="schema version 99"):
-        run_segment(scenes / "images", copy, tiny_weights)
+        go_on(copy, scenes, tiny_weights)
 
 
-def test_a_summary_counts_in_plain_numbers(finished: Path) -> None:
+def test_a_summary_counts_in_plain_numbers(segmented: Path) -> None:
     names = {field.name for field in dataclasses.fields(Summary)}
     assert names >= {"images", "ok", "error", "shards", "shards_done", "computed", "seconds"}
 

@@ -16,8 +16,8 @@ from jobs.cli import run as panoptic
 from pipeline.run.lease import lease
 from pipeline.run.run import Run, open_run
 from pipeline.storage.storage import Storage
+from tests.factories import write_coco
 from tests.night_model import CATEGORIES, png, truth
-from tests.pipeline.made_run import write_coco
 from tests.servers import S3Server
 
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
@@ -57,6 +57,7 @@ class Bucket:
             "model": "tests.night_model:load",
             "truth": str(self.truth),
             "images_per_shard": 8,
+            "num_actors": "1",
             "max_error_rate": 0.2,
             "price_per_gpu_hour": 3600.0,
             **changes,
@@ -146,7 +147,9 @@ def test_three_nights(bucket: Bucket, night: Night) -> None:
     assert told.read_text().split() == [f"s3://data/nights/{stopped['run']}", "1"]
     assert "latest.json" not in bucket.state()
     bucket.write_toml(report=["true"])
+    began = time.process_time()
     code, first = night()
+    spent = time.process_time() - began
     assert code == 0
     assert (first["outcome"], first["computed"], first["why"]) == ("published", 20, {"new": 20})
     assert (first["images"], first["ok"], first["pq"], first["scored"]) == (20, 19, 1.0, 10)
@@ -154,10 +157,10 @@ def test_three_nights(bucket: Bucket, night: Night) -> None:
     assert first["cost"] == pytest.approx(3600 * first["gpu_hours"], rel=0.01)
 
     # Night 2 finds nothing to do and leaves every object alone.
-    before, began = bucket.state(), time.monotonic()
+    before, began = bucket.state(), time.process_time()
     code, second = night()
     assert (code, second["outcome"], second["computed"]) == (0, "nothing to do", 0)
-    assert time.monotonic() - began < 60
+    assert time.process_time() - began < spent
     assert bucket.state() == before
 
     # An image arrives that can't be had yet: a row that the next nights try again.
@@ -226,7 +229,7 @@ def test_a_night_over_its_error_budget_goes_on_once_the_source_is_mended(
     assert len(bucket.rows()) == 7
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=120)
 def test_other_weights(bucket: Bucket, night: Night, capsys: pytest.CaptureFixture[str]) -> None:
     good = first_night(bucket, night)["run"]
 

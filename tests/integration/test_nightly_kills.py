@@ -13,8 +13,8 @@ import pytest
 import ray
 
 from pipeline.run.run import open_run
+from tests.factories import write_coco
 from tests.night_model import CATEGORIES, png, truth
-from tests.pipeline.made_run import write_coco
 from tests.run_rows import live_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]

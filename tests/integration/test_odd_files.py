@@ -78,6 +78,7 @@ def test_a_listed_file_that_is_not_there_is_an_error_row(
         "out": str(tmp_path / "run"),
         "weights": str(tiny_weights),
         "max_error_rate": 1.0,
+        "num_actors": "1",
     }
     segment(make_config(settings))
     rows = {row["file_name"]: row for row in live_rows(tmp_path / "run").to_pylist()}

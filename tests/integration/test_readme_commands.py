@@ -22,8 +22,8 @@ from pipeline.run.folder import read_pointer
 from pipeline.storage.storage import Storage
 from pipeline.train.synthetic import write_scenes
 from tests.browser import opened
+from tests.documents import README, blocks
 from tests.run_rows import live_rows
-from tests.test_readme import README, blocks
 
 NOT_HERE = ("submit", "jobs")
 QUICK = ("--steps", "2", "--size", "64", "--batch-size", "2", "--validate-images", "2")

@@ -15,7 +15,7 @@ from detr.categories import COCO_PANOPTIC, Categories
 from pipeline.report.page import MAX_BYTES, write_report
 from pipeline.run.snapshots import open_edition
 from tests.browser import opened
-from tests.pipeline import made_run
+from tests.factories import made_scenes, make_run, shard_row
 from tests.spoilt import EVIL, coco_run, evaluate
 
 
@@ -93,14 +93,14 @@ def test_labels_of_users_stay_text(tmp_path: Path) -> None:
     """Without truth, statistics or photos; every text that a user gives is markup."""
     evil = '"><img src=x onerror=alert(1)>'
     categories = Categories.from_json([{"id": 1, "name": evil}, {"id": 2, "name": "</script>"}])
-    scene_map, _ = made_run.made_scenes(1)["000000.jpg"]
+    scene_map, _ = made_scenes(1)["000000.jpg"]
     segments = [
         {"id": int(scene_map.max()), "category_id": 1},
         {"id": int(scene_map[scene_map > 0].min()), "category_id": 2},
     ]
-    rows = {f"{evil}.jpg": made_run.shard_row(f"{evil}.jpg", (scene_map, segments))}
-    rows["'.jpg"] = made_run.shard_row("'.jpg", "empty")
-    run = made_run.make_run(tmp_path / evil / "run", rows, categories=categories)
+    rows = {f"{evil}.jpg": shard_row(f"{evil}.jpg", (scene_map, segments))}
+    rows["'.jpg"] = shard_row("'.jpg", "empty")
+    run = make_run(tmp_path / evil / "run", rows, categories=categories)
     path = Path(write_report(open_edition(run.storage.url)).url)
     with opened(path) as seen:
         page = seen.page
@@ -113,8 +113,8 @@ def test_labels_of_users_stay_text(tmp_path: Path) -> None:
 
 def test_an_empty_snapshot_has_a_report(tmp_path: Path) -> None:
     """Every image failed: no classes, no pictures, the errors all the same."""
-    rows = {name: made_run.shard_row(name, "empty") for name in ("a.jpg", "b.jpg")}
-    run = made_run.make_run(tmp_path / "run", rows)
+    rows = {name: shard_row(name, "empty") for name in ("a.jpg", "b.jpg")}
+    run = make_run(tmp_path / "run", rows)
     page = Path(write_report(open_edition(run.storage.url)).url).read_text()
     assert "2 images failed" in page
     assert "a.jpg" in page

@@ -15,10 +15,9 @@ from detr.categories import COCO_PANOPTIC
 from pipeline.run.run import open_run
 from tests.conftest import SHARED_DATA
 from tests.odd_files import encode, picture
-from tests.random_weights import write_official_r50
 from tests.servers import S3Server
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 def panoptic(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +42,7 @@ def test_bucket_to_bucket_with_credentials_from_the_environment(
     segmented = panoptic(
         *("segment", "s3://data/images", "--out", "s3://data/runs/first", "--json"),
         *("--weights", "s3://data/weights/tiny.safetensors"),
-        *("--max-error-rate", "0.2", "--images-per-shard", "8"),
+        *("--max-error-rate", "0.2", "--images-per-shard", "8", "--num-actors", "1"),
     )
     assert segmented.returncode == 0, segmented.stderr
     summary = json.loads(segmented.stdout)
@@ -95,12 +94,11 @@ def test_a_store_that_refuses_is_one_sentence(
 
 
 def test_the_official_layout_at_full_size_on_photos_in_a_bucket(
-    rclone: S3Server, tmp_path: Path
+    rclone: S3Server, official_weights: Path
 ) -> None:
     """R50 at 800 x 1066 with random weights, on COCO photos or, where there are none, made ones."""
     assert rclone.folder is not None
     (rclone.folder / "data").mkdir()
-    write_official_r50(tmp_path / "r50.pth")
     shared = SHARED_DATA / "coco_val100" / "images"
     if shared.is_dir():
         photos = [path.read_bytes() for path in sorted(shared.glob("*.jpg"))[:3]]
@@ -111,7 +109,7 @@ def test_the_official_layout_at_full_size_on_photos_in_a_bucket(
 
     result = panoptic(
         *("segment", "s3://data/images", "--out", "s3://data/run", "--json"),
-        *("--weights", str(tmp_path / "r50.pth")),
+        *("--weights", str(official_weights), "--num-actors", "1"),
     )
 
     assert result.returncode == 0, result.stderr

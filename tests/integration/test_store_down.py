@@ -10,9 +10,9 @@ import pytest
 from jobs.cli import run
 from jobs.parcel import Inputs
 from pipeline.errors import EXIT_TRY_AGAIN, UserError
+from tests.factories import made_scenes, make_run, shard_row
 from tests.fault_proxy import Faults, fault_proxy
 from tests.killing import JOB_SECONDS, make_field
-from tests.pipeline.made_run import made_scenes, make_run, shard_row
 from tests.servers import S3Server, moto_server
 
 
@@ -31,16 +31,19 @@ def finished(moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return moto
 
 
+@pytest.mark.parametrize(
+    "program", ["tests.impatient", pytest.param("jobs.cli", marks=pytest.mark.slow(seconds=160))]
+)
 @pytest.mark.timeout(2 * JOB_SECONDS + 60)
 def test_a_store_that_is_stopped_while_a_job_writes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     field = make_field(tmp_path, images=400, seconds=0.02)
     with ExitStack() as running:
         server = running.enter_context(moto_server())
         server.point(monkeypatch)
         server.client().create_bucket(Bucket="data")
-        job = field.start("--out", "s3://data/run")
+        job = field.start("--out", "s3://data/run", program=(program,))
         assert field.wait_for(job, computed=60), job.communicate()
         running.close()
         _, said = job.communicate(timeout=JOB_SECONDS)

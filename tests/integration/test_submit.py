@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import ray
 
+from tests.factories import write_coco
 from tests.night_model import CATEGORIES, png, truth
-from tests.pipeline.made_run import write_coco
 from tests.ray_heads import Head, free_port, ray_head
 from tests.servers import S3Server, rclone_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow(seconds=80), pytest.mark.timeout(600)]
 TOKEN = "0123456789abcdef" * 4
 
 

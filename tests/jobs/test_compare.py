@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import run as panoptic
-from tests.pipeline.evaluated import evaluated_run
-from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row
+from tests.factories import damaged, evaluated_run, made_scenes, make_run, shard_row
 
 TRUTH = made_scenes(8)
 BETTER = {name: damaged(true, i) for i, (name, true) in enumerate(TRUTH.items())}

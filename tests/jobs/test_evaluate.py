@@ -16,7 +16,7 @@ from jobs.cli import run as panoptic
 from pipeline.evaluation.coco_files import evaluate_files
 from pipeline.evaluation.truth_png import read_png
 from pipeline.panoptic.score import InvalidError
-from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row, write_coco
+from tests.factories import damaged, made_scenes, make_run, shard_row, write_coco
 from tests.servers import S3Server
 
 TRUTH = made_scenes(8)

@@ -12,7 +12,7 @@ import typer
 from detr.panoptic import Panoptic, Segment
 from jobs.export import export
 from pipeline.errors import UserError
-from tests.made_run import MadeImage, make_run
+from tests.factories import MadeImage, publish_run
 
 app = typer.Typer()
 app.command()(export)
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     result = Panoptic(np.ones((4, 6), np.uint8), (Segment(1, 1, True, 0.9),))
     names = ["1.jpg", "2.jpg", "3.jpg"]
     images = [MadeImage(name, name, result) for name in names]
-    make_run(tmp_path / "out", [*images, MadeImage("4.jpg", "4.jpg", "corrupt")])
+    publish_run(tmp_path / "out", [*images, MadeImage("4.jpg", "4.jpg", "corrupt")])
     return tmp_path
 
 

@@ -22,7 +22,7 @@ from pipeline.run.stats import record_stats
 from pipeline.storage.storage import Storage
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests import spoilt
-from tests.pipeline import made_run
+from tests.factories import damaged, made_scenes, make_run, shard_row, write_coco
 
 app = typer.Typer()
 app.command()(report)
@@ -34,9 +34,9 @@ def call(*arguments: str) -> None:
 
 @pytest.fixture
 def out(tmp_path: Path) -> str:
-    scenes = made_run.made_scenes(4)
-    rows = {name: made_run.shard_row(name, made) for name, made in scenes.items()}
-    return made_run.make_run(tmp_path / "out", rows).storage.url
+    scenes = made_scenes(4)
+    rows = {name: shard_row(name, made) for name, made in scenes.items()}
+    return make_run(tmp_path / "out", rows).storage.url
 
 
 @pytest.fixture
@@ -76,11 +76,11 @@ def test_json_names_the_file(out: str, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_every_figure_has_its_interval_and_every_call_its_versions(tmp_path: Path) -> None:
-    scenes = made_run.made_scenes(6)
-    worse = {name: made_run.damaged(made, seed) for seed, (name, made) in enumerate(scenes.items())}
-    json_file = made_run.write_coco(tmp_path / "truth", "gt", scenes)
-    rows = {name: made_run.shard_row(name, made) for name, made in worse.items()}
-    run = made_run.make_run(tmp_path / "run", rows)
+    scenes = made_scenes(6)
+    worse = {name: damaged(made, seed) for seed, (name, made) in enumerate(scenes.items())}
+    json_file = write_coco(tmp_path / "truth", "gt", scenes)
+    rows = {name: shard_row(name, made) for name, made in worse.items()}
+    run = make_run(tmp_path / "run", rows)
     result = spoilt.evaluate(run, json_file)
     record_stats(run, 1, Progress(total=6, done=6, seconds=2.0), {})
     call(str(tmp_path / "run"), "--gallery", "0")
@@ -96,10 +96,10 @@ def test_every_figure_has_its_interval_and_every_call_its_versions(tmp_path: Pat
 def test_galleries_share_the_room_for_pictures_and_say_what_it_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scenes = made_run.made_scenes(6)
-    rows = {name: made_run.shard_row(name, made) for name, made in scenes.items()}
-    run = made_run.make_run(tmp_path / "run", rows)
-    spoilt.evaluate(run, made_run.write_coco(tmp_path / "truth", "gt", scenes))
+    scenes = made_scenes(6)
+    rows = {name: shard_row(name, made) for name, made in scenes.items()}
+    run = make_run(tmp_path / "run", rows)
+    spoilt.evaluate(run, write_coco(tmp_path / "truth", "gt", scenes))
     words = "More were asked for: the 15 MB that a report may have"
     page = tmp_path / "run" / "report" / "0001.html"
     call(str(tmp_path / "run"), "--gallery", "6")
@@ -119,16 +119,16 @@ def test_galleries_share_the_room_for_pictures_and_say_what_it_left_out(
 
 def test_truth_may_have_classes_that_the_model_never_learnt(tmp_path: Path) -> None:
     """They are named in the table, in what was missed and in what is taken for what."""
-    scenes = made_run.made_scenes(4)
+    scenes = made_scenes(4)
     more = Categories([*SCENE_CATEGORIES, Category(100, "<kite>", True, (0, 0, 0))])
     truth = {
         name: (made, [{**segments[0], "category_id": 100}, *segments[1:]])
         for name, (made, segments) in scenes.items()
     }
-    json_file = made_run.write_coco(tmp_path / "truth", "more", truth, categories=more)
+    json_file = write_coco(tmp_path / "truth", "more", truth, categories=more)
     for name in ("now", "before"):
-        rows = {name: made_run.shard_row(name, made) for name, made in scenes.items()}
-        spoilt.evaluate(made_run.make_run(tmp_path / name, rows), json_file)
+        rows = {name: shard_row(name, made) for name, made in scenes.items()}
+        spoilt.evaluate(make_run(tmp_path / name, rows), json_file)
     call(str(tmp_path / "now"), "--compare", str(tmp_path / "before"))
     page = (tmp_path / "now" / "report" / "0001.html").read_text()
     assert page.count('<th scope="row" data-value="&lt;kite&gt;">') == 2  # classes, compared

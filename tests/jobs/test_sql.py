@@ -11,8 +11,7 @@ import typer
 
 from jobs.sql import sql
 from pipeline.errors import UserError
-from tests.made_run import make_run
-from tests.pipeline.test_lookup import images
+from tests.factories import named_images, publish_run
 
 app = typer.Typer()
 app.command()(sql)
@@ -25,7 +24,7 @@ def call(*arguments: str) -> None:
 
 @pytest.fixture
 def out(tmp_path: Path) -> str:
-    make_run(tmp_path / "out", images([f"{n}.jpg" for n in range(5)]))
+    publish_run(tmp_path / "out", named_images([f"{n}.jpg" for n in range(5)]))
     return str(tmp_path / "out")
 
 

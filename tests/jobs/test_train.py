@@ -27,7 +27,7 @@ from pipeline.train.init_weights import read_architecture, start
 from pipeline.train.loop import WEIGHTS, Plan, Schedule, Task, Trainer, factor, read_checkpoint
 from pipeline.train.synthetic import write_scenes
 from pipeline.train.workers import settle
-from tests.random_weights import write_official_r50, write_tiny
+from tests.random_weights import write_tiny
 
 TINY = """
 block = "basic"
@@ -129,6 +129,7 @@ def test_stopped_training_ends_as_an_uninterrupted_one(
             assert torch.equal(tensor, stopped[part][name]), name
 
 
+@pytest.mark.ray
 @pytest.mark.timeout(600)
 def test_killed_command_goes_on_from_its_checkpoint(
     folder: Path, architecture: Path, tmp_path: Path
@@ -160,14 +161,16 @@ def test_killed_command_goes_on_from_its_checkpoint(
     assert detr.describe(out / WEIGHTS).categories == open_dataset(str(folder)).categories
 
 
+@pytest.mark.parametrize("steps", [160, pytest.param(320, marks=pytest.mark.slow(seconds=50))])
 @pytest.mark.usefixtures("one_thread")
-def test_training_learns(tmp_path: Path, architecture: Path) -> None:
+def test_training_learns(tmp_path: Path, architecture: Path, steps: int) -> None:
     """Eight scenes by heart: the loss falls by half, and PQ leaves the untrained model's behind.
 
-    Of twelve seeds with this plan the worst came to 0.19, the others to 0.29 and more.
+    Of twelve seeds with 320 steps the worst came to 0.19, the others to 0.29 and more; this seed
+    comes to 0.22 with 160 steps.
     """
     write_scenes(tmp_path / "data", 8, 3)
-    plan = {"steps": 320, "batch_size": 8, "lr": 2e-3, "backbone_lr": 2e-3, "averaging": 0.9}
+    plan = {"steps": steps, "batch_size": 8, "lr": 2e-3, "backbone_lr": 2e-3, "averaging": 0.9}
     plan |= {"dense_weight": 1.0, "no_object_weight": 0.02}
     task = make_task(tmp_path / "data", tmp_path / "out", architecture, **plan)
     schedule = replace(task.schedule, save_seconds=1000, threshold=0.5)
@@ -184,6 +187,7 @@ def test_training_learns(tmp_path: Path, architecture: Path) -> None:
     assert panoptic.segments
 
 
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_command_learns_200_scenes_in_minutes(tmp_path: Path) -> None:
@@ -229,13 +233,13 @@ def three_classes(folder: Path) -> PanopticDataset:
     return open_dataset(str(folder / "three.json"), masks=str(folder / "panoptic"))
 
 
-def test_fine_tuning_keeps_every_tensor_but_the_class_head(tmp_path: Path) -> None:
+def test_fine_tuning_keeps_every_tensor_but_the_class_head(
+    official_weights: Path, tmp_path: Path
+) -> None:
     write_scenes(tmp_path / "data", 4, 3)
     dataset = three_classes(tmp_path / "data")
-    write_official_r50(tmp_path / "r50.pth")
-    official = torch.load(tmp_path / "r50.pth", weights_only=True)["model"]
-    path = str(tmp_path / "r50.pth")
-    config, initial = start(path, "small", 64, dataset.categories, "joint")
+    official = torch.load(official_weights, weights_only=True)["model"]
+    config, initial = start(str(official_weights), "small", 64, dataset.categories, "joint")
     assert (config.num_classes, config.size, config.frozen_norm) == (3, 64, True)
     plan = Plan(steps=1, batch_size=2, warmup=0)
     task = Task(
@@ -265,13 +269,12 @@ def test_weights_of_the_same_label_set_keep_their_class_head(tmp_path: Path) -> 
     assert "detr.class_embed.weight" in initial
 
 
-def test_the_published_head_is_learnt_on_by_position(tmp_path: Path) -> None:
+def test_the_published_head_is_learnt_on_by_position(official_weights: Path) -> None:
     """Its rows are COCO ids; COCO's own truth files give no colours and may list in any order."""
-    write_official_r50(tmp_path / "r50.pth")
-    head = torch.load(tmp_path / "r50.pth", weights_only=True)["model"]["detr.class_embed.weight"]
+    head = torch.load(official_weights, weights_only=True)["model"]["detr.class_embed.weight"]
     bare = [{k: v for k, v in c.items() if k != "color"} for c in detr.COCO_PANOPTIC.to_json()]
     categories = detr.Categories.from_json(bare[::-1])
-    config, initial = start(str(tmp_path / "r50.pth"), "small", None, categories, "masks")
+    config, initial = start(str(official_weights), "small", None, categories, "masks")
     assert initial is not None
     assert config.num_classes == 133
     rows = initial["detr.class_embed.weight"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,23 +14,8 @@ import pytest
 from PIL import Image
 
 from jobs.cli import run
-from pipeline.config import make_config
 from pipeline.errors import EXIT_QUALITY_GATE
-from pipeline.segmentation.job import segment
 from tests.run_rows import shard_files
-
-
-@pytest.fixture(scope="module")
-def made(
-    scenes: Path, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> Path:
-    """A folder with `photos`, 20 scenes and 3 broken files, and a finished `run` over them."""
-    folder = tmp_path_factory.mktemp("verify")
-    shutil.copytree(scenes / "images", folder / "photos")
-    values = {"source": str(folder / "photos"), "out": str(folder / "run")}
-    values |= {"weights": str(tiny_weights), "device": "cpu", "dtype": "fp32"}
-    segment(make_config({**values, "images_per_shard": 8, "max_error_rate": 0.2}))
-    return folder
 
 
 def verified(
@@ -40,9 +26,9 @@ def verified(
     return code, json.loads(capsys.readouterr().out)
 
 
-def edited(made: Path, folder: Path, name: str, **values: Any) -> Path:
+def edited(segmented: Path, folder: Path, name: str, **values: Any) -> Path:
     """A copy of the run whose row of `name` holds other values."""
-    out = Path(shutil.copytree(made / "run", folder / "run"))
+    out = Path(shutil.copytree(segmented, folder / "run"))
     for shard in shard_files(out):
         table = pq.read_table(out / shard)
         rows = table.to_pylist()
@@ -54,9 +40,9 @@ def edited(made: Path, folder: Path, name: str, **values: Any) -> Path:
 
 
 def test_a_sample_computed_again_is_the_same_to_the_last_pixel(
-    made: Path, capsys: pytest.CaptureFixture[str]
+    segmented: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, facts = verified(made / "run", capsys, "--sample", "50")
+    code, facts = verified(segmented, capsys, "--sample", "50")
     assert code == 0
     assert (facts["images"], facts["rows"], facts["ok"], facts["error"]) == (23, 23, 20, 3)
     sample = facts["sample"]
@@ -64,19 +50,19 @@ def test_a_sample_computed_again_is_the_same_to_the_last_pixel(
 
 
 def test_what_a_count_finds_stands_in_the_json(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    segmented: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = edited(made, tmp_path, "000003.jpg", file_name=lambda row: "stranger.jpg")
+    out = edited(segmented, tmp_path, "000003.jpg", file_name=lambda row: "stranger.jpg")
     code, facts = verified(out, capsys)
     assert code == EXIT_QUALITY_GATE
     assert facts["findings"]["missing"] == facts["findings"]["not in the manifest"] == 1
 
 
 def test_a_row_with_another_class_is_found_by_computing_it_again(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    segmented: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = edited(
-        made, tmp_path, "000003.jpg", category_id=lambda row: [8 for _ in row["category_id"]]
+        segmented, tmp_path, "000003.jpg", category_id=lambda row: [8 for _ in row["category_id"]]
     )
     code, facts = verified(out, capsys, "--sample", "50")
     assert code == EXIT_QUALITY_GATE
@@ -85,9 +71,9 @@ def test_a_row_with_another_class_is_found_by_computing_it_again(
 
 
 def test_an_error_that_was_none_is_found_by_computing_it_again(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    segmented: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = edited(made, tmp_path, "000003.jpg", width=lambda row: row["width"] + 1)
+    out = edited(segmented, tmp_path, "000003.jpg", width=lambda row: row["width"] + 1)
     code, facts = verified(out, capsys, "--sample", "50")
     assert code == EXIT_QUALITY_GATE
     [words] = facts["sample"]["other"]
@@ -95,23 +81,24 @@ def test_an_error_that_was_none_is_found_by_computing_it_again(
 
 
 def test_a_file_that_changed_since_is_skipped(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    segmented: Path, scenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    photo = made / "photos" / "000004.jpg"
-    content = photo.read_bytes()
+    photo = scenes / "images" / "000004.jpg"
+    content, times = photo.read_bytes(), photo.stat()
     try:
         Image.new("RGB", (64, 64)).save(photo)
-        code, facts = verified(made / "run", capsys, "--sample", "50")
+        code, facts = verified(segmented, capsys, "--sample", "50")
     finally:
         photo.write_bytes(content)
+        os.utime(photo, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert code == 0
     assert (facts["sample"]["compared"], facts["sample"]["skipped"]) == (22, 1)
 
 
 def test_a_missing_shard_is_named_and_exits_with_the_gate_s_code(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    segmented: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = Path(shutil.copytree(made / "run", tmp_path / "run"))
+    out = Path(shutil.copytree(segmented, tmp_path / "run"))
     gone = next(iter(shard_files(out)))
     (out / gone).unlink()
     capsys.readouterr()

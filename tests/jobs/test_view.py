@@ -14,7 +14,7 @@ from detr.categories import COCO_PANOPTIC
 from detr.panoptic import Panoptic, Segment
 from jobs.view import view
 from pipeline.errors import UserError
-from tests.made_run import MadeImage, make_run
+from tests.factories import MadeImage, publish_run
 from tests.odd_files import picture
 from tests.random_weights import write_tiny
 
@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
         MadeImage("b.png", str(photos / "b.png"), "truncated"),
         MadeImage("changed.png", str(photos / "changed.png"), smaller),
     ]
-    make_run(tmp_path / "out", images)
+    publish_run(tmp_path / "out", images)
     return tmp_path
 
 

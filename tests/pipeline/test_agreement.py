@@ -12,9 +12,15 @@ from detr.panoptic import Panoptic, Segment
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import Agreement, agree
 from pipeline.run.snapshots import Edition, open_edition
-from tests.made_run import MadeImage, add_generation
-from tests.made_run import make_run as make_published
-from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row
+from tests.factories import (
+    MadeImage,
+    add_generation,
+    damaged,
+    made_scenes,
+    make_run,
+    publish_run,
+    shard_row,
+)
 
 SCENES = made_scenes(9)
 
@@ -83,8 +89,8 @@ def test_rows_of_several_generations_are_paired(tmp_path: Path) -> None:
             f"{i}.png", f"/x/{i}.png", Panoptic(segment_map, (Segment(1, 1, True, 1),))
         )
 
-    one = make_published(tmp_path / "a", [image(i, 8) for i in range(10)], shards=4)
-    two = make_published(tmp_path / "b", [image(i, 8) for i in range(6)], shards=3)
+    one = publish_run(tmp_path / "a", [image(i, 8) for i in range(10)], shards=4)
+    two = publish_run(tmp_path / "b", [image(i, 8) for i in range(6)], shards=3)
     add_generation(two, [image(i, 6) for i in range(6, 10)], number=2, shards=1)
     found = agree(open_edition(one.storage.url), open_edition(two.storage.url))
     assert (found.images, found.unpaired) == (10, 0)

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 # Sends itself SIGTERM as soon as `ray.init` has put a handler of its own in place.
 STOPPED = """
@@ -30,6 +32,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.ray
 def test_a_stop_while_ray_starts_is_answered_by_this_process() -> None:
     """Ray's own handler would end it with code 15, which means nothing to whoever called it."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}

@@ -19,10 +19,18 @@ from pipeline.panoptic.pq import REPLICATES, Side, Sums, score
 from pipeline.panoptic.score import score_rows
 from pipeline.run.snapshots import open_edition
 from pipeline.train.synthetic import SCENE_CATEGORIES
-from tests.pipeline.evaluated import evaluate, evaluated_run, truth_table
-from tests.pipeline.made import sides
-from tests.pipeline.made_run import damaged, made_scenes, make_run, shard_row
-from tests.pipeline.test_quality import CATEGORIES, made_population
+from tests.factories import (
+    POPULATION_CATEGORIES,
+    damaged,
+    evaluate_rows,
+    evaluated_run,
+    made_population,
+    made_scenes,
+    make_run,
+    shard_row,
+    sides,
+    truth_table,
+)
 
 TRUTH = made_scenes(12)
 BETTER = {name: damaged(true, i) for i, (name, true) in enumerate(TRUTH.items())}
@@ -124,7 +132,7 @@ def test_classes_that_only_the_truth_has_are_missed_and_no_other_is_charged(tmp_
         for name, predicted in (("a", BETTER), ("b", WORSE))
     ]
     for run in runs:
-        evaluate(run, truth, name="more", categories=more)
+        evaluate_rows(run, truth, name="more", categories=more)
     a, b = (open_edition(run.storage.url) for run in runs)
     found = compare(a, b, "more")
     classes = {own.name: own for own in found.classes}
@@ -137,14 +145,14 @@ def test_classes_that_only_the_truth_has_are_missed_and_no_other_is_charged(tmp_
     assert found.groups["All"]["pq"].b == expected["All"]["pq"]
     for own in found.classes:
         assert own.pq.b == expected["per_class"][str(own.category_id)]["pq"], own.name
-    evaluate(runs[0], truth, name="more", categories=Categories([*more, tram]))
+    evaluate_rows(runs[0], truth, name="more", categories=Categories([*more, tram]))
     with pytest.raises(UserError, match="used different ground truth"):
         compare(a, b, "more")
 
 
 def test_several_evaluations_are_told_apart_by_name(tmp_path: Path) -> None:
     run = evaluated_run(tmp_path / "a", BETTER, TRUTH)
-    evaluate(run, TRUTH, name="again")
+    evaluate_rows(run, TRUTH, name="again")
     edition = open_edition(f"{run.storage.url}/snapshots/0001.parquet")
     with pytest.raises(UserError, match="evaluated as again and as gt: choose one with --name"):
         compare(edition, edition)
@@ -162,17 +170,17 @@ def test_intervals_of_a_difference_hold_it_and_classes_raise_few_false_alarms() 
         kept = [s for s in segments if s["id"] != gone]
         worse.append((hidden, kept, true, true_segments))
     models: list[Side] = []
-    truth = sides(population, list(CATEGORIES.ids))[1]
+    truth = sides(population, list(POPULATION_CATEGORIES.ids))[1]
     for images in (population, worse):
-        models.append(sides(images, list(CATEGORIES.ids))[0])
+        models.append(sides(images, list(POPULATION_CATEGORIES.ids))[0])
 
     def sampled(rows: np.ndarray, seeds: np.ndarray) -> dict[str, Any]:
         both = []
         for model in models:
-            own = Sums.zero(len(CATEGORIES))
+            own = Sums.zero(len(POPULATION_CATEGORIES))
             score(model, truth, own, prediction_rows=rows, truth_rows=rows, seeds=seeds)
             both.append(own)
-        return changes(both, CATEGORIES)
+        return changes(both, POPULATION_CATEGORIES)
 
     everything = np.arange(len(population))
     known = sampled(everything, everything.astype(np.uint64))
@@ -192,10 +200,10 @@ def test_intervals_of_a_difference_hold_it_and_classes_raise_few_false_alarms() 
     assert 0.90 <= held / 300 <= 0.985
     assert alarms / 300 <= 0.06
     # Pairing is worth it: the interval of one model alone is several times as wide.
-    own = Sums.zero(len(CATEGORIES))
+    own = Sums.zero(len(POPULATION_CATEGORIES))
     rows = np.arange(250)
     score(
         models[0], truth, own, prediction_rows=rows, truth_rows=rows, seeds=rows.astype(np.uint64)
     )
-    low, high = results(own, CATEGORIES)["All"]["pq_interval"]
+    low, high = results(own, POPULATION_CATEGORIES)["All"]["pq_interval"]
     assert np.mean(widths) < 0.7 * (high - low)

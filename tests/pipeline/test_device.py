@@ -13,7 +13,7 @@ from pipeline.errors import EXIT_TRY_AGAIN, TryAgainError
 from pipeline.progress import Reporter
 from pipeline.segmentation.job import work
 from pipeline.segmentation.model_spec import ModelSpec
-from tests.pipeline.test_refresh import Night
+from tests.factories import Night
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.evaluation.drift import Limits, Shares, alarms, difference_interval, drift, wilson
 from pipeline.run.shard_format import shard_schema
 from pipeline.train.synthetic import SCENE_CATEGORIES
-from tests.pipeline.made_run import Predicted, made_scenes, shard_row
+from tests.factories import Predicted, made_scenes, shard_row
 
 LIMITS = Limits(error_rate=0.05, empty_rise=0.05, class_drift=0.1)
 IDS = SCENE_CATEGORIES.ids

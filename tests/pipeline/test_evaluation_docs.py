@@ -18,7 +18,7 @@ from pipeline.panoptic.pq import SIZES, Sums
 from pipeline.panoptic.score import Partial, score_rows
 from pipeline.run.shard_format import shard_schema
 from pipeline.train.synthetic import SCENE_CATEGORIES
-from tests.pipeline.made_run import damaged, made_scenes, shard_row
+from tests.factories import damaged, made_scenes, shard_row
 
 DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
 QUERIES = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)

@@ -18,7 +18,7 @@ from pipeline.evaluation.coco_files import evaluate_files
 from pipeline.report.coco_writer import ImageIds, JsonLists
 from pipeline.report.export import export_run
 from pipeline.run.run import Run
-from tests.made_run import MadeImage, make_run
+from tests.factories import MadeImage, publish_run
 
 NAMES = [f"val/{number:012d}.jpg" for number in (139, 285, 7, 1000, 42)]
 BROKEN = "val/000000000099.jpg"
@@ -42,7 +42,9 @@ def panoptic(seed: int) -> Panoptic:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     images = [MadeImage(name, name, panoptic(seed)) for seed, name in enumerate(NAMES)]
-    return make_run(tmp_path / "out", [*images, MadeImage(BROKEN, BROKEN, "truncated")], shards=3)
+    return publish_run(
+        tmp_path / "out", [*images, MadeImage(BROKEN, BROKEN, "truncated")], shards=3
+    )
 
 
 def truth_of(names: dict[int, str], **size: int) -> dict[str, Any]:
@@ -153,7 +155,7 @@ def test_one_shard_at_a_time_is_held(run: Run, tmp_path: Path) -> None:
 
 
 def one(tmp_path: Path, *names: str) -> Run:
-    return make_run(tmp_path / "one", [MadeImage(name, name, panoptic(0)) for name in names])
+    return publish_run(tmp_path / "one", [MadeImage(name, name, panoptic(0)) for name in names])
 
 
 def test_names_that_give_no_id_are_refused(tmp_path: Path) -> None:

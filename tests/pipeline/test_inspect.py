@@ -14,7 +14,7 @@ from detr.inference.preprocess import normalize, resize
 from pipeline.errors import UserError
 from pipeline.report.inspect import inspect_image
 from pipeline.report.inspect_page import render
-from tests.random_weights import made_images, write_official_r50
+from tests.random_weights import made_images
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +62,9 @@ def test_a_sliver_is_refused_in_a_sentence(tiny: Predictor) -> None:
         inspect_image(tiny, np.zeros((1, 5000, 3), np.uint8))
 
 
-def test_the_shapes_of_r50_on_a_640_x_480_photo(tmp_path: Path) -> None:
+def test_the_shapes_of_r50_on_a_640_x_480_photo(official_weights: Path) -> None:
     """Those of the published model at 800 x 1066."""
-    write_official_r50(tmp_path / "r50.pth", photos=made_images(2, 0, 240))
-    model = detr.load(tmp_path / "r50.pth", device="cpu")
+    model = detr.load(official_weights, device="cpu")
     seen = inspect_image(model, made_images(1, 1, 480)[0], queries=2)
     shapes = {stage.name: stage.shape for stage in seen.stages}
     kept = seen.kept

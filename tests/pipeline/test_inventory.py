@@ -24,7 +24,7 @@ from pipeline.run.run import create_run
 from pipeline.segmentation.job import check_same, describe_run
 from pipeline.segmentation.model_spec import ModelDescription
 from pipeline.storage.storage import Storage
-from tests.pipeline.test_refresh import Night
+from tests.factories import Night
 from tests.servers import S3Server
 from tests.toy_model import CATEGORIES
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from detr.panoptic import Panoptic, Segment
+from detr.panoptic import Panoptic
 from pipeline.errors import UserError
 from pipeline.run import lookup
 from pipeline.run.folder import ShardEntry
@@ -18,23 +18,12 @@ from pipeline.run.lookup import find_row
 from pipeline.run.reader import panoptic_of
 from pipeline.sharding import name_hash, shard_of
 from pipeline.storage.storage import Storage
-from tests.made_run import MadeImage, add_generation, make_run
-
-
-def panoptic(seed: int) -> Panoptic:
-    rng = np.random.default_rng(seed)
-    segment_map = np.kron(rng.integers(0, 3, (4, 5)), np.ones((6, 7), int)).astype(np.uint8)
-    segment_map[0, :3] = (0, 1, 2)
-    return Panoptic(segment_map, (Segment(1, 1, True, 0.5), Segment(2, 187, False, 0.75)))
-
-
-def images(names: list[str], seed: int = 0) -> list[MadeImage]:
-    return [MadeImage(name, f"/photos/{name}", panoptic(seed + i)) for i, name in enumerate(names)]
+from tests.factories import add_generation, named_images, publish_run
 
 
 def test_every_image_is_found_and_read_back(tmp_path: Path) -> None:
-    made = images([f"folder {n}/写真 #{n}?.jpg" for n in range(40)])
-    run = make_run(tmp_path, made, shards=5)
+    made = named_images([f"folder {n}/写真 #{n}?.jpg" for n in range(40)])
+    run = publish_run(tmp_path, made, shards=5)
     for image in made:
         row = find_row(run, image.file_name)
         assert row["uri"] == image.uri
@@ -45,8 +34,8 @@ def test_every_image_is_found_and_read_back(tmp_path: Path) -> None:
 
 
 def test_later_generations_are_found_with_their_own_shard_count(tmp_path: Path) -> None:
-    run = make_run(tmp_path, images([f"old{n}.jpg" for n in range(20)]), shards=4)
-    add_generation(run, images([f"new{n}.jpg" for n in range(20)]), number=2, shards=3)
+    run = publish_run(tmp_path, named_images([f"old{n}.jpg" for n in range(20)]), shards=4)
+    add_generation(run, named_images([f"new{n}.jpg" for n in range(20)]), number=2, shards=3)
     for n in range(20):
         assert find_row(run, f"old{n}.jpg")["generation"] == 1
         assert find_row(run, f"new{n}.jpg")["generation"] == 2
@@ -74,7 +63,7 @@ def test_three_objects_are_read_for_one_image_of_a_million(
     """1,954 shards are live, and only the one that must be read is there."""
     shards, name = 1_954, "holiday/0042.jpg"
     place = shard_of(name_hash(name), shards)
-    run = make_run(tmp_path, images([name]), shards=shards)
+    run = publish_run(tmp_path, named_images([name]), shards=shards)
     [own] = run.snapshot().shards
     others = [run.generation(1).shard_path(n) for n in range(shards) if n != place]
     run.write_snapshot(1, [own, *(ShardEntry(path, 512, 512, 0, 1_800_000) for path in others)])
@@ -86,7 +75,7 @@ def test_three_objects_are_read_for_one_image_of_a_million(
 def test_of_a_large_shard_one_row_group_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = make_run(tmp_path, images([f"{n}.jpg" for n in range(60)]), shards=1)
+    run = publish_run(tmp_path, named_images([f"{n}.jpg" for n in range(60)]), shards=1)
     [entry] = run.snapshot().shards
     table = run.read_shard(entry.path)
     pq.write_table(table, tmp_path / entry.path, row_group_size=10)
@@ -100,7 +89,7 @@ def test_of_a_large_shard_one_row_group_is_read(
 def test_where_only_copies_are_live_their_plan_says_how_many_shards_there_were(
     tmp_path: Path,
 ) -> None:
-    run = make_run(tmp_path, images([f"{n}.jpg" for n in range(40)]), shards=4)
+    run = publish_run(tmp_path, named_images([f"{n}.jpg" for n in range(40)]), shards=4)
     entries = []
     for shard, entry in enumerate(run.snapshot().shards):
         copy = f"segments/0002/kept-0001-{shard:06d}.parquet"
@@ -112,7 +101,7 @@ def test_where_only_copies_are_live_their_plan_says_how_many_shards_there_were(
 
 
 def test_a_name_is_in_the_run_or_not_and_a_run_is_not_looped_over(tmp_path: Path) -> None:
-    run = make_run(tmp_path, images(["a.jpg"]), shards=1)
+    run = publish_run(tmp_path, named_images(["a.jpg"]), shards=1)
     assert "a.jpg" in run
     assert "b.jpg" not in run
     with pytest.raises(TypeError, match="not iterable"):
@@ -123,6 +112,6 @@ def test_a_name_is_in_the_run_or_not_and_a_run_is_not_looped_over(tmp_path: Path
 
 
 def test_an_unknown_name_is_said(tmp_path: Path) -> None:
-    run = make_run(tmp_path, images(["a.jpg"]))
+    run = publish_run(tmp_path, named_images(["a.jpg"]))
     with pytest.raises(UserError, match=r"has no image 'b\.jpg'"):
         find_row(run, "b.jpg")

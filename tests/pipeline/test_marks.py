@@ -11,7 +11,7 @@ import pytest
 from pipeline.planning.generations import plan_retry, stage_listing
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
-from tests.pipeline.made_run import made_scenes, make_run, shard_row
+from tests.factories import made_scenes, make_run, shard_row
 
 
 def test_the_bytes_of_a_plain_list_are_estimated_from_a_sample(

@@ -38,7 +38,7 @@ def value(text: str, name: str, **tags: str) -> float | None:
     return None
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=20)
 @pytest.mark.usefixtures("ray_session")
 def test_a_job_s_counters_reach_prometheus_once_for_a_shard_that_was_written_twice() -> None:
     tally = start_tally(100, 1.0, "s3://bucket/metrics-test")

@@ -14,7 +14,7 @@ from pipeline.nightly.settings import NightlyConfig
 from pipeline.run.folder import ShardEntry
 from pipeline.run.run import Run
 from pipeline.run.snapshots import Edition
-from tests.made_run import MadeImage, add_generation, make_run
+from tests.factories import MadeImage, add_generation, publish_run
 
 GOOD = Panoptic(np.ones((2, 2), np.uint8), (Segment(1, 1, True, 1.0),))
 
@@ -22,7 +22,7 @@ GOOD = Panoptic(np.ones((2, 2), np.uint8), (Segment(1, 1, True, 1.0),))
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """8 good images, then 15 broken ones; a third generation copies 14 of those."""
-    run = make_run(tmp_path, [MadeImage(f"{n}.png", "/x", GOOD) for n in range(8)])
+    run = publish_run(tmp_path, [MadeImage(f"{n}.png", "/x", GOOD) for n in range(8)])
     broken = [MadeImage(f"{n}.png", "/x", "not_an_image") for n in range(100, 115)]
     add_generation(run, broken, number=2, shards=1)
     *stay, old = sorted(run.snapshot(2).shards, key=lambda entry: entry.path)

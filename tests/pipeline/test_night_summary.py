@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.nightly.release_gate import Judged
 from pipeline.nightly.summary import NightSummary, errors_by_code, summarize, work_since
 from pipeline.run.snapshots import Edition
-from tests.made_run import MadeImage, add_generation, make_run
+from tests.factories import MadeImage, add_generation, publish_run
 
 SUMMARY = NightSummary(
     out="s3://b/nights",
@@ -59,7 +59,7 @@ def test_a_quiet_night_is_short_and_a_stopped_one_says_why() -> None:
 
 
 def test_work_is_that_of_the_generations_since_the_live_edition(tmp_path: Path) -> None:
-    run = make_run(tmp_path, [MadeImage(f"{n}.png", f"/x/{n}.png", "timeout") for n in range(6)])
+    run = publish_run(tmp_path, [MadeImage(f"{n}.png", f"/x/{n}.png", "timeout") for n in range(6)])
     add_generation(run, [MadeImage("9.png", "/x/9.png", "empty")], number=2, shards=1)
     placement = {"max_actors": 2_000, "actor_gpus": 1.0}  # an actor for each shard, were there GPUs
     entry = {"done": 6, "seconds": 10.0, "gpu_seconds": 40.0, "placement": placement}
@@ -75,7 +75,7 @@ def test_work_is_that_of_the_generations_since_the_live_edition(tmp_path: Path) 
 
 
 def test_cost_is_gpu_hours_times_the_price(tmp_path: Path) -> None:
-    run = make_run(tmp_path, [MadeImage("1.png", "/x/1.png", "timeout")])
+    run = publish_run(tmp_path, [MadeImage("1.png", "/x/1.png", "timeout")])
     gpus = {"gpu_seconds": 3600.0, "placement": {"max_actors": 9, "actor_gpus": 1.0}}
     machine = {"gpu_seconds": 0.0, "placement": {"max_actors": 4, "actor_gpus": 0.0}}
     stats = [{"done": 1, "seconds": 3600.0, **where} for where in (gpus, machine)]

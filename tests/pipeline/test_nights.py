@@ -15,7 +15,7 @@ from pipeline.run.lease import lease
 from pipeline.run.run import Run, open_run
 from pipeline.run.series import Nights, Pinned
 from pipeline.storage.storage import Storage
-from tests.made_run import MadeImage, add_generation, make_run
+from tests.factories import MadeImage, add_generation, publish_run
 
 PICTURE = Panoptic(np.ones((2, 2), np.uint8), (Segment(1, 1, True, 1.0),))
 
@@ -29,7 +29,7 @@ def nights(tmp_path: Path) -> Nights:
     """run-a with snapshots 1, 2, 3 published in turn, then run-b with 1 and 2, on top of each."""
     nights = Nights(Storage(tmp_path))
     for name in ("run-a", "run-b"):
-        run = make_run(tmp_path / name, images(*range(8)))
+        run = publish_run(tmp_path / name, images(*range(8)))
         nights.publish(name, run, 1)
         for number in (2, 3) if name == "run-a" else (2,):
             add_generation(run, images(10 * number), number=number, shards=1)
@@ -57,7 +57,7 @@ def test_whoever_opens_the_folder_reads_the_live_run(nights: Nights) -> None:
 
 
 def test_a_run_folder_is_no_folder_of_nights(tmp_path: Path) -> None:
-    make_run(tmp_path, images(1))
+    publish_run(tmp_path, images(1))
     with pytest.raises(UserError, match="nights need a folder of their own"):
         Nights(Storage(tmp_path))
 
@@ -119,7 +119,7 @@ def test_rollback_to_what_is_not_there_moves_nobody(nights: Nights, to: str) -> 
 
 
 def test_a_single_run_rolls_back_too(tmp_path: Path) -> None:
-    run = make_run(tmp_path, images(1, 2))
+    run = publish_run(tmp_path, images(1, 2))
     with pytest.raises(UserError, match=r"no snapshot of .* was published before 1"):
         rollback(str(tmp_path))
     add_generation(run, images(3), number=2, shards=1)

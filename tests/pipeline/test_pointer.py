@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.run.latest import REMEMBERED, back, forward, instead
 from pipeline.run.publish import finish
-from tests.pipeline.made_run import made_scenes, make_run, shard_row
+from tests.factories import made_scenes, make_run, shard_row
 
 
 def test_the_first_publication_has_no_history() -> None:

@@ -16,13 +16,7 @@ from numpy.typing import NDArray
 from detr.categories import Categories
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import REPLICATES, Side, Sums, fault_sentence, score
-from tests.pipeline.made import (
-    PREDICTION_SCHEMA,
-    Image,
-    prediction_row,
-    score_images,
-    sides,
-)
+from tests.factories import PREDICTION_SCHEMA, Scene, prediction_row, score_images, sides
 from tests.pipeline.plain_pq import plain_pq
 
 CATEGORY_IDS = [7, 1, 200, 92]
@@ -32,7 +26,7 @@ CATEGORIES = Categories.from_json(
 
 
 @st.composite
-def maps(draw: st.DrawFn) -> Image:
+def maps(draw: st.DrawFn) -> Scene:
     """A prediction and a truth of one size: independent, or one a disturbance of the other."""
     height = draw(st.integers(1, 9))
     width = draw(st.sampled_from([1, 2, 5, 8, 70]))
@@ -74,7 +68,7 @@ def maps(draw: st.DrawFn) -> Image:
     return predicted_map, predicted_segments, true_map, true_segments
 
 
-def assert_as_plain(images: list[Image], sums: Sums) -> None:
+def assert_as_plain(images: list[Scene], sums: Sums) -> None:
     expected = plain_pq(images)
     iou = sums.class_iou()
     for position, category_id in enumerate(CATEGORY_IDS):
@@ -86,7 +80,7 @@ def assert_as_plain(images: list[Image], sums: Sums) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(maps(), min_size=1, max_size=4))
-def test_equals_the_definition_on_pixels(images: list[Image]) -> None:
+def test_equals_the_definition_on_pixels(images: list[Scene]) -> None:
     sums, scored = score_images(images, CATEGORY_IDS)
     assert not scored.faults.any()
     assert_as_plain(images, sums)
@@ -103,7 +97,7 @@ def test_hundreds_of_segments() -> None:
     predicted_segments = [
         {"id": int(i), "category_id": CATEGORY_IDS[i % 4]} for i in np.unique(predicted)
     ]
-    images: list[Image] = [(predicted, predicted_segments, true, true_segments)]
+    images: list[Scene] = [(predicted, predicted_segments, true, true_segments)]
     sums, _ = score_images(images, CATEGORY_IDS)
     assert sums.counts[:, :, 2].sum() > 200
     assert_as_plain(images, sums)
@@ -116,7 +110,7 @@ def one(
     true_segments: list[tuple[int, int, int]],
 ) -> dict[int, list[int]]:
     """TP, FP, FN of each category that has any. true_segments: (id, category, iscrowd)."""
-    image: Image = (
+    image: Scene = (
         np.array(predicted),
         [{"id": i, "category_id": c} for i, c in predicted_categories.items()],
         np.array(true),
@@ -184,9 +178,9 @@ def test_zero_listed_in_a_prediction_is_an_ordinary_segment() -> None:
     assert one([[0, 0]], {0: 7}, [[2, 2]], [(2, 7, 0)]) == {7: [1, 0, 0]}
 
 
-def made_images(count: int) -> list[Image]:
+def made_images(count: int) -> list[Scene]:
     rng = np.random.default_rng(11)
-    images: list[Image] = []
+    images: list[Scene] = []
     for _ in range(count):
         true = rng.integers(0, 5, (6, 4)).repeat(3, axis=0).repeat(5, axis=1)
         predicted = np.where(rng.random(true.shape) < 0.15, 0, true)

@@ -11,13 +11,12 @@ from pycocotools import mask as coco_mask
 import pipeline
 from detr.panoptic import Panoptic
 from pipeline.errors import UserError
-from tests.made_run import MadeImage, make_run
-from tests.pipeline.test_lookup import images
+from tests.factories import MadeImage, named_images, publish_run
 
 
 def test_an_image_is_read_back_with_its_masks(tmp_path: Path) -> None:
-    [made] = images(["a/b.jpg"])
-    make_run(tmp_path, [made])
+    [made] = named_images(["a/b.jpg"])
+    publish_run(tmp_path, [made])
     assert isinstance(made.result, Panoptic)
     image = pipeline.open_run(str(tmp_path))["a/b.jpg"]
     assert image.ok
@@ -36,7 +35,7 @@ def test_an_image_is_read_back_with_its_masks(tmp_path: Path) -> None:
 
 
 def test_a_failed_image_says_why(tmp_path: Path) -> None:
-    make_run(tmp_path, [MadeImage("bad.jpg", "/photos/bad.jpg", "truncated")])
+    publish_run(tmp_path, [MadeImage("bad.jpg", "/photos/bad.jpg", "truncated")])
     image = pipeline.open_run(str(tmp_path))["bad.jpg"]
     assert (image.ok, image.segments, image.error) == (False, (), "truncated: made")
     with pytest.raises(UserError, match=r"'bad\.jpg' could not be segmented: truncated"):
@@ -45,7 +44,7 @@ def test_a_failed_image_says_why(tmp_path: Path) -> None:
 
 def test_a_table_holds_every_row_without_the_masks(tmp_path: Path) -> None:
     names = [f"{n}.jpg" for n in range(30)]
-    run = make_run(tmp_path, images(names), shards=4)
+    run = publish_run(tmp_path, named_images(names), shards=4)
     table = run.table()
     assert sorted(table["file_name"].to_pylist()) == sorted(names)
     assert "counts" not in table.column_names

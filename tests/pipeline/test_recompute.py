@@ -19,7 +19,7 @@ from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.segmentation.sink import UNIT_COLUMN
 from pipeline.storage.storage import Storage
-from tests.pipeline.test_segmenter import jpeg, segmenter, unit_of
+from tests.factories import jpeg, segmenter, unit_of
 
 IMAGES = 4
 

@@ -2,86 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import pyarrow as pa
 import pytest
 
 from pipeline.errors import UserError
 from pipeline.nightly.prune import prune
-from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
-from pipeline.planning.manifest import read_dropped
-from pipeline.planning.scratch_db import Staging
-from pipeline.planning.source import Source
-from pipeline.run.folder import RunInfo
+from pipeline.planning.generations import Brakes
 from pipeline.run.publish import finish, shard_sizes
-from pipeline.run.run import Run, create_run
-from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
-from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
+from pipeline.schema import TRANSIENT_CODES
 from pipeline.segmentation.pending import owed
 from pipeline.sharding import Generation
-from pipeline.storage.storage import Storage
-from tests.pipeline.made_run import shard_row
+from tests.factories import LAX, Night
 
-LAX = Brakes(max_removed_rate=1.0)
 RETRYING = Brakes(1.0, retry_codes=tuple(TRANSIENT_CODES), retries=3)
-
-
-class Night:
-    """A folder of files and a run over it whose rows are made up."""
-
-    def __init__(self, folder: Path) -> None:
-        self.photos = folder / "photos"
-        self.photos.mkdir()
-        self.source = Source(url=str(self.photos))
-        info = RunInfo(
-            SCHEMA_VERSION, {}, None, "made", "0" * 64, "f", {}, [], "cpu", "test", "2026", {}
-        )
-        self.run: Run = create_run(Storage(folder / "run"), info)
-
-    def put(self, name: str, content: str = "x") -> None:
-        (self.photos / name).write_text(content)
-
-    def first(self, outcomes: Mapping[str, str]) -> None:
-        """List all and finish generation 1; outcomes: file name -> error code."""
-        with Staging() as staging:
-            images, size = stage_listing(staging, self.source, None, lambda count: None)
-            self.finish(plan_first(self.run, staging, images, size, 4), outcomes)
-
-    def refresh(self, brakes: Brakes = LAX) -> Generation | None:
-        return plan_refresh(
-            self.run,
-            self.source,
-            None,
-            images_per_shard=4,
-            brakes=brakes,
-            progress=lambda count: None,
-        )
-
-    def finish(self, generation: Generation, outcomes: Mapping[str, str]) -> None:
-        """Write the planned shards and rewrites, then the snapshot."""
-        storage, provenance = self.run.storage, Provenance("f", "0" * 64, "cpu")
-        for unit in generation.units():
-            listed = self.run.read_unit(unit).to_pylist()
-            rows = [self._row(own, outcomes) for own in listed]
-            table = pa.Table.from_pylist(rows, schema=shard_schema())
-            storage.write(unit.path, encode_shard(table, provenance))
-        for rewrite in generation.rewrites:
-            rows = self.run.read_shard(rewrite.source)
-            gone = read_dropped(storage, generation.number)["file_name"].to_pylist()
-            kept = rows.filter([name not in gone for name in rows["file_name"].to_pylist()])
-            storage.write(rewrite.path, encode_shard(kept, provenance))
-        sizes = {entry.path: entry.size for entry in storage.list("segments")}
-        finish(self.run, generation, sizes, 1.0)
-
-    def _row(self, listed: dict[str, Any], outcomes: Mapping[str, str]) -> dict[str, Any]:
-        name = listed["file_name"]
-        failed = shard_row(name, outcomes.get(name, "empty"))
-        if name not in outcomes:
-            failed |= {"status": "ok", "error_code": None, "height": 1, "width": 1}
-        return {**failed, "attempts": listed["attempts"] + 1}
 
 
 @pytest.fixture

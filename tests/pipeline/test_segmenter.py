@@ -6,73 +6,27 @@ import platform
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-import detr
 from detr.config import ModelError
 from detr.inference.gpu_batch import InFlight
 from detr.inference.predictor import Predictor
 from detr.panoptic import Panoptic
 from pipeline.errors import UserError
-from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
-from pipeline.segmentation.fetch import Body, _with_bodies
-from pipeline.segmentation.model_spec import ModelSpec
-from pipeline.segmentation.segmenter import Decoding, Segmenter
-from pipeline.sharding import WorkUnit, name_hash
+from pipeline.schema import SHARD_SCHEMA
 from pipeline.storage.entry import StorageError
+from tests.factories import jpeg, on_a_device_that_works_alone, segmenter, unit_of
 from tests.toy_model import Toy
 
 SIZES = [(60, 80), (60, 80), (80, 60), (50, 50), (60, 80), (61, 80), (50, 50), (120, 160)]
-
-
-def jpeg(height: int, width: int, seed: int) -> bytes:
-    noise = np.random.default_rng(seed).integers(0, 255, (height // 8 + 1, width // 8 + 1, 3))
-    image = Image.fromarray(noise.astype(np.uint8)).resize((width, height))
-    out = BytesIO()
-    image.save(out, "JPEG")
-    return out.getvalue()
-
-
-def unit_of(files: Mapping[str, bytes | None]) -> pa.Table:
-    rows = [
-        {"hash": name_hash(name), "file_name": name, "uri": name, "attempts": 0} for name in files
-    ]
-    bodies = [
-        Body(data) if data is not None else Body(None, "not_found", "gone")
-        for data in files.values()
-    ]
-    unit = WorkUnit(1, 4, len(rows), "part", 0, "path")
-    return _with_bodies(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA), unit, bodies)
-
-
-def segmenter(
-    weights: Path | str,
-    *,
-    model: str = "detr:load",
-    batch_size: int | None = 4,
-    method: Literal["pil", "draft", "nvjpeg"] = "pil",
-) -> Segmenter:
-    spec = ModelSpec(
-        model=model,
-        weights=str(weights),
-        dtype="fp32",
-        threshold=0.85,
-        size_quantum=1,
-        device="cpu",
-    )
-    decoding = Decoding(exif=True, max_pixels=10_000_000, method=method)
-    return Segmenter(spec, decoding=decoding, batch_size=batch_size, threads=1, code_version="t")
 
 
 @pytest.fixture(scope="module")
@@ -201,10 +155,6 @@ def test_a_batch_holds_as_many_images_as_the_model_says_that_fit(tmp_path: Path)
         actor(unit_of(files))
         assert isinstance(actor.stream.model, Roomy)
         assert actor.stream.model.calls == expected
-
-
-def on_a_device_that_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detr.Predictor, "works_alone", True)
 
 
 def test_batches_under_way_give_the_same_rows(

@@ -12,17 +12,26 @@ from pipeline.evaluation.evaluator import evaluate_run
 from pipeline.report.sql import query
 from pipeline.run.run import Run, open_run
 from pipeline.storage.storage import Storage
-from tests.made_run import MadeImage, make_run
-from tests.pipeline import made_run
-from tests.pipeline.test_lookup import images
+from tests.factories import (
+    MadeImage,
+    made_scenes,
+    make_run,
+    named_images,
+    publish_run,
+    shard_row,
+    write_coco,
+)
 from tests.servers import S3Server
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """In a folder whose name means something to SQL and to a glob."""
-    made = [*images([f"{n}.jpg" for n in range(20)]), MadeImage("bad.jpg", "/bad.jpg", "empty")]
-    return make_run(tmp_path / "o'ut [1]*", made, shards=3)
+    made = [
+        *named_images([f"{n}.jpg" for n in range(20)]),
+        MadeImage("bad.jpg", "/bad.jpg", "empty"),
+    ]
+    return publish_run(tmp_path / "o'ut [1]*", made, shards=3)
 
 
 def one(run: Run, text: str) -> object:
@@ -53,12 +62,12 @@ def test_shares_of_an_image_add_up_to_what_is_covered(run: Run) -> None:
 
 
 def test_an_evaluation_is_a_view_by_its_name(tmp_path: Path, ray_session: None) -> None:
-    scenes = made_run.made_scenes(6)
-    rows = {name: made_run.shard_row(name, made) for name, made in scenes.items()}
-    run = made_run.make_run(tmp_path / "out", rows)
+    scenes = made_scenes(6)
+    rows = {name: shard_row(name, made) for name, made in scenes.items()}
+    run = make_run(tmp_path / "out", rows)
     with pytest.raises(UserError, match="run `panoptic evaluate` first"):
         query(run, "select * from per_image")
-    truth = made_run.write_coco(tmp_path, "truth", scenes)
+    truth = write_coco(tmp_path, "truth", scenes)
     evaluate_run(run.storage.url, str(truth))
     joined = "select count(*) from per_image join images using (file_name) where pq = 1"
     assert one(run, joined) == 6

@@ -18,15 +18,8 @@ from pipeline.cluster.progress_actor import MAX_STARTS, Flow, Tally
 from pipeline.errors import TryAgainError
 from pipeline.segmentation.graph import rewrite_shards
 from pipeline.segmentation.segmenter import Segmenter
-from tests.pipeline.test_refresh import Night
-from tests.pipeline.test_segmenter import (
-    jpeg,
-    on_a_device_that_works_alone,
-    segmenter,
-    unit_of,
-)
+from tests.factories import Night, jpeg, on_a_device_that_works_alone, segmenter, unit_of
 
-pytestmark = pytest.mark.usefixtures("ray_session")
 KEY = "1/4"  # of unit_of's units
 
 
@@ -54,13 +47,24 @@ class RecordingTally(Tally):
     def all_told(self) -> list[tuple[Any, ...]]:
         return self.told
 
+    def begin_anew(self) -> None:
+        """As another actor would: to start a process for each test takes seconds."""
+        vars(self).clear()
+        self.__init__()
 
-@pytest.fixture
-def tally() -> Iterator[Any]:
+
+@pytest.fixture(scope="module")
+def recorder(ray_session: None) -> Iterator[Any]:
     actor: Any = ray.remote(RecordingTally)
     handle: ActorHandle = actor.options(num_cpus=0).remote()
     yield handle
     ray.kill(handle)
+
+
+@pytest.fixture
+def tally(recorder: Any) -> Any:
+    ray.get(recorder.begin_anew.remote())
+    return recorder
 
 
 def states(tally: Any) -> Mapping[str, int]:

@@ -27,7 +27,7 @@ from pipeline.run.run import Run
 from pipeline.sharding import name_hash
 from pipeline.storage.storage import Storage
 from pipeline.train.synthetic import SCENE_CATEGORIES
-from tests.pipeline.made_run import made_scenes, make_run, shard_row, write_coco
+from tests.factories import made_scenes, make_run, shard_row, write_coco
 
 TRUTH = made_scenes(6)
 

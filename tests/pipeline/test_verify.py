@@ -13,7 +13,7 @@ import pytest
 from pipeline.nightly.verify import verify
 from pipeline.run.run import open_run
 from pipeline.sharding import name_hash
-from tests.pipeline.made_run import made_scenes, make_run, shard_row
+from tests.factories import made_scenes, make_run, shard_row
 
 
 @pytest.fixture(scope="module")
