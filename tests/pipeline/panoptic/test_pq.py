@@ -17,7 +17,7 @@ from detr.categories import Categories
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import REPLICATES, Side, Sums, fault_sentence, score
 from tests.factories import PREDICTION_SCHEMA, Scene, prediction_row, score_images, sides
-from tests.pipeline.plain_pq import plain_pq
+from tests.pipeline.panoptic.plain_pq import plain_pq
 
 CATEGORY_IDS = [7, 1, 200, 92]
 CATEGORIES = Categories.from_json(

@@ -43,7 +43,7 @@ def cpu_seconds(work: Callable[[], object]) -> float:
 
 def test_work_that_nobody_waited_for_is_counted(tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"")
-    model = "tests.pipeline.test_decoding:load_slow"
+    model = "tests.pipeline.segmentation.test_batches:load_slow"
     actor = segmenter(tmp_path / "none", model=model, batch_size=1)
     files = [jpeg(600, 800, seed) for seed in range(IMAGES)]
     unit = unit_of({f"{number}.jpg": data for number, data in enumerate(files)})

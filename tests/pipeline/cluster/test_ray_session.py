@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 # Sends itself SIGTERM as soon as `ray.init` has put a handler of its own in place.
 STOPPED = """
 import os, signal, threading, time

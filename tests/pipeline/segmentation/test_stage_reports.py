@@ -103,7 +103,7 @@ def test_the_sizes_of_the_batches_are_told(tiny_weights: Path, tally: Any) -> No
 
 def test_batches_cut_by_memory_are_told_as_the_model_took_them(tmp_path: Path, tally: Any) -> None:
     (tmp_path / "none").write_bytes(b"")
-    model = "tests.pipeline.test_segmenter:load_scarce"  # memory for three images
+    model = "tests.pipeline.segmentation.test_segmenter:load_scarce"  # memory for three images
     actor = reporting(tmp_path / "none", tally, model=model, batch_size=8)
     actor(unit_of({f"{number}.jpg": jpeg(60, 80, number) for number in range(9)}))
     assert ray.get(tally.all_told.remote())[-1] == ("segmented", KEY, {2: 4, 1: 1})

@@ -14,7 +14,7 @@ from pipeline.cluster.metrics import METRICS
 from pipeline.cluster.progress_actor import start_tally
 from pipeline.error_budget import Failures
 
-DOCS = Path(__file__).parents[2] / "docs" / "faults.md"
+DOCS = Path(__file__).parents[3] / "docs" / "faults.md"
 SECONDS = 60.0
 
 

@@ -20,7 +20,7 @@ from pipeline.run.shard_format import shard_schema
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import damaged, made_scenes, shard_row
 
-DOCS = Path(__file__).parents[2] / "docs" / "evaluation.md"
+DOCS = Path(__file__).parents[3] / "docs" / "evaluation.md"
 QUERIES = re.findall(r"```sql\n(.*?)```", DOCS.read_text(), re.DOTALL)
 TRUTH = made_scenes(10)
 

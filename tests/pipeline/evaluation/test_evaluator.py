@@ -24,7 +24,7 @@ from pipeline.run.publish import finish
 from pipeline.run.run import Run
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import damaged, made_scenes, make_run, shard_row, write_coco
-from tests.pipeline.plain_pq import plain_pq
+from tests.pipeline.panoptic.plain_pq import plain_pq
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 

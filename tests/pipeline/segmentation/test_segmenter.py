@@ -87,7 +87,9 @@ def load_scarce(weights: str, **settings: Any) -> Scarce:
 def test_out_of_memory_halves_the_batch_and_remembers(tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"")
     actor = segmenter(
-        tmp_path / "none", model="tests.pipeline.test_segmenter:load_scarce", batch_size=8
+        tmp_path / "none",
+        model="tests.pipeline.segmentation.test_segmenter:load_scarce",
+        batch_size=8,
     )
     same = {f"{number}.jpg": jpeg(60, 80, number) for number in range(11)}
     rows = actor(unit_of({**same, "large.jpg": jpeg(120, 160, 1)})).to_pylist()
@@ -112,7 +114,9 @@ def load_wrong(weights: str, **settings: Any) -> Wrong:
 
 def test_a_bug_of_the_model_is_no_error_row(tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"")
-    actor = segmenter(tmp_path / "none", model="tests.pipeline.test_segmenter:load_wrong")
+    actor = segmenter(
+        tmp_path / "none", model="tests.pipeline.segmentation.test_segmenter:load_wrong"
+    )
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         actor(unit_of({"a.jpg": jpeg(60, 80, 1)}))
 
@@ -147,7 +151,7 @@ def load_roomy(weights: str, **settings: Any) -> Roomy:
 
 def test_a_batch_holds_as_many_images_as_the_model_says_that_fit(tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"")
-    model = "tests.pipeline.test_segmenter:load_roomy"
+    model = "tests.pipeline.segmentation.test_segmenter:load_roomy"
     files = {f"{number}.jpg": jpeg(60, 80, number) for number in range(7)}
     files |= {f"{number}.jpg": jpeg(80, 60, number) for number in range(10, 13)}
     for batch_size, expected in ((None, [5, 2, 2, 1]), (3, [3, 3, 1, 2, 1])):
