@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 
 export RAY_AUTH_MODE ?= disabled
 export RAY_USAGE_STATS_ENABLED ?= 0
+# Ray starts many processes that import torch: without kept bytecode each compiles it anew, for 10 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test sample soak lint demo-weights bench lock clean
