@@ -364,7 +364,7 @@ def evaluate_rows(
     name: str = "gt",
     categories: Categories | None = None,
 ) -> None:
-    """Write the per-image rows, the classes and a short pq.json, as `evaluate` would.
+    """Write the per-image rows, the classes and the figures of pq.json, as `evaluate` would.
 
     categories: of the truth, by default the run's.
     """
@@ -376,9 +376,13 @@ def evaluate_rows(
         part, table = score_rows(rows, truth_table(truth), categories.ids, shard.path)
         total.add(part)
         run.storage.write(f"{folder}/per_image/{part_name(shard.path)}", parquet_bytes(table))
-    classes = per_class_table(results(total.sums, categories), categories)
+    figures = results(total.sums, categories)
+    classes = per_class_table(figures, categories)
     run.storage.write(f"{folder}/per_class.parquet", parquet_bytes(classes))
-    run.storage.write(f"{folder}/pq.json", json.dumps({"name": name}).encode())
+    shards = len(run.snapshot(number).shards)
+    facts = {"name": name, "truth": f"{name}.json", "complete": True, "shards": shards}
+    written = {**facts, **figures, **total.facts(), "area_mismatches": 0}
+    run.storage.write(f"{folder}/pq.json", json.dumps(written).encode())
 
 
 def evaluated_run(
