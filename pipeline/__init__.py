@@ -1,6 +1,7 @@
 """The data plane: object storage -> Ray Data -> Parquet shards of RLE -> PQ.
 
-`segment(make_config({...}))` is the whole job as one call; `open_run(url)` reads a run folder.
+`segment(make_config({...}))` is the whole job as one call; `open_run(url)` reads a run folder;
+`evaluate_run` and `evaluate_files` score; `query` and `connect` give SQL over a run.
 """
 
 from __future__ import annotations
@@ -11,17 +12,36 @@ import detr  # noqa: F401  # before torch, whose threads it tells how to wait
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, make_config
+    from pipeline.evaluation.coco_files import evaluate_files
+    from pipeline.evaluation.evaluator import evaluate_run
+    from pipeline.report.sql import connect, query
     from pipeline.run.run import Run, open_run
     from pipeline.segmentation.job import Summary, retry, segment
 
-__all__ = ["Run", "RunConfig", "Summary", "make_config", "open_run", "retry", "segment"]
+__all__ = [
+    "Run",
+    "RunConfig",
+    "Summary",
+    "connect",
+    "evaluate_files",
+    "evaluate_run",
+    "make_config",
+    "open_run",
+    "query",
+    "retry",
+    "segment",
+]
 
 _HOME = {
     "Run": "pipeline.run.run",
     "RunConfig": "pipeline.config",
     "Summary": "pipeline.segmentation.job",
+    "connect": "pipeline.report.sql",
+    "evaluate_files": "pipeline.evaluation.coco_files",
+    "evaluate_run": "pipeline.evaluation.evaluator",
     "make_config": "pipeline.config",
     "open_run": "pipeline.run.run",
+    "query": "pipeline.report.sql",
     "retry": "pipeline.segmentation.job",
     "segment": "pipeline.segmentation.job",
 }
