@@ -129,11 +129,17 @@ def test_the_diagrams_are_what_their_script_draws() -> None:
         assert (ROOT / "docs/images" / name).read_text() == draw(), "python docs/draw_diagrams.py"
 
 
-def test_the_file_tree_names_files_that_exist() -> None:
+def test_the_file_tree_shows_every_room_and_names_files_that_exist() -> None:
     tree = README.split("## Where everything is")[1]
-    folder = ""
+    package = room = ""
+    shown: set[str] = set()
     for line in tree.splitlines():
-        top = re.match(r"    (\w+)/ ", line)
-        folder = top[1] if top else folder
+        if folder := re.match(r"( {4}| {6})(\w+)/ ", line):
+            package = package if len(folder[1]) == 6 else folder[2]
+            room = folder[2] if len(folder[1]) == 4 else f"{package}/{folder[2]}"
+            shown.add(room)
         for name in re.findall(r"\b([a-z_0-9]+\.py)\b", line):
-            assert (ROOT / folder / name).exists(), f"{folder}/{name}"
+            assert (ROOT / room / name).exists(), f"{room}/{name}"
+    inits = [path for name in ("detr", "pipeline") for path in (ROOT / name).rglob("__init__.py")]
+    assert {str(path.parent.relative_to(ROOT)) for path in inits} <= shown
+    assert all((ROOT / name).is_dir() for name in shown)
