@@ -60,6 +60,7 @@ def test_every_file_has_a_row_and_the_broken_ones_say_why(demo: Path) -> None:
     assert all(row["error_message"] for row in broken)
 
 
+@pytest.mark.slow(seconds=40)
 def test_another_number_of_images_makes_scenes_and_run_anew(
     tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

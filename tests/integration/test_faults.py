@@ -221,6 +221,7 @@ def test_a_source_that_refuses_everything_ends_the_job_before_the_model_works(
     assert {int(line.split()[1]) for line in log} <= {job.pid}
 
 
+@pytest.mark.slow(seconds=60)
 def test_a_job_between_two_bad_networks_writes_every_row_right(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,7 @@ def test_three_nights(bucket: Bucket, night: Night) -> None:
     assert bucket.get(done) == b""
 
 
+@pytest.mark.slow(seconds=30)
 def test_a_night_over_its_error_budget_goes_on_once_the_source_is_mended(
     bucket: Bucket, night: Night
 ) -> None:
@@ -355,6 +356,7 @@ def test_a_source_that_is_down_leaves_what_was_published(bucket: Bucket, night: 
     assert bucket.state() == before
 
 
+@pytest.mark.slow(seconds=30)
 def test_truth_in_the_source_s_bucket_is_read_with_its_options(
     bucket: Bucket, night: Night, monkeypatch: pytest.MonkeyPatch
 ) -> None:

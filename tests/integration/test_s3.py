@@ -93,6 +93,7 @@ def test_a_store_that_refuses_is_one_sentence(
     assert rclone.secret_key not in result.stderr
 
 
+@pytest.mark.slow(seconds=50)
 def test_the_official_layout_at_full_size_on_photos_in_a_bucket(
     rclone: S3Server, official_weights: Path
 ) -> None:

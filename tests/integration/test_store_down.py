@@ -32,7 +32,11 @@ def finished(moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
-    "program", ["tests.impatient", pytest.param("jobs.cli", marks=pytest.mark.slow(seconds=160))]
+    "program",
+    [
+        pytest.param("tests.impatient", marks=pytest.mark.slow(seconds=60)),
+        pytest.param("jobs.cli", marks=pytest.mark.slow(seconds=160)),
+    ],
 )
 @pytest.mark.timeout(2 * JOB_SECONDS + 60)
 def test_a_store_that_is_stopped_while_a_job_writes(

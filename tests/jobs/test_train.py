@@ -131,6 +131,7 @@ def test_stopped_training_ends_as_an_uninterrupted_one(
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
+@pytest.mark.slow(seconds=100)
 def test_killed_command_goes_on_from_its_checkpoint(
     folder: Path, architecture: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ from tests.killing import make_field
 
 
 @pytest.mark.usefixtures("ray_session")  # 2 CPUs
+@pytest.mark.slow(seconds=30)
 def test_a_pool_grows_to_its_most_while_its_actors_are_full(tmp_path: Path) -> None:
     field = make_field(tmp_path, images=60, per_shard=4, seconds=0.3)
     segment(make_config(field.settings))
