@@ -93,7 +93,7 @@ def test_a_store_that_refuses_is_one_sentence(
     assert rclone.secret_key not in result.stderr
 
 
-@pytest.mark.slow(seconds=50)
+@pytest.mark.slow(seconds=60)
 def test_the_official_layout_at_full_size_on_photos_in_a_bucket(
     rclone: S3Server, official_weights: Path
 ) -> None:

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import detr
 from detr.config import DetrConfig
+from jobs.cli import run
 from jobs.train import _check_same, line
 from jobs.verbs import make_app
 from pipeline.errors import UserError
@@ -129,9 +130,31 @@ def test_stopped_training_ends_as_an_uninterrupted_one(
             assert torch.equal(tensor, stopped[part][name]), name
 
 
+def test_the_command_goes_on_from_its_checkpoint(
+    folder: Path,
+    architecture: Path,
+    tmp_path: Path,
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    command = ["train", str(folder), "--out", str(out), "--architecture", str(architecture)]
+    command += ["--json", "--batch-size", "4", "--validate-images", "4"]
+    assert run([*command, "--steps", "3"]) == 0
+    assert final(out)["step"] == 3
+    capsys.readouterr()
+    assert run([*command, "--steps", "6"]) == 0
+    said = capsys.readouterr()
+    assert "; step 3 of 6" in said.err
+    summary = json.loads(said.out)
+    assert summary["steps"] == final(out)["step"] == 6
+    assert summary["weights"] == str(out / WEIGHTS)
+    assert detr.describe(out / WEIGHTS).categories == open_dataset(str(folder)).categories
+
+
 @pytest.mark.ray
+@pytest.mark.slow(seconds=90)
 @pytest.mark.timeout(600)
-@pytest.mark.slow(seconds=100)
 def test_killed_command_goes_on_from_its_checkpoint(
     folder: Path, architecture: Path, tmp_path: Path
 ) -> None:
