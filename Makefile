@@ -34,8 +34,8 @@ test: setup ## run the tests, in two processes
 	$(BIN)/python -m pytest -q -n 2
 
 SEED ?= $(shell git rev-parse HEAD 2>/dev/null)
-sample: setup ## four minutes of the slow tests, others for each commit (SEED=word: those again)
-	$(BIN)/python -m pytest -q -m slow --slow-sample 240 --seed '$(SEED)'
+sample: setup ## two minutes of the slow tests, others for each commit (SEED=word: those again)
+	$(BIN)/python -m pytest -q -m slow --slow-sample 120 --seed '$(SEED)'
 
 soak: setup ## kill, resume and retry for 20 minutes, and the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
