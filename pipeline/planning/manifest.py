@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.planning.scratch_db import Staging
+from pipeline.run.folder import read_parquet
 from pipeline.run.run import Run
 from pipeline.schema import DROPPED_SCHEMA
 from pipeline.sharding import (
@@ -57,7 +58,7 @@ def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = Non
 def _history(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
     for number, generation in generations.items():
         for part in generation.parts():
-            table = pq.read_table(pa.BufferReader(run.storage.read(part)))
+            table = read_parquet(run.storage.read(part))
             column = pa.array(np.full(table.num_rows, number, np.int32))
             yield table.append_column("generation", column)
 
@@ -72,7 +73,7 @@ def _departures(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Tab
 
 def read_dropped(storage: Storage, generation: int) -> pa.Table:
     """The rows that leave with this generation (`schema.DROPPED_SCHEMA`)."""
-    return pq.read_table(pa.BufferReader(storage.read(dropped_path(generation))))
+    return read_parquet(storage.read(dropped_path(generation)))
 
 
 def read_leaving(storage: Storage, generation: int, origin: int, shard: int) -> set[str]:

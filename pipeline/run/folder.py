@@ -118,7 +118,7 @@ class RunFolder:
     def read_unit(self, unit: WorkUnit) -> pa.Table:
         """The manifest rows of one shard, by two ranged reads."""
         with self.storage.open(unit.part) as file:
-            return pq.ParquetFile(file).read_row_group(unit.row_group)
+            return pq.ParquetFile(file).read_row_group(unit.row_group, use_threads=False)
 
     def latest(self) -> int | None:
         """The number of the published snapshot, None before the first."""
@@ -150,7 +150,7 @@ class RunFolder:
             raise UserError(
                 f"{self.storage.url} has no snapshot {number} (there are: {known})"
             ) from None
-        rows = pq.read_table(pa.BufferReader(data)).to_pylist()
+        rows = read_parquet(data).to_pylist()
         return Snapshot(number, tuple(ShardEntry(**row) for row in rows))
 
     def write_snapshot(self, number: int, shards: Iterable[ShardEntry]) -> Snapshot:
@@ -188,13 +188,14 @@ class RunFolder:
         """
         try:
             if columns is None and names is None:
-                return pq.read_table(pa.BufferReader(self.storage.read(path)))
+                return read_parquet(self.storage.read(path))
             with self.storage.open(path) as file:
                 shard = pq.ParquetFile(file)
                 groups = range(shard.num_row_groups)
                 if names is not None:
                     groups = [g for g in groups if _holds(shard, g, names)]
-                return shard.read_row_groups(groups, None if columns is None else list(columns))
+                wanted = None if columns is None else list(columns)
+                return shard.read_row_groups(groups, wanted, use_threads=False)
         except FileNotFoundError:
             raise UserError(
                 f"shard {path} of {self.storage.url} is missing: run the same `panoptic segment` "
@@ -207,7 +208,7 @@ class RunFolder:
 
 
 def _holds(shard: pq.ParquetFile, group: int, names: Collection[str]) -> bool:
-    table = shard.read_row_group(group, ["file_name"])
+    table = shard.read_row_group(group, ["file_name"], use_threads=False)
     return not set(names).isdisjoint(table["file_name"].to_pylist())
 
 
@@ -224,6 +225,15 @@ def parquet_bytes(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", compression_level=3)
     return sink.getvalue()
+
+
+def read_parquet(data: bytes) -> pa.Table:
+    """A Parquet object in memory as a table, read by this thread alone.
+
+    Threads of Arrow may still hold the bytes when a read returns; a process that ends at that
+    moment is aborted (signal 6) in place of its exit code.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
 def json_bytes(value: Any) -> bytes:
