@@ -102,7 +102,8 @@ def _live(
         try:
             with run.storage.open(entry.path) as file:
                 shard = pq.ParquetFile(file)
-                return entry, shard.read(columns=list(COLUMNS)), shard.metadata.metadata or {}, ""
+                rows = shard.read(columns=list(COLUMNS), use_threads=False)
+                return entry, rows, shard.metadata.metadata or {}, ""
         except FileNotFoundError:
             return entry, None, {}, "is missing"
         except (OSError, ValueError) as error:  # pyarrow's errors are both

@@ -29,9 +29,9 @@ from pipeline.storage.storage import Storage
 
 
 def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = None) -> int:
-    """A view of the run's images as they are now, or were after generation `upto`.
+    """Make the table `name`: the run's images as they are now, or were after generation `upto`.
 
-    Of each name the row of its last generation. Returns how many images there are.
+    It has one row a file name, of the last generation that planned it. Returns its number of rows.
     """
     generations = {
         number: generation
@@ -40,12 +40,11 @@ def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = Non
     }
     staging.stage("history", _history(run, generations))
     dropped = staging.stage("departed", _departures(run, generations))
-    gone = "where false"
-    if dropped:
-        gone = "where reason = 'removed'"
     events = "select file_name, generation, true as present from history"
     if dropped:
-        events += f" union all select file_name, generation, false from departed {gone}"
+        events += (
+            " union all select file_name, generation, false from departed where reason = 'removed'"
+        )
     staging.connection.execute(
         f"create table {name} as "
         f"with last as (select file_name, max(generation) as generation from ({events}) "
