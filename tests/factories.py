@@ -492,10 +492,10 @@ class Night:
     def put(self, name: str, content: str = "x") -> None:
         (self.photos / name).write_text(content)
 
-    def first(self, outcomes: Mapping[str, str]) -> None:
-        """List all and finish generation 1; outcomes: file name -> error code."""
+    def first(self, outcomes: Mapping[str, str], limit: int | None = None) -> None:
+        """List all, or `limit` images, and finish generation 1; outcomes: file name -> error code."""
         with Staging() as staging:
-            images, size = stage_listing(staging, self.source, None, lambda count: None)
+            images, size = stage_listing(staging, self.source, limit, lambda count: None)
             self.finish(plan_first(self.run, staging, images, size, 4), outcomes)
 
     def refresh(self, brakes: Brakes = LAX) -> Generation | None:

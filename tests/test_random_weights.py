@@ -27,6 +27,7 @@ def test_the_tiny_model_keeps_a_few_queries_on_images_not_seen(tmp_path):
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason=f"no photos at {PHOTOS}")
 @torch.inference_mode()
+@pytest.mark.slow(seconds=30)
 def test_the_official_layout_keeps_1_to_36_queries_on_photos(tmp_path):
     write_official_r50(tmp_path / "r50.pth")
     checkpoint = open_checkpoint(tmp_path / "r50.pth")

@@ -1,8 +1,9 @@
 """Whatever is killed, whenever: exactly one row an image, and little computed twice.
 
 The model writes down each image that it computes (tests/counting_model.py), and rows are read with
-pyarrow alone, so neither count believes the engine. The full ten kills take minutes: `make soak`
-runs them; the default suite kills once, with a signal and at a moment drawn anew for each run.
+pyarrow alone, so neither count believes the engine. The full ten kills take minutes, each with Ray
+started anew: `make soak` runs them. The default suite kills once, on Ray as it runs already, with a
+signal and at a moment drawn anew for each run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import ray
 from ray.cluster_utils import Cluster
 
 from pipeline.config import make_config
@@ -33,10 +35,11 @@ PER_SHARD = 4
 UNITS_AT_RISK = 2 * 2 + 4 + 4
 
 
-def kill_again_and_again(field: Field, kills: int, draw: random.Random) -> None:
+def kill_again_and_again(field: Field, kills: int, draw: random.Random, *more: str) -> None:
     """Kill the driver at random moments, start it again at once each time, then let it finish.
 
     The last kill comes so late that a job which began anew would compute more twice than it may.
+    `more`: further words of the command.
     """
     assert field.images * 3 // 4 > kills * UNITS_AT_RISK * PER_SHARD
     written: dict[str, int] = {}
@@ -44,7 +47,7 @@ def kill_again_and_again(field: Field, kills: int, draw: random.Random) -> None:
     for kill in range(kills):
         number = (signal.SIGTERM, signal.SIGKILL)[(first + kill) % 2]
         done = len(set(field.computed()))
-        job = field.start()
+        job = field.start(*more)
         if kill == kills - 1:
             late = max(field.images * 3 // 4 - done, 1) + draw.randint(0, field.images // 8)
             field.wait_for(job, computed=len(field.computed()) + late)
@@ -56,16 +59,18 @@ def kill_again_and_again(field: Field, kills: int, draw: random.Random) -> None:
         written |= field.shards()
         code = end(job, number)
         assert code in ((75, 0) if number == signal.SIGTERM else (-signal.SIGKILL, 0)), code
-    field.finish()
+    field.finish(*more)
     assert field.shards().items() >= written.items()  # nothing written is written again
     field.check()
     field.planned_once()
     assert field.repeated() <= kills * UNITS_AT_RISK * PER_SHARD
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_driver_that_is_killed_leaves_one_row_an_image(tmp_path: Path) -> None:
-    field = make_field(tmp_path, images=120, per_shard=PER_SHARD, seconds=0.02)
-    kill_again_and_again(field, 1, random.Random())
+    address = str(ray.get_runtime_context().gcs_address)
+    field = make_field(tmp_path, images=80, per_shard=PER_SHARD, seconds=0.02)
+    kill_again_and_again(field, 1, random.Random(), "--address", address)
 
 
 @pytest.mark.slow
@@ -130,7 +135,7 @@ def test_of_two_jobs_on_a_folder_one_works_and_its_successor_goes_on_at_once(
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow(seconds=60))])
 @pytest.mark.usefixtures("ray_session")
 def test_model_actors_that_are_killed_lose_only_their_units(tmp_path: Path, kills: int) -> None:
-    field = make_field(tmp_path, images=120, per_shard=PER_SHARD, seconds=0.05)
+    field = make_field(tmp_path, images=80, per_shard=PER_SHARD, seconds=0.05)
     killed: list[int] = []
 
     def kill() -> None:
@@ -148,7 +153,7 @@ def test_model_actors_that_are_killed_lose_only_their_units(tmp_path: Path, kill
     killer.start()
     summary = segment(make_config(field.settings))
     assert len(killed) == kills
-    assert (summary.ok, summary.error) == (120, 0)
+    assert (summary.ok, summary.error) == (80, 0)
     field.check()
     field.planned_once()
     assert field.repeated() <= kills * 2 * PER_SHARD

@@ -94,6 +94,7 @@ def test_chosen_shards_are_published_only_once_the_others_are_there(
     assert shard_files(out).items() >= early.items()
 
 
+@pytest.mark.slow(seconds=30)
 def test_a_limited_run_is_extended_by_a_refresh_without_losing_its_work(
     scenes: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -169,6 +170,7 @@ def test_too_many_failures_publish_nothing_and_keep_every_row(
     assert (summary.computed, summary.images, summary.snapshot) == (0, 23, 1)
 
 
+@pytest.mark.slow(seconds=10)  # the quick tests of kills run such a model, too
 def test_another_model_runs_through_the_same_engine(scenes: Path, tmp_path: Path) -> None:
     weights = tmp_path / "none"
     weights.write_bytes(b"")

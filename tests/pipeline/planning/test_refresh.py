@@ -47,6 +47,18 @@ def test_a_plain_refresh_retries_nothing(night: Night) -> None:
     assert night.refresh(LAX) is None
 
 
+def test_a_refresh_extends_a_limited_run_by_what_the_limit_left_out(night: Night) -> None:
+    night.first({}, limit=4)
+    [early] = night.run.snapshot().shards
+    limited = set(night.run.read_shard(early.path)["file_name"].to_pylist())
+    generation = night.refresh(LAX)
+    assert generation is not None
+    assert generation.counts == {"new": 6}
+    assert planned(night, generation) == {f"{n}.jpg" for n in range(10)} - limited
+    night.finish(generation, {})
+    assert early in night.run.snapshot().shards
+
+
 def test_a_failure_that_changed_or_left_is_not_retried_besides(night: Night) -> None:
     night.first({"1.jpg": "timeout", "2.jpg": "timeout", "3.jpg": "timeout"})
     night.put("1.jpg", "a new file")

@@ -63,16 +63,17 @@ def test_a_run_folder_inside_the_source_is_not_listed(folder: Path) -> None:
     assert "run/overlay.png" not in found
 
 
-def test_a_bucket_is_listed_with_sizes_and_etags(moto: S3Server) -> None:
-    client = moto.client()
-    client.create_bucket(Bucket="bucket")
+def test_a_bucket_is_listed_with_sizes_and_etags(rclone: S3Server) -> None:
+    assert rclone.folder is not None
+    (rclone.folder / "bucket/in").mkdir(parents=True)
     for number in range(1_003):  # more than one page
-        client.put_object(Bucket="bucket", Key=f"in/{number:04d}.jpg", Body=b"x" * (number % 7))
+        (rclone.folder / f"bucket/in/{number:04d}.jpg").write_bytes(b"x" * (number % 7))
     counts: list[int] = []
     table = pa.concat_tables(Source("s3://bucket/in").tables(counts.append))
     assert table.num_rows == 1_003
     assert counts[-1] == 1_003
     assert table["uri"][0].as_py() == "s3://bucket/in/0000.jpg"
+    assert table["size"].to_pylist() == [number % 7 for number in range(1_003)]
     assert None not in table["etag"].to_pylist()
 
 
