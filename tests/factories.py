@@ -493,7 +493,7 @@ class Night:
         (self.photos / name).write_text(content)
 
     def first(self, outcomes: Mapping[str, str], limit: int | None = None) -> None:
-        """List all, or `limit` images, and finish generation 1; outcomes: file name -> error code."""
+        """List `limit` images (None: all), finish generation 1; outcomes: name -> error code."""
         with Staging() as staging:
             images, size = stage_listing(staging, self.source, limit, lambda count: None)
             self.finish(plan_first(self.run, staging, images, size, 4), outcomes)
