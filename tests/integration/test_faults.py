@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +13,15 @@ import pyarrow as pa
 import pytest
 from tenacity import wait_fixed
 
+from pipeline.config import make_config
+from pipeline.errors import ErrorBudgetError
 from pipeline.planning.source import Source
 from pipeline.segmentation.fetch import TRIES, Body, UnitFetch
 from pipeline.segmentation.integrity import _buckets
+from pipeline.segmentation.job import segment
 from pipeline.storage.storage import Storage
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
-from tests.killing import JOB_SECONDS, make_field
+from tests.killing import make_field
 from tests.servers import S3Server, rclone_server
 
 IMAGES = 120
@@ -197,6 +201,7 @@ def test_writes_hold_a_network_that_loses_most_of_them(
     assert all((rclone.folder / "bucket/run" / name).read_text() == name for name in names)
 
 
+@pytest.mark.usefixtures("ray_session")
 def test_a_source_that_refuses_everything_ends_the_job_before_the_model_works(
     tmp_path: Path, bucket: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,20 +210,18 @@ def test_a_source_that_refuses_everything_ends_the_job_before_the_model_works(
     listing.write_text("".join(f"s3://data/images/a/{n:04d}.jpg\n" for n in range(600)))
     bucket.point(monkeypatch)
     with fault_proxy(bucket, Faults(forbidden=1), applies=is_image) as proxy:
-        job = field.start(
-            *(f"file://{listing}", "--images-per-shard", "300"),
-            *("--source-option", f"endpoint_url={proxy.server.url}"),
-        )
-        _, said = job.communicate(timeout=JOB_SECONDS)
-    assert job.returncode == 4, said
-    sentence = said.strip().splitlines()[-1]
+        options = {"endpoint_url": proxy.server.url, "anon": "true"}
+        settings = {**field.settings, "images_per_shard": 300, "source_options": options}
+        with pytest.raises(ErrorBudgetError) as stopped:
+            segment(make_config({**settings, "source": f"file://{listing}"}))
+    sentence = str(stopped.value)
     assert "images failed (forbidden" in sentence
     assert "under s3://data/images/a" in sentence
     assert "AccessDenied" in sentence
     assert "stopped early" in sentence
     # The driver tries the model on one made image, to say how long the job will take: no more.
     log = (tmp_path / "computed.log").read_text().splitlines()
-    assert {int(line.split()[1]) for line in log} <= {job.pid}
+    assert {int(line.split()[1]) for line in log} <= {os.getpid()}
 
 
 @pytest.mark.slow(seconds=60)
