@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from pipeline.amounts import counted, duration
 from pipeline.progress import Progress, Reporter
 
 LOG_SECONDS: Final = 15.0
@@ -33,7 +34,7 @@ class ConsoleReporter(Reporter):
         self._console.print(text, markup=False, soft_wrap=True)
 
     def listed(self, images: int) -> None:
-        self._say(f"listing: {images:,} images", final=False)
+        self._say(f"listing: {counted(images, 'image')}", final=False)
 
     def progress(self, progress: Progress) -> None:
         if self._finished:
@@ -62,7 +63,7 @@ class ConsoleReporter(Reporter):
 
 def progress_line(progress: Progress) -> str:
     """Such as `1,024 of 5,000 images (20 %), 12.3 images/s, 5 min left, 3 errors (empty 3)`."""
-    parts = [f"{progress.done:,} of {progress.total:,} images"]
+    parts = [f"{progress.done:,} of {counted(progress.total, 'image')}"]
     if progress.total:
         parts[0] += f" ({100 * progress.done // progress.total} %)"
     if progress.done:
@@ -72,21 +73,10 @@ def progress_line(progress: Progress) -> str:
         parts.append(f"{duration(remaining)} left")
     if progress.error:
         kinds = ", ".join(f"{code} {count}" for code, count in sorted(progress.codes.items()))
-        parts.append(f"{progress.error:,} errors ({kinds})")
+        parts.append(f"{counted(progress.error, 'error')} ({kinds})")
     if not progress.done:
         parts.append(f"starting, {duration(progress.seconds)}")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 100 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.1f} days"
 
 
 def print_json(value: Any) -> None:

@@ -13,8 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from jobs.console import ConsoleReporter, duration, print_json
+from jobs.console import ConsoleReporter, print_json
 from jobs.options import JsonOutput, Verbose
+from pipeline.amounts import duration
 from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
 from pipeline.errors import UserError

@@ -139,6 +139,9 @@ def report(result: dict[str, Any], json_output: bool) -> None:
     console.print(_worst_classes(result))
     for line in counts_lines(result):
         console.print(line, markup=False, soft_wrap=True)
+    if run := result.get("run"):
+        text = f"look at it: panoptic report {run} --open; beside another run: panoptic compare"
+        console.print(f"{text} OTHER {run}", markup=False, soft_wrap=True)
 
 
 def _worst_classes(result: dict[str, Any]) -> Table:

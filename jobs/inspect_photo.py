@@ -80,13 +80,13 @@ def inspect(
 
 def _print(seen: Inspection, output: str) -> None:
     console = Console(highlight=False)
-    table = Table("stage", "shape", "in letters", "what happens", box=None)
+    table = Table("stage", "shape", "in letters", box=None)  # what happens: in the page
     part = ""
     for stage in seen.stages:
         if stage.part != part:
             part = stage.part
             table.add_row(Text(part, style="bold"))
         shape = " x ".join(str(side) for side in stage.shape)
-        table.add_row(f"  {stage.name}", shape, stage.letters, stage.what)
+        table.add_row(f"  {stage.name}", shape, stage.letters)
     console.print(table)
     console.print(Text(output), soft_wrap=True)

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from jobs.console import ConsoleReporter, duration, print_json
+from jobs.console import ConsoleReporter, print_json
 from jobs.options import JsonOutput, takes_settings
+from pipeline.amounts import counted, duration
 from pipeline.config import RunConfig
 from pipeline.planning.generations import stage_listing
 from pipeline.planning.scratch_db import Staging
@@ -56,11 +57,11 @@ def plan(
         return
     console = Console(highlight=False)
     console.print(
-        f"{facts['images']:,} images in {facts['shards']:,} shards; {facts['shards_done']:,} "
-        f"shards done, {facts['images_to_do']:,} images to do"
+        f"{counted(facts['images'], 'image')} in {counted(facts['shards'], 'shard')}, "
+        f"{facts['shards_done']:,} done; {counted(facts['images_to_do'], 'image')} to do"
     )
     for reason, images in facts["why"].items():
-        console.print(f"  {images:,} images: {reason}")
+        console.print(f"  {counted(images, 'image')}: {reason}")
     if hours is None:
         console.print("how long? give --rate IMAGES_PER_SECOND, or run --shards 0:1 to measure it")
     elif facts["images_to_do"]:

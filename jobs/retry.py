@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Annotated
 
 import typer
@@ -9,10 +10,11 @@ import typer
 from jobs.json_logs import reporting
 from jobs.options import JsonLogs, JsonOutput, OutFolder, OutOptions, Verbose, parse_options
 from jobs.segment import print_summary
-from jobs.status import check_codes
+from jobs.status import check_codes, error_rows
+from pipeline.amounts import counted
 from pipeline.config import make_config
 from pipeline.run.run import open_run
-from pipeline.schema import ERROR_CODES
+from pipeline.schema import ERROR_CODES, TRANSIENT_CODES
 from pipeline.segmentation import job
 
 
@@ -63,3 +65,9 @@ def retry(
     with reporting(verbose=verbose, json_logs=json_logs) as reporter:
         summary = job.retry(config, codes, reporter)
     print_summary(summary, json_output)
+    if summary.error and not json_output:
+        left = Counter(row["error_code"] in TRANSIENT_CODES for row in error_rows(run))
+        print(
+            f"left: {counted(left[True], 'transient error')} (run this again later), "
+            f"{left[False]:,} that only another file can mend (panoptic segment --refresh)"
+        )

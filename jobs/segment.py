@@ -6,9 +6,10 @@ from dataclasses import asdict
 
 from rich.console import Console
 
-from jobs.console import duration, print_json
+from jobs.console import print_json
 from jobs.json_logs import reporting
 from jobs.options import JsonLogs, JsonOutput, Verbose, takes_settings
+from pipeline.amounts import counted, duration
 from pipeline.config import RunConfig
 from pipeline.segmentation.job import Summary
 from pipeline.segmentation.job import segment as run_segment
@@ -46,18 +47,26 @@ def print_summary(summary: Summary, json_output: bool) -> None:
         return
     console = Console(highlight=False)
     console.print(
-        f"{summary.images:,} images: {summary.ok:,} ok, {summary.error:,} errors, in "
-        f"{summary.shards_done:,} of {summary.shards:,} shards"
+        f"{counted(summary.images, 'image')}: {summary.ok:,} ok, "
+        f"{counted(summary.error, 'error')}, in {summary.shards_done:,} of "
+        f"{counted(summary.shards, 'shard')}"
     )
     if summary.computed:
         console.print(
-            f"computed {summary.computed:,} images and {summary.segments:,} segments in "
-            f"{duration(summary.seconds)} ({summary.images_per_second:.3g} images/s once started)"
+            f"computed {counted(summary.computed, 'image')} and "
+            f"{counted(summary.segments, 'segment')} in {duration(summary.seconds)} "
+            f"({summary.images_per_second:.3g} images/s once started)"
         )
     if summary.snapshot is not None:
         console.print(f"published snapshot {summary.snapshot} of {summary.out}", soft_wrap=True)
     else:
         left = summary.shards - summary.shards_done
-        console.print(f"{left:,} shards are left: run the same command without --shards")
+        console.print(f"{counted(left, 'shard')} left: run the same command without --shards")
     if summary.error:
-        console.print(f"see them: panoptic errors {summary.out}", soft_wrap=True)
+        console.print(f"see the errors: panoptic errors {summary.out}", soft_wrap=True)
+    if summary.snapshot is not None and summary.ok:
+        console.print(
+            f"look at it: panoptic report {summary.out} --open, or panoptic view {summary.out} "
+            "--random 20",
+            soft_wrap=True,
+        )

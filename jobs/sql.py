@@ -66,7 +66,8 @@ def sql(
     table = Table(box=None)
     for field in answer.schema:
         number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
-        table.add_column(Text(field.name), justify="right" if number else "left")
+        justify = "right" if number else "left"
+        table.add_column(Text(field.name), justify=justify, overflow="fold")
     for row in rows.to_pylist():
         table.add_row(*(Text(_cell(value)) for value in row.values()))
     console.print(table)

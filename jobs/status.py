@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from jobs.console import duration, print_json
+from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from pipeline.amounts import duration
 from pipeline.run.lease import read_holder
 from pipeline.run.publish import footers, shard_sizes
 from pipeline.run.run import Run, open_run
@@ -107,13 +109,11 @@ def errors(
     run = open_run(out, parse_options(out_option, "--out-option"))
     counts: Counter[str] = Counter()
     rows: list[dict[str, Any]] = []
-    for path in failed_shards(run):
-        table = run.read_shard(path, ["file_name", "uri", "error_code", "error_message"])
-        for row in table.to_pylist():
-            if row["error_code"] and (not code or row["error_code"] in code):
-                counts[row["error_code"]] += 1
-                if not limit or len(rows) < limit:
-                    rows.append(row)
+    for row in error_rows(run):
+        if not code or row["error_code"] in code:
+            counts[row["error_code"]] += 1
+            if not limit or len(rows) < limit:
+                rows.append(row)
     if json_output:
         print_json({"errors": dict(counts), "images": rows})
         return
@@ -130,6 +130,13 @@ def errors(
         console.print(text, markup=False, soft_wrap=True)
     if sum(counts.values()) > len(rows):
         console.print(f"... and {sum(counts.values()) - len(rows):,} more (--limit 0 lists all)")
+
+
+def error_rows(run: Run) -> Iterator[dict[str, Any]]:
+    """`file_name`, `uri`, `error_code` and `error_message` of every image that failed."""
+    for path in failed_shards(run):
+        table = run.read_shard(path, ["file_name", "uri", "error_code", "error_message"])
+        yield from (row for row in table.to_pylist() if row["error_code"])
 
 
 def failed_shards(run: Run) -> list[str]:

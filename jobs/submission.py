@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import ray
@@ -33,6 +34,7 @@ from tenacity import (
 from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, TryAgainError, UserError
 
 POLL_SECONDS: Final = 2.0
+RESTART_SECONDS: Final = 60.0  # a head that answered once may take to come back
 RETRIED: Final = (None, EXIT_CRASH, EXIT_TRY_AGAIN)  # None: the driver was lost, it ended nothing
 TOKEN: Final = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own"
@@ -55,6 +57,8 @@ class Cluster:
         self.wait_seconds = wait_seconds
         self.note = note
         self.client: JobSubmissionClient = self._patiently(lambda: JobSubmissionClient(address))
+        # The address is right: a head that is lost from here on may come back.
+        self.wait_seconds = max(wait_seconds, RESTART_SECONDS)
 
     def check_versions(self) -> None:
         """Raises UserError if Ray or Python differ: pickles don't cross versions."""
@@ -196,7 +200,8 @@ def _sentences(address: str) -> Iterator[None]:
     except (ConnectionError, requests.exceptions.RequestException) as error:
         raise TryAgainError(
             f"no Ray dashboard answers at {address} ({type(error).__name__}): check --address, and "
-            "that its port (8265) is reachable"
+            f"that port {_port(address)} is reachable; a head that still starts needs a longer "
+            "--wait-head"
         ) from None
     except json.JSONDecodeError:
         raise UserError(f"what answers at {address} is no Ray dashboard") from None
@@ -207,6 +212,11 @@ def _sentences(address: str) -> Iterator[None]:
         if "Version check returned 404" in text:
             raise UserError(f"what answers at {address} is no Ray dashboard") from None
         raise
+
+
+def _port(address: str) -> int:
+    parts = urlsplit(address)
+    return parts.port or (443 if parts.scheme == "https" else 80)
 
 
 def _line(error: BaseException) -> str:

@@ -26,7 +26,7 @@ Address = Annotated[
     str, typer.Option(envvar="PANOPTIC_ADDRESS", help="The dashboard: http://head:8265.")
 ]
 WaitSeconds = Annotated[
-    float, typer.Option(min=0, help="So long for a head that does not answer yet.")
+    float, typer.Option(min=0, help="How many seconds a head has for its first answer.")
 ]
 
 
@@ -48,7 +48,7 @@ def submit(
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Leave once the job is accepted.")
     ] = False,
-    wait_head: WaitSeconds = 60.0,
+    wait_head: WaitSeconds = 5.0,
 ) -> int:
     """Run a verb as a job of a Ray cluster, follow it, and end with its exit code.
 
@@ -122,7 +122,7 @@ def _show(text: str) -> None:
     sys.stdout.flush()
 
 
-def jobs(address: Address, wait_head: WaitSeconds = 10.0, json_output: JsonOutput = False) -> None:
+def jobs(address: Address, wait_head: WaitSeconds = 5.0, json_output: JsonOutput = False) -> None:
     """List the jobs that `submit` started on a cluster.
 
     panoptic jobs --address http://head:8265
@@ -144,6 +144,9 @@ def jobs(address: Address, wait_head: WaitSeconds = 10.0, json_output: JsonOutpu
         print_json(found)
         return
     table = Table("id", "status", "exit", "started", "ended", "command", box=None)
+    for column in table.columns:
+        column.overflow = "fold"
+    table.columns[0].min_width = max((len(str(job["id"])) for job in found), default=0)
     for job in found:
         code = "" if job["exit_code"] is None else str(job["exit_code"])
         table.add_row(

@@ -20,8 +20,9 @@ from rich.console import Console
 
 from detr.config import DetrConfig
 from detr.training.learner import Phase
-from jobs.console import duration, print_json
+from jobs.console import print_json
 from jobs.options import JsonOutput, Verbose
+from pipeline.amounts import duration
 from pipeline.cluster import ray_session
 from pipeline.errors import UserError
 from pipeline.run.lease import lease

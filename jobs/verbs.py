@@ -35,7 +35,10 @@ VERBS = {
         "jobs.report:report",
         "Write what a run holds and how good it is as one HTML file with pictures.",
     ),
-    "view": ("jobs.view:view", "Draw the segments of one image over it."),
+    "view": (
+        "jobs.view:view",
+        "Draw the segments of one image over it; of several, also on one contact sheet.",
+    ),
     "inspect": (
         "jobs.inspect_photo:inspect",
         "Show the model's way on one photo: every stage with its shape, and a page of pictures.",

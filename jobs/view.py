@@ -1,10 +1,13 @@
-"""`panoptic view`: one photo with its segments over it, from a model or from a run."""
+"""`panoptic view`: photos with their segments over them, from a model or from a run."""
 
 from __future__ import annotations
 
+import sys
+import tempfile
+from collections.abc import Sequence
 from io import BytesIO
-from pathlib import PurePosixPath
-from typing import Annotated, Final
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final
 
 import typer
 from PIL import Image
@@ -14,30 +17,59 @@ from rich.text import Text
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
+from pipeline.amounts import counted
 from pipeline.errors import UserError
-from pipeline.report.view import View, view_photo, view_row
-from pipeline.run.run import open_run
+from pipeline.report.selection import nearest_names, random_names, worst_names
+from pipeline.report.view import View, contact_sheet, view_photo, view_row
+from pipeline.run.lookup import NoImageError
+from pipeline.run.run import Run, open_run
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
-from pipeline.storage.storage import open_file
+from pipeline.storage.storage import normalize, open_file
 
 _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+FOLDER: Final = "panoptic-views"
+SHEET: Final = "contact-sheet.jpg"
 
 
 def view(
     target: Annotated[
         str, typer.Argument(metavar="PHOTO|OUT", help="A photo, or a run folder; any fsspec URL.")
     ],
-    file_name: Annotated[
-        str | None,
-        typer.Argument(metavar="FILE_NAME", help="The image of the run, as in its shards."),
+    file_names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[FILE_NAME]...",
+            help="Images of the run, as in its shards.",
+            show_default=False,
+        ),
     ] = None,
+    at_random: Annotated[
+        int | None, typer.Option("--random", min=1, help="So many images of the run, at random.")
+    ] = None,
+    worst: Annotated[
+        int | None, typer.Option(min=1, help="So many images of the run, of the lowest PQ.")
+    ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option(help="Which says what is worst. Default: the newest.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of --random: another gives other images.")] = 0,
     weights: Annotated[
         str | None, typer.Option(help="For a photo: r50, r50-dc5, r101, or a file or folder.")
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(help="Where to write; .png, .jpg or .webp. Default: NAME.panoptic.png here."),
+        typer.Option(
+            help="Where to write one image; .png, .jpg or .webp. Default: "
+            "NAME.panoptic.png here, and never among the photos."
+        ),
+    ] = None,
+    folder: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to write several, and contact-sheet.jpg. Default: "
+            f"{FOLDER} here, and never among the photos."
+        ),
     ] = None,
     opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the colours.")] = 0.5,
     labels: Annotated[
@@ -58,37 +90,126 @@ def view(
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Draw the segments of one image over it.
+    """Draw the segments of one image over it; of several, also on one contact sheet.
 
     panoptic view photo.jpg --weights r50
 
     panoptic view s3://bucket/out holiday/0042.jpg --output 0042.png
+
+    panoptic view s3://bucket/out --worst 20 --folder worst
     """
     options = parse_options(source_option, "--source-option")
-    if file_name is not None:
+    if len([way for way in (file_names, at_random, worst) if way]) > 1:
+        raise UserError("choose images by name, by --random or by --worst: one of them at a time")
+    single = folder is None and not (at_random or worst) and len(set(file_names or ())) < 2
+    if not single and output is not None:
+        raise UserError("--output is for one image: several go into --folder")
+    if file_names or at_random or worst:
         if weights is not None:
             raise UserError("--weights is for a photo; a run's image is drawn from its own row")
         run = open_run(target, parse_options(out_option, "--out-option"))
-        seen = view_row(run, file_name, number=snapshot, options=options)
+        if at_random:
+            names = random_names(run, at_random, snapshot=snapshot, seed=seed)
+        elif worst:
+            names = worst_names(run, worst, snapshot=snapshot, evaluation=evaluation)
+        else:
+            names = list(dict.fromkeys(file_names or ()))
+        views = _views(run, names, snapshot, options, skip=bool(at_random or worst))
+        photos = str(run.info.source.get("source", ""))
     elif weights is None:
         raise UserError(
-            f"say how to segment {target} with --weights (r50, or a file), or which image of a run "
-            "to show: panoptic view OUT FILE_NAME"
+            f"say how to segment {target} with --weights (r50, or a file), or which images of a "
+            "run to show: panoptic view OUT FILE_NAME, or --random 20"
         )
     else:
         spec = ModelSpec(model, weights, "auto", threshold, 1, device, options=options)
-        seen = view_photo(target, spec, options)
-    output = output or f"{PurePosixPath(file_name or target).stem}.panoptic.png"
-    _write(seen.overlay(opacity=opacity, labels=labels), output)
+        views = {target: view_photo(target, spec, options)}
+        photos = normalize(target).rpartition("/")[0]
+    drawn = {name: seen.overlay(opacity=opacity, labels=labels) for name, seen in views.items()}
+    if single:
+        [(name, seen)] = views.items()
+        place = output or _beside_no_photo(f"{PurePosixPath(name).stem}.panoptic.png", photos)
+        _write(drawn[name], place, "--output")
+        facts = _facts(seen, place)
+        if json_output:
+            print_json(facts)
+        else:
+            _print(seen, place)
+        return
+    place = folder or _beside_no_photo(FOLDER, photos)
+    outputs = {
+        name: f"{place}/{file}" for name, file in zip(drawn, _flat_names(list(drawn)), strict=True)
+    }
+    for name, picture in drawn.items():
+        _write(picture, outputs[name], "--folder")
+    sheet = f"{place}/{SHEET}"
+    _write(contact_sheet(drawn), sheet, "--folder")
     if json_output:
-        height, width = seen.image.shape[:2]
-        facts = {"output": output, "height": height, "width": width}
-        print_json({**facts, "segments": seen.segments()})
-    else:
-        _print(seen, output)
+        images = [{"file_name": n, **_facts(seen, outputs[n])} for n, seen in views.items()]
+        print_json({"contact_sheet": sheet, "images": images})
+        return
+    console = Console(highlight=False)
+    for name, seen in views.items():
+        segments = counted(len(seen.panoptic.segments), "segment")
+        console.print(Text(f"{outputs[name]}  {segments}"), soft_wrap=True)
+    console.print(Text(f"{sheet}  all of them"), soft_wrap=True)
 
 
-def _write(picture: Image.Image, output: str) -> None:
+def _views(
+    run: Run, names: Sequence[str], snapshot: int | None, options: dict[str, str], *, skip: bool
+) -> dict[str, View]:
+    """The images by name. skip: leave out, with a note, those that can't be drawn, if any can."""
+    views: dict[str, View] = {}
+    for name in names:
+        try:
+            views[name] = _view_row(run, name, snapshot, options)
+        except UserError as error:
+            if not skip or (name == names[-1] and not views):
+                raise
+            print(f"left out: {error}", file=sys.stderr)
+    if not views:
+        raise UserError(f"{run.storage.url} has no segmented image to show")
+    return views
+
+
+def _view_row(run: Run, name: str, snapshot: int | None, options: dict[str, str]) -> View:
+    try:
+        return view_row(run, name, number=snapshot, options=options)
+    except NoImageError as error:
+        nearest = nearest_names(run, name, run.snapshot(snapshot))
+        if not nearest:
+            raise
+        listed = ", ".join(repr(near) for near in nearest)
+        raise NoImageError(
+            f"{run.storage.url} has no image {name!r}; nearest are {listed}"
+        ) from error
+
+
+def _beside_no_photo(name: str, photos: str) -> str:
+    """`name` here, or in the temporary folder where photos lie here: a later listing finds it else.
+
+    photos: the folder or list that the photos come from.
+    """
+    source = Path(photos).resolve()
+    here = Path.cwd()
+    if "://" in photos or not (here == source or source in here.parents):
+        return name
+    return str(Path(tempfile.gettempdir()) / name)
+
+
+def _flat_names(names: Sequence[str]) -> list[str]:
+    """A file name for each image, without folders: `a/b.jpg` is `a_b.panoptic.png`; none twice."""
+    taken: dict[str, None] = {}  # in order
+    for name in names:
+        stem = str(PurePosixPath(name).with_suffix("")).strip("/").replace("/", "_")
+        file, number = f"{stem}.panoptic.png", 2
+        while file in taken:
+            file, number = f"{stem}-{number}.panoptic.png", number + 1
+        taken[file] = None
+    return list(taken)
+
+
+def _write(picture: Image.Image, output: str, option: str) -> None:
     suffix = PurePosixPath(output).suffix.lower()
     if suffix not in _FORMATS:
         raise UserError(f"--output {output!r} must end in {', '.join(_FORMATS)}")
@@ -98,7 +219,12 @@ def _write(picture: Image.Image, output: str) -> None:
     try:
         storage.write(name, data.getvalue())
     except Exception as error:
-        raise as_user_error(error, f"can't write --output {output}") from error
+        raise as_user_error(error, f"can't write {option} {output}") from error
+
+
+def _facts(seen: View, output: str) -> dict[str, Any]:
+    height, width = seen.image.shape[:2]
+    return {"output": output, "height": height, "width": width, "segments": seen.segments()}
 
 
 def _print(seen: View, output: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from pipeline.amounts import counted, duration
 from pipeline.cluster.placement import FETCH_CPUS, WRITE_CPUS, Placement
 from pipeline.cluster.progress_actor import Flow
 
@@ -47,7 +48,9 @@ class Watchdog:
         """What waits for what."""
         self._next = 2 * flow.quiet
         lost = f"; {cluster.dead_nodes} nodes have died" if cluster.dead_nodes else ""
-        return f"no stage has reported for {_time(flow.quiet)}: {self._reason(flow, cluster)}{lost}"
+        return (
+            f"no stage has reported for {duration(flow.quiet)}: {self._reason(flow, cluster)}{lost}"
+        )
 
     def trouble(self, flow: Flow) -> str | None:
         """A shard that a stage has begun again and again; said once for each."""
@@ -66,12 +69,14 @@ class Watchdog:
         states = flow.states
         kind = "GPU" if self._placement.actor_gpus else "CPU"
         if busy := states.get("writing"):
-            return f"{_shards(busy)} being written, {self._longest(flow)}: is the store slow?"
+            return (
+                f"{counted(busy, 'shard')} being written, {self._longest(flow)}: is the store slow?"
+            )
         if busy := states.get("segmenting"):
-            return f"model actors work on {_shards(busy)}, {self._longest(flow)}"
+            return f"model actors work on {counted(busy, 'shard')}, {self._longest(flow)}"
         if waiting := states.get("segmented"):
             return (
-                f"{_shards(waiting)} segmented and waiting to be written, which takes "
+                f"{counted(waiting, 'shard')} segmented and waiting to be written, which takes "
                 f"{WRITE_CPUS:g} CPU: {cluster.of('CPU')}"
             )
         if waiting := states.get("fetched"):
@@ -80,14 +85,15 @@ class Watchdog:
                 f"{each.actor_cpus:g} CPUs"
             )  # fmt: skip
             return (
-                f"{_shards(waiting)} fetched and waiting for a model actor, which takes {need}: "
-                f"{cluster.of(kind)}"
+                f"{counted(waiting, 'shard')} fetched and waiting for a model actor, which takes "
+                f"{need}: {cluster.of(kind)}"
             )
         if busy := states.get("fetching"):
-            return f"{_shards(busy)} being fetched, {self._longest(flow)}: does the source answer?"
+            shards = counted(busy, "shard")
+            return f"{shards} being fetched, {self._longest(flow)}: does the source answer?"
         if busy := states.get("rewriting"):
             return (
-                f"{_shards(busy)} being copied without the rows that leave, "
+                f"{counted(busy, 'shard')} being copied without the rows that leave, "
                 f"{self._longest(flow)}: is the store slow?"
             )
         return (
@@ -98,17 +104,9 @@ class Watchdog:
     def _longest(self, flow: Flow) -> str:
         assert flow.longest is not None
         shard, state, seconds = flow.longest
-        return f"longest {state} is shard {_name(shard)}, for {_time(seconds)}"
+        return f"longest {state} is shard {_name(shard)}, for {duration(seconds)}"
 
 
 def _name(shard: str) -> str:
     generation, _, number = shard.partition("/")
     return f"{number} of generation {generation}"
-
-
-def _shards(count: int) -> str:
-    return f"{count} shard{'' if count == 1 else 's'}"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 60:.0f} min" if seconds >= 120 else f"{seconds:.0f} s"

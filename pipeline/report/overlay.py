@@ -151,8 +151,8 @@ def _draw_labels(picture: Image.Image, labels: Sequence[_Label], size: int) -> N
     draw = ImageDraw.Draw(picture, "RGBA")
     taken: list[tuple[float, float, float, float]] = []
     for label in labels:
-        font = _font(size, label.text.isascii())
-        left, top, right, bottom = draw.textbbox((0, 0), label.text, font=font)
+        letters = font(size, label.text.isascii())
+        left, top, right, bottom = draw.textbbox((0, 0), label.text, font=letters)
         bar, pad = size * 0.35, size * 0.25
         width, height = right - left + bar + 3 * pad, bottom - top + 2 * pad
         if label.room * 2 < height * 0.5:
@@ -170,7 +170,7 @@ def _draw_labels(picture: Image.Image, labels: Sequence[_Label], size: int) -> N
         draw.rounded_rectangle(box, radius=pad, fill=_PLATE)
         draw.rectangle((x + pad, y + pad, x + pad + bar, y + height - pad), fill=label.color)
         origin = (x + 2 * pad + bar - left, y + pad - top)
-        draw.text(origin, label.text, font=font, fill=(255, 255, 255, 255))
+        draw.text(origin, label.text, font=letters, fill=(255, 255, 255, 255))
 
 
 def _labels(
@@ -215,7 +215,8 @@ def _overlap(
 
 
 @lru_cache(maxsize=32)
-def _font(size: int, latin: bool) -> Font:
+def font(size: int, latin: bool) -> Font:
+    """A font of `size` pixels, with letters beyond Latin where `latin` is False."""
     for name in () if latin else _FONTS:
         try:
             return ImageFont.truetype(name, size)

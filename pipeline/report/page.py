@@ -22,6 +22,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.amounts import duration
 from pipeline.evaluation.compare import Comparison, compare
 from pipeline.report.difference import KINDS
 from pipeline.report.facts import Facts, gather
@@ -193,7 +194,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    found.filters.update(points=points, signed=signed, count=count, seconds=seconds, size=size)
+    found.filters.update(points=points, signed=signed, count=count, duration=duration, size=size)
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
@@ -223,13 +224,6 @@ def signed(fraction: float | None, digits: int = 2) -> str:
 
 def count(number: float) -> str:
     return f"{number:,.0f}"
-
-
-def seconds(value: float) -> str:
-    """`45 s`, `12 min`, `3.4 h`."""
-    if value < 100:
-        return f"{value:.3g} s"
-    return f"{value / 60:.0f} min" if value < 6000 else f"{value / 3600:.1f} h"
 
 
 def size(value: float) -> str:

@@ -1,4 +1,4 @@
-"""One photo with its segmentation, from a model or from a run, ready to be drawn.
+"""Photos with their segmentation, from a model or from a run, ready to be drawn.
 
 Looking must show what a run computes: a photo is decoded by the run's own decoder and a row's photo
 is read from where the run read it, turned upright as the run did.
@@ -8,24 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageOps
 
 from detr.categories import Categories
 from detr.inference.decode import MAX_PIXELS, ImageError, decode
 from detr.panoptic import Panoptic
 from pipeline.errors import UserError
 from pipeline.panoptic.rle import RleError
-from pipeline.report.overlay import draw_overlay
+from pipeline.report.overlay import draw_overlay, font
 from pipeline.run.lookup import find_row
 from pipeline.run.reader import panoptic_of
 from pipeline.run.run import Run
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
+
+# Of a contact sheet, in pixels.
+SHEET_COLUMNS: Final = 5
+TILE: Final = 320
+LINE: Final = 20
+GAP: Final = 12
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,28 @@ class View:
             for segment in self.panoptic.segments
         ]
         return sorted(rows, key=lambda row: -row["area"])
+
+
+def contact_sheet(pictures: Mapping[str, Image.Image]) -> Image.Image:
+    """Small copies of RGB pictures side by side, each with its name below, as one RGB image."""
+    columns = min(SHEET_COLUMNS, len(pictures))
+    rows = -(-len(pictures) // columns)
+    cell = (TILE + GAP, TILE + GAP + LINE)
+    sheet = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, (name, picture) in enumerate(pictures.items()):
+        left = GAP + place % columns * cell[0]
+        top = GAP + place // columns * cell[1]
+        small = ImageOps.contain(picture, (TILE, TILE))
+        sheet.paste(small, (left + (TILE - small.width) // 2, top + (TILE - small.height) // 2))
+        letters = font(LINE - 6, name.isascii())
+        text = name
+        while len(text) > 1 and draw.textlength(text, letters) > TILE:
+            text = (
+                "\u2026" + text.lstrip("\u2026")[1:]
+            )  # the end of a path tells more than its start
+        draw.text((left, top + TILE), text, fill="black", font=letters)
+    return sheet
 
 
 def view_photo(url: str, spec: ModelSpec, options: Mapping[str, str] | None = None) -> View:

@@ -12,12 +12,13 @@ from pipeline.cluster.placement import Placement
 from pipeline.segmentation.model_spec import ModelSpec
 
 WORTH_MEASURING: Final = 200  # images; fewer are done before anybody would read the estimate
+WORTH_TELLING: Final = 60.0  # seconds
 
 
-def cpu_hours(spec: ModelSpec, placement: Placement, images: int) -> float:
-    """Hours for so many 640 x 480 photos on the largest pool: from one made image, the second time,
-    on an actor's threads.
+def cpu_seconds(spec: ModelSpec, placement: Placement, images: int) -> float:
+    """Seconds for so many 640 x 480 photos on the largest pool.
 
+    Measured on one made image, the second time, on an actor's threads.
     A lower bound: made noise keeps few segments, and each kept one costs a little.
     """
     model = spec.load()
@@ -31,4 +32,4 @@ def cpu_hours(spec: ModelSpec, placement: Placement, images: int) -> float:
         seconds = time.perf_counter() - started
     finally:
         torch.set_num_threads(threads)
-    return seconds * images / placement.max_actors / 3600
+    return seconds * images / placement.max_actors

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from pipeline.amounts import counted, duration
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.device import Device, decide_device, with_a_gpu
 from pipeline.cluster.placement import place
@@ -36,7 +37,7 @@ from pipeline.run.publish import finish, shard_sizes
 from pipeline.run.run import Run, create_run, find_run
 from pipeline.run.stats import record_stats
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
-from pipeline.segmentation.estimate import WORTH_MEASURING, cpu_hours
+from pipeline.segmentation.estimate import WORTH_MEASURING, WORTH_TELLING, cpu_seconds
 from pipeline.segmentation.execute import execute
 from pipeline.segmentation.model_spec import ModelDescription, ModelSpec, run_fingerprint
 from pipeline.segmentation.pending import owed
@@ -102,7 +103,8 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
         else:
             run = create_run(storage, describe_run(config, description, device))
             generation = plan_first(run, staging, images, size, config.images_per_shard)
-            reporter.note(f"{images:,} images in {generation.shards:,} shards")
+            shards = counted(generation.shards, "shard")
+            reporter.note(f"{counted(images, 'image')} in {shards}")
         staging.close()
         return work(run, config, spec, device, reporter, started)
 
@@ -236,8 +238,10 @@ def work(
             found, device=kind, actors=config.actors(), units=units, images=todo.images
         )
         if placement.device == "cpu" and todo.images >= WORTH_MEASURING:
-            hours = cpu_hours(spec, placement, todo.images)
-            reporter.note(f"on these CPUs {todo.images:,} images take about {hours:.2g} h or more")
+            seconds = cpu_seconds(spec, placement, todo.images)
+            if seconds >= WORTH_TELLING:
+                takes = f"{counted(todo.images, 'image')} take about {duration(seconds)} or more"
+                reporter.note(f"on these CPUs {takes}")
         facts = {"device": device.name, "dtype": device.dtype, "placement": vars(placement)}
         progress = execute(
             run,

@@ -23,13 +23,13 @@ def test_notes_and_progress_are_objects_with_their_numbers(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     with reporting(verbose=False, json_logs=True) as reporter:
-        reporter.note("4 images in 1 shards")
+        reporter.note("4 images in 1 shard")
         reporter.progress(Progress(total=4, done=1, ok=1, seconds=2.0))
         reporter.progress(Progress(total=4, done=2, ok=2))  # too soon after the last one
         reporter.progress(Progress(total=4, done=4, ok=3, error=1, codes={"empty": 1}))
         reporter.progress(Progress(total=4, done=4))  # the end is said once
     first, second, last = lines(capsys)
-    assert first == {"event": "note", "message": "4 images in 1 shards"}
+    assert first == {"event": "note", "message": "4 images in 1 shard"}
     assert (second["event"], second["done"], second["images_per_second"]) == ("progress", 1, 0.5)
     assert (last["done"], last["error"], last["codes"]) == (4, 1, {"empty": 1})
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -15,8 +16,9 @@ from typing import Any
 import pytest
 import ray
 
-from jobs.submission import Cluster
+from jobs.submission import RESTART_SECONDS, Cluster
 from pipeline.errors import TryAgainError, UserError
+from tests.ray_heads import free_port
 
 JOB = "panoptic-segment-404503404503"  # its digits are no status codes
 
@@ -79,3 +81,11 @@ def test_a_job_that_somebody_stopped_is_not_worth_another_try(heads: list[HTTPSe
 def test_what_has_no_jobs_is_no_head(heads: list[HTTPServer]) -> None:
     with pytest.raises(UserError, match="is no Ray dashboard"):
         cluster(heads, [], version_status=404)
+
+
+def test_a_head_that_never_answers_is_told_with_the_port_that_was_tried() -> None:
+    port = free_port()
+    began = time.monotonic()
+    with pytest.raises(TryAgainError, match=rf"that port {port} is reachable; .* --wait-head"):
+        Cluster(f"http://127.0.0.1:{port}", wait_seconds=0, note=print)
+    assert time.monotonic() - began < RESTART_SECONDS / 2
