@@ -32,9 +32,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from detr.inference.device_errors import is_out_of_memory
 from pipeline.panoptic import rle
 from pipeline.segmentation.batches import Batch
-from pipeline.segmentation.model_loop import ModelStream, is_out_of_memory
+from pipeline.segmentation.model_loop import ModelStream
 
 Photos = Sequence[NDArray[np.uint8]]
 ENCODERS = 8  # threads that encode, as an actor's

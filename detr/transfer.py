@@ -15,6 +15,16 @@ def upload(host: Tensor, device: torch.device) -> Tensor:
     return host.to(device, non_blocking=True)
 
 
+def use_here(tensor: Tensor) -> Tensor:
+    """A tensor made under another stream: its memory stays until what is queued here has read it.
+
+    What wrote the tensor must be over (as after `decode_nvjpeg`).
+    """
+    if tensor.device.type == "cuda":
+        tensor.record_stream(torch.cuda.current_stream(tensor.device))
+    return tensor
+
+
 class Download:
     """Tensors on their way to the host; `wait` gives them once they are there."""
 

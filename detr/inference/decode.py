@@ -148,7 +148,20 @@ def plain_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) 
         return None
     if image.format != "JPEG" or image.mode not in ("L", "RGB") or is_cut_short(data, "JPEG"):
         return None
+    if image.mode == "RGB" and _stores_rgb(image):
+        return None
     return _orientation(image) if exif else 1
+
+
+def _stores_rgb(image: ImageFile.ImageFile) -> bool:
+    """Whether a JPEG holds red, green and blue instead of YCbCr, by libjpeg's rule: JFIF's marker
+    means YCbCr; else Adobe's says which; else components named R, G and B do."""
+    if "jfif" in image.info:
+        return False
+    if "adobe" in image.info:
+        return image.info.get("adobe_transform") == 0
+    names = [layer[0] for layer in getattr(image, "layer", ())]
+    return names == [ord(letter) for letter in "RGB"]
 
 
 def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:

@@ -14,7 +14,7 @@ from detr.inference.malloc import keep_freed_memory
 from detr.inference.postprocess import choose
 from detr.inference.preprocess import normalize, resize
 from detr.models.detr import DetrPanoptic
-from detr.transfer import upload
+from detr.transfer import upload, use_here
 from detr.weights.fingerprint import DTYPES, ModelCard, Settings
 
 Pixels = NDArray[np.uint8] | Tensor
@@ -71,7 +71,9 @@ class Steps:
         arrays = [image for image in images if isinstance(image, np.ndarray)]
         if len(arrays) == len(images):
             return upload(torch.from_numpy(np.stack(arrays)), self.device)
-        return torch.stack([torch.as_tensor(image, device=self.device) for image in images])
+        return torch.stack(
+            [use_here(torch.as_tensor(image, device=self.device)) for image in images]
+        )
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(scores, labels, keep), (B, Q) each, of the last layer's `logits`; waits for nothing."""

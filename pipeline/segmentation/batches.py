@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Final, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 from detr.inference.decode import ImageError, decode, header_size
 from detr.inference.nvjpeg import decode_nvjpeg
-from pipeline.segmentation.model_spec import PanopticModel
+
+if TYPE_CHECKING:
+    from pipeline.segmentation.model_spec import PanopticModel
 
 BATCH_PIXELS: Final = 100_000_000  # decoded pixels of one batch: 300 MB
 Pixels = NDArray[np.uint8] | torch.Tensor
@@ -178,10 +180,7 @@ class UnitDecoder:
         self, planned: _Planned, together: Future[list[torch.Tensor | None]], place: int
     ) -> Pixels:
         """What the GPU decoded, or what PIL makes of it. The pool works first in, first out."""
-        try:
-            pixels = together.result()[place]
-        except torch.OutOfMemoryError:  # the model's batches hold it all for the moment
-            pixels = None
+        pixels = together.result()[place]
         return self._decode(planned) if pixels is None else pixels
 
     def _decode(self, planned: _Planned) -> Pixels:

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from detr.inference.decode import ImageError
+from detr.inference.device_errors import is_out_of_memory
 from detr.panoptic import Panoptic
 from pipeline.segmentation.batches import Batch, Size
-from pipeline.segmentation.model_spec import PanopticModel
+
+if TYPE_CHECKING:
+    from pipeline.segmentation.model_spec import PanopticModel
 
 USUAL_BATCH: Final = 8  # of a model that doesn't say how many images fit
 Answers = list[Panoptic | ImageError]
@@ -120,14 +123,6 @@ class ModelStream:
             for image, size in zip(batch.images, batch.sizes, strict=True)
         )
         return function(batch.images) if same else function(batch.images, batch.sizes)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA's and the CPU allocator's way of saying so; any other RuntimeError is a bug."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError)
-        and ("out of memory" in str(error) or "can't allocate memory" in str(error))
-    )
 
 
 def _means_full(error: BaseException) -> bool:
