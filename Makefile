@@ -11,7 +11,7 @@ export RAY_USAGE_STATS_ENABLED ?= 0
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test sample soak lint demo-weights bench lock clean
+.PHONY: help setup demo test sample soak lint demo-weights bench gpu-bundle lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -84,8 +84,21 @@ demo-weights: setup ## train the demo weights anew and record their figures (3.5
 	cp runs/demo-9/weights.safetensors jobs/demo_weights/demo.safetensors
 	$(BIN)/python benchmarks/demo_weights.py --record
 
+# benchmarks/gpu.py has a target of its own: it needs a GPU.
 bench: setup ## run every benchmark
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/gpu%,$(wildcard benchmarks/*.py)); do \
+	  echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+GPU_BUNDLE = dist/gpu-bundle.tar.gz
+gpu-bundle: ## pack what benchmarks/gpu.py needs on a bare machine with a GPU, and say how to run it
+	@mkdir -p dist
+	@tar -czf $(GPU_BUNDLE) --exclude=__pycache__ LICENSE detr pipeline benchmarks \
+	  jobs/demo_weights tests/__init__.py tests/random_weights.py tests/detr
+	@test $$(wc -c < $(GPU_BUNDLE)) -lt 40000000 || (echo "$(GPU_BUNDLE) is over 40 MB"; exit 1)
+	@echo "$(GPU_BUNDLE), $$(($$(wc -c < $(GPU_BUNDLE)) / 1000)) kB. On a machine with a GPU and Python 3.11 or newer"
+	@echo "with torch, torchvision, transformers, numba, safetensors and pillow:"
+	@echo "  tar -xzf gpu-bundle.tar.gz && python benchmarks/gpu.py --out OUT"
+	@echo "then, here: python benchmarks/gpu.py --page OUT/gpu.jsonl"
 
 lock: ## resolve pyproject.toml into requirements.lock
 	$(BIN)/uv pip compile --universal --quiet --no-emit-index-url --no-header --group dev pyproject.toml -o requirements.lock
