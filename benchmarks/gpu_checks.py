@@ -175,7 +175,7 @@ def batches(bench: Bench) -> Found:
 
 def odd_sizes(bench: Bench) -> Found:
     """Nothing kept, odd sides, one pixel, twelve megapixels."""
-    model = bench.r50("bf16")
+    model = bench.r50("fp32")
     photo = bench.photos[0]
     large = bench.pick(3000, 300), bench.pick(4000, 400)
     shapes = [(1, 1), (37, 91), (bench.side - 1, 3), (bench.side, bench.side // 3), large]
