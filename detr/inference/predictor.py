@@ -54,7 +54,7 @@ class Predictor(Steps):
         *,
         device: torch.device,
         settings: Settings,
-        batch_size: int,
+        batch_size: int | None,
     ) -> None:
         """`model` is unfolded, on the CPU in float32, and belongs to the predictor from here on."""
         super().__init__(model, card, device=device, settings=settings)
@@ -92,9 +92,9 @@ class Predictor(Steps):
         groups: dict[tuple[int, int], list[int]] = {}
         for index, size in enumerate(own):
             groups.setdefault(self.processed_size(*size), []).append(index)
-        batch_size = 1 if self.device.type == "cpu" else self.batch_size
         results: dict[int, Panoptic] = {}
         for size, members in groups.items():
+            batch_size = 1 if self.device.type == "cpu" else self._images_at_a_time(*size)
             for start in range(0, len(members), batch_size):
                 batch = members[start : start + batch_size]
                 answers = self._segment_batch(
@@ -132,6 +132,11 @@ class Predictor(Steps):
             for masks, k, original in zip(masks_of, kept, originals, strict=True)
         ]
 
+    def _images_at_a_time(self, height: int, width: int) -> int:
+        """As `images_that_fit`, of one batch alone, and at most those that were asked for."""
+        alone = BATCHES_IN_FLIGHT * self.images_that_fit(height, width)
+        return min(self.batch_size or MOST_IMAGES, alone, MOST_IMAGES)
+
     def images_that_fit(self, height: int, width: int) -> int:
         """How many images of this processed size to take at a time, by the memory that is free."""
         if self.device.type != "cuda":
@@ -167,7 +172,7 @@ def load(
     size_quantum: int = 1,
     compile: bool = False,
     output_size: str = "original",
-    batch_size: int = 8,
+    batch_size: int | None = None,
 ) -> Predictor:
     """Load a local weight file or Hugging Face folder, ready to segment.
 
@@ -176,8 +181,8 @@ def load(
     kept query, exclusive. size_quantum: round processed sides to its multiples, so that photos of
     free aspect ratio share batches. compile: let torch compile backbone and transformer (a minute
     at the first image; other rounding). output_size: original, processed (what the model saw), or
-    quarter (the mask head's own). batch_size: images at a time on a GPU; changes no result. Raises
-    ModelError in one sentence.
+    quarter (the mask head's own). batch_size: images at a time on a GPU, at most (by default what
+    fits); changes no result. Raises ModelError in one sentence.
 
         import detr
         model = detr.load("detr-r50-panoptic-00ce5173.pth")

@@ -108,15 +108,19 @@ def normalize(images: Tensor) -> Tensor:
     Value / 255, minus the ImageNet mean, divided by its deviation: upstream's ToTensor and
     Normalize, in their order, so equal to the bit.
     """
-    mean, std = _imagenet(images.device)
-    return images.float().div_(255).sub_(mean).div_(std).permute(0, 3, 1, 2)
+    full, mean, std = _imagenet(images.device)
+    return images.float().div_(full).sub_(mean).div_(std).permute(0, 3, 1, 2)
 
 
 @lru_cache(maxsize=8)
-def _imagenet(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and deviation, (3,) each; kept on the device, for a copy there would wait for it."""
+def _imagenet(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """255, (1,), mean and deviation, (3,); kept on the device, for a copy there would wait for it.
+
+    255 as a tensor: CUDA multiplies by the reciprocal of a number, which differs in the last place.
+    """
     with torch.inference_mode(False):
         return (
+            torch.tensor([255.0], device=device),
             torch.tensor(IMAGENET_MEAN, device=device),
             torch.tensor(IMAGENET_STD, device=device),
         )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detr.categories import Categories
+from detr.cuda_settings import settle_cuda
 from detr.inference.malloc import keep_freed_memory
 from detr.inference.postprocess import choose
 from detr.inference.preprocess import normalize, resize
@@ -41,11 +42,9 @@ class Steps:
         self.dtype = DTYPES[card.dtype]
         self.threshold = settings.threshold
         self.output_size = settings.output_size
-        if device.type == "cuda" and self.dtype == torch.float32:
-            # float32 means float32: TF32 keeps 10 bits of mantissa
-            torch.backends.cuda.matmul.fp32_precision = "ieee"
-            torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-        self.model = model.fold().to(device, self.dtype)
+        if device.type == "cuda":
+            settle_cuda(self.dtype)
+        self.model = model.fold(self.dtype).to(device)
         if device.type == "cpu":
             keep_freed_memory()
             if self.dtype == torch.float32 and not settings.compile:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr.inference.preprocess import (
     ImageError,
@@ -117,6 +120,22 @@ def test_a_quantum_gives_multiples_within_the_cap(height: int, width: int, quant
         assert side % quantum == 0
         assert quantum <= side <= 1333
         assert abs(side - min(plain, 1333)) <= quantum  # rounding can pass the cap: 1337
+
+
+class NoScalarDivides(TorchDispatchMode):
+    """Refuses to divide by a number that the host holds."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__.startswith("div"):
+            assert isinstance(args[1], torch.Tensor)
+            assert args[1].dim()
+        return func(*args, **(kwargs or {}))
+
+
+def test_normalize_divides_by_no_number() -> None:
+    """CUDA would multiply by its reciprocal, which is another value in the last place."""
+    with NoScalarDivides():
+        normalize(torch.zeros(1, 2, 3, 3, dtype=torch.uint8))
 
 
 def test_normalize_is_imagenet_s() -> None:

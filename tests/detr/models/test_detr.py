@@ -34,6 +34,18 @@ def assert_close(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
 
+def test_class_logits_are_float32_whatever_the_rest_is():
+    model = DetrPanoptic(tiny_config()).eval()
+    weight = model.detr.class_embed.weight.detach().clone()
+    folded = model.fold(torch.bfloat16)
+    assert torch.equal(folded.detr.class_embed.weight, weight)
+    found = folded.detect(torch.randn(2, 3, 64, 96).bfloat16())
+    assert found.logits.dtype == torch.float32
+    assert found.embeddings.dtype == torch.bfloat16
+    wanted = found.embeddings.float() @ weight.T + folded.detr.class_embed.bias
+    assert torch.allclose(found.logits[-1], wanted, atol=1e-5)
+
+
 def test_the_published_files_490_tensors():
     with torch.device("meta"):
         shapes = {k: tuple(v.shape) for k, v in DetrPanoptic(DetrConfig()).state_dict().items()}
