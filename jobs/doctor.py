@@ -20,6 +20,8 @@ from ray.exceptions import GetTimeoutError
 from rich.console import Console
 
 from detr.config import ModelError
+from detr.cuda_settings import why_no_gpu
+from detr.inference.check_gpu import check_gpu
 from detr.inference.decode import ImageError, decode
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
@@ -151,10 +153,11 @@ def _python() -> str:
 
 
 def _device() -> str:
+    if reason := why_no_gpu():
+        raise UserError(reason)
     if not torch.cuda.is_available():
         return f"cpu, {torch.get_num_threads()} threads (no GPU here; a cluster's is its workers')"
-    names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-    return f"{torch.cuda.device_count()} GPU: {', '.join(sorted(names))}"
+    return check_gpu()
 
 
 def _disk() -> str:

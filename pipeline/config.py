@@ -56,8 +56,12 @@ class RunConfig(BaseModel):
     )
 
     threshold: float = Field(0.85, ge=0, lt=1, description="Least class probability of a segment.")
-    size_quantum: int = Field(
-        1, ge=1, le=256, description="Round processed sizes to a multiple, so that photos batch."
+    size_quantum: int | None = Field(
+        None,
+        ge=1,
+        le=256,
+        description="Round processed sizes to a multiple, so that photos batch; 32 on a GPU, "
+        "else 1.",
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="fp32, bf16 or fp16; auto is fp32 on a CPU, bf16 or fp16 on a GPU."

@@ -10,7 +10,7 @@ puts a step of another batch between them:
 
 With the next batch started before `masks` of this one is called, and that before `result` of the
 last one, there is always work queued. Nothing else here waits: no shape depends on a value, sizes
-and weights of the interpolations are kept on the device, and the merge takes a fixed number of
+and weights of the interpolations are kept on the device, and the merge of the batch takes two
 rounds (rounds.py). On a CPU the same steps run, and give the same answers, without any gain.
 """
 
@@ -20,10 +20,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from detr.inference.postprocess import merge
-from detr.inference.rounds import Rounds, finish, heirs_of, merge_in_rounds
+from detr.inference.rounds import finish, heirs_of, merge_in_rounds
 from detr.inference.steps import Pixels, Steps
 from detr.panoptic import Panoptic
 from detr.transfer import Download, upload
@@ -64,47 +63,63 @@ class InFlight:
             upload(query_index, device),
             chunk=steps.chunk(found.features[0].tensors),
         )  # (N, h, w)
-        heirs = [heirs_of(self._category_ids[part], self._isthing[part]) for part in self._parts()]
-        flat = upload(torch.tensor([h for own in heirs for h in own], dtype=torch.int64), device)
-        maps: list[Tensor] = []
-        for part, original in zip(self._parts(), self._originals, strict=True):
-            if part.start < part.stop:
-                maps.extend(self._merge(self._masks[part], flat[part], original))
-        self._maps = Download(maps)
+        self._merge(device)
         del self._found  # features and memory of the batch
+
+    def _merge(self, device: torch.device) -> None:
+        """Queue the maps, and their way to the host."""
+        most = max(self._counts)
+        self._maps = None
+        if not most:
+            return
+        slots: list[int] = []
+        heirs = list(range(len(self._counts) * most))
+        for image, part in enumerate(self._parts()):
+            own = heirs_of(self._category_ids[part], self._isthing[part])
+            first = image * most
+            slots += range(first, first + len(own))
+            heirs[first : first + len(own)] = [first + heir for heir in own]
+        merged = merge_in_rounds(
+            self._masks,
+            upload(torch.tensor(slots), device),
+            upload(torch.tensor(heirs), device),
+            sizes=self._sizes(),
+        )
+        self._maps = Download([*merged])
+
+    def _sizes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """(processed, map) of each image."""
+        return [self._steps.geometry(self._masks, self._size, each) for each in self._originals]
 
     def _parts(self) -> list[slice]:
         """Where each image's queries lie in the flat lists."""
         ends = np.cumsum(self._counts).tolist()
         return [slice(end - n, end) for end, n in zip(ends, self._counts, strict=True)]
 
-    def _merge(self, masks: Tensor, heirs: Tensor, original: tuple[int, int]) -> Rounds:
-        processed, final = self._steps.geometry(masks, self._size, original)
-        return merge_in_rounds(masks, heirs, processed_size=processed, map_size=final)
-
     @torch.inference_mode()
     def result(self) -> list[Panoptic]:
         """The answers, in order."""
-        arrived = iter(self._maps.wait())
+        sizes = self._sizes()
+        if self._maps is None:
+            return [Panoptic(np.zeros(size[::-1], np.uint8).T, ()) for _, size in sizes]
+        numbers, alive, areas = self._maps.wait()
+        ends = np.cumsum([height * width for _, (height, width) in sizes]).tolist()
         answers = []
-        for part, original in zip(self._parts(), self._originals, strict=True):
-            masks = self._masks[part]
+        for image, (part, size, end) in enumerate(zip(self._parts(), sizes, ends, strict=True)):
             categories, scores = self._category_ids[part], self._scores[part]
-            processed, final = self._steps.geometry(masks, self._size, original)
-            answer = None
-            if categories:
-                owner, alive, areas = next(arrived), next(arrived), next(arrived)
-                answer = finish(
-                    owner,
-                    alive.tolist(),
-                    areas.tolist(),
-                    category_ids=categories,
-                    isthing=self._isthing[part],
-                    scores=scores,
-                )
-            if answer is None:  # nothing kept, or a third round is needed: the host drives
+            processed, final = size
+            answer = finish(
+                numbers[end - final[0] * final[1] : end],
+                alive[image].tolist(),
+                areas[image].tolist(),
+                map_size=final,
+                category_ids=categories,
+                isthing=self._isthing[part],
+                scores=scores,
+            )
+            if answer is None:  # a third round is needed: the host drives
                 answer = merge(
-                    masks,
+                    self._masks[part],
                     categories,
                     scores,
                     categories=self._steps.categories,

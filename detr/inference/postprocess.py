@@ -171,27 +171,6 @@ class SampledLogits:
                 best = torch.maximum(best, logits[:, query])
         return owner.T.contiguous()
 
-    def owners_among(self, alive: Tensor) -> tuple[Tensor, Tensor]:
-        """As `owners`, of the queries of `alive` (K,) bool alone, and their areas, (K,) int64.
-
-        All on the device, and nothing waits for it; without a live query the owners mean nothing.
-        """
-        width, height = self._size
-        queries = torch.arange(len(alive), device=alive.device)
-        owner = torch.empty(
-            self._size,
-            dtype=torch.uint8 if len(alive) < 256 else torch.int32,
-            device=alive.device,
-        )
-        areas = torch.zeros_like(queries)
-        step = max(1, self._chunk_bytes // (4 * height * len(alive)))
-        for start in range(0, width, step):
-            logits = _blend(self._columns[start : start + step], 1, self._y)  # (step, H, K)
-            best = logits.masked_fill_(~alive, float("-inf")).argmax(-1, keepdim=True)
-            owner[start : start + step] = best[..., 0]
-            areas += (best == queries).sum((0, 1))
-        return owner, areas
-
     def reassign(self, owner: Tensor, gone: Sequence[int], survivors: Sequence[int]) -> None:
         """Give the pixels of the queries `gone` to the best of `survivors`, in place."""
         device = owner.device

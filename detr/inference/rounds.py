@@ -1,56 +1,191 @@
-"""The merge of postprocess.py in a fixed number of rounds, so that no round waits for the host.
+"""The merge of postprocess.py for a whole batch in one pass, so that nothing waits for the host.
 
 Which segments are too small is only known on the device; asking for it between rounds would let the
-device idle while the answer travels, once or more per image. So three maps are always made, each
-over the queries that the one before left: of all queries, of those above the smallest area, and of
-those still above it. The host reads the last map, its areas and its survivors together, later. In
-the rare case that the third map still holds a segment that is too small, the caller lets the host
-drive (`merge`), from the same logits: the answer is the same.
+device idle while the answer travels. So two maps are always made: of all queries, and of those
+above the smallest area, as the first map shows it with stuff merged. A third is needed only where
+the heir of a stuff class, without what it got in the first map, is itself too small: the caller
+sees that in the areas and lets the host drive (`merge`), from the same logits, to the same answer.
+
+One pass for the batch, whatever its images' sizes and numbers of queries: the pixels of all maps
+lie in one list, column by column and image after image, and each image's queries are padded to the
+most that one has. So the number of kernels doesn't grow with the batch. The arithmetic of each pixel is
+that of postprocess.py, to the bit. The segments' numbers are put in on the device: the host only
+wraps arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from detr.inference.postprocess import SMALLEST_AREA, SampledLogits
+from detr.inference.postprocess import SMALLEST_AREA, _taps
 from detr.panoptic import Panoptic, Segment
+from detr.transfer import upload
 
-ROUNDS = 3
+# Bytes of interpolated logits that exist at a time: 32 photos of 640 x 480 with 25 queries each.
+_CHUNK_BYTES: Final = 1 << 30
+_NOBODY: Final = -1e30  # the logit of a query that only fills up: finite, for it is interpolated
 
 
-class Rounds(NamedTuple):
-    """What the device knows after the last round."""
+class Merged(NamedTuple):
+    """What the device knows of B images, K queries at most each, after the last round."""
 
-    owner: Tensor  # (W, H) uint8 or int32: the query of each pixel
-    alive: Tensor  # (K,) bool: which queries the last map was made of
-    areas: Tensor  # (K,) int64: their pixels in it
+    numbers: Tensor  # (pixels of all maps,) uint8 or int32: segment numbers, 0 where there is none
+    alive: Tensor  # (B, K) bool: which queries the last map was made of
+    areas: Tensor  # (B, K) int64: their pixels in it
+
+
+class _Grid(NamedTuple):
+    """Where the pixels of all maps lie between the cells of the mask logits."""
+
+    near_x: Tensor  # (columns of all maps,) int64, of (B * w) columns of cells
+    far_x: Tensor
+    near_x_weight: Tensor  # (columns,) float32
+    far_x_weight: Tensor
+    image: Tensor  # (columns,) int64
+    height: Tensor  # (columns,) int64: pixels of the column
+    row: Tensor  # (columns,) int64: what added to a pixel's place in the list gives its row below
+    near_y: Tensor  # (rows of all maps,) int64
+    far_y: Tensor
+    near_y_weight: Tensor  # (rows,) float32
+    far_y_weight: Tensor
+    pixels: int
+
+
+@lru_cache(maxsize=64)
+def _grid(
+    cells: tuple[int, int],
+    sizes: tuple[tuple[tuple[int, int], tuple[int, int]], ...],
+    device: torch.device,
+) -> _Grid:
+    """`cells` (height, width) of the mask logits; `sizes` (processed, map) of each image."""
+    cpu = torch.device("cpu")
+    columns: list[list[Tensor]] = []
+    rows = []
+    pixels = first_row = 0
+    for image, (processed, final) in enumerate(sizes):
+        x = _taps(cells[1], processed[1], final[1], cpu)
+        y = _taps(cells[0], processed[0], final[0], cpu)
+        height, width = final
+        start = pixels + height * torch.arange(width)
+        columns.append(
+            [
+                x.near + image * cells[1],
+                x.far + image * cells[1],
+                x.near_weight,
+                x.far_weight,
+                torch.full((width,), image),
+                torch.full((width,), height),
+                first_row - start,
+            ]
+        )
+        rows.append(list(y))
+        pixels += height * width
+        first_row += height
+    parts = [torch.cat(part) for part in (*zip(*columns, strict=True), *zip(*rows, strict=True))]
+    return _Grid(*(upload(part, device) for part in parts), pixels)
 
 
 def merge_in_rounds(
     mask_logits: Tensor,
+    slots: Tensor,
     heirs: Tensor,
     *,
-    processed_size: tuple[int, int],
-    map_size: tuple[int, int],
-) -> Rounds:
-    """The maps of one image from its K > 0 kept queries; nothing here waits for the device.
+    sizes: Sequence[tuple[tuple[int, int], tuple[int, int]]],
+) -> Merged:
+    """The maps of the B images of a batch; nothing here waits for the device.
 
-    mask_logits (K, h, w); heirs (K,) int64 on its device, from `heirs_of`; sizes (height, width).
+    mask_logits (N, h, w) of all kept queries, N > 0; slots (N,) int64: image * K + the query's
+    place among its image's, K being the most that an image has; heirs (B * K,) int64: the slot that
+    gets the pixels of each slot in the first map; `sizes`: (processed, map) of each image, each
+    (height, width).
     """
-    sampled = SampledLogits(mask_logits, processed_size, map_size)
-    alive = torch.ones(len(heirs), dtype=torch.bool, device=mask_logits.device)
-    owner, areas = sampled.owners_among(alive)
+    pixels = _Pixels(mask_logits, slots, sizes, len(heirs) // len(sizes))
+    strips = list(pixels.strips()) if pixels.is_one_strip else None
+    areas = torch.zeros_like(heirs)
+    for strip in strips or pixels.strips():
+        strip.count(strip.owners(None), areas)
     # The merge of stuff shows in the areas of the first map alone (see postprocess.py).
     areas = torch.zeros_like(areas).index_add_(0, heirs, areas)
-    for _ in range(ROUNDS - 1):
-        alive = alive & (areas > SMALLEST_AREA)
-        owner, areas = sampled.owners_among(alive)
-    return Rounds(owner, alive, areas)
+    exists = torch.zeros_like(heirs, dtype=torch.bool).index_fill_(0, slots, True)
+    alive = exists.logical_and_(areas > SMALLEST_AREA).view(len(sizes), -1)  # (B, K)
+    number_of = (alive.cumsum(1) * alive).flatten()
+    number_of = number_of.to(torch.uint8 if alive.shape[1] < 256 else torch.int32)
+    areas = torch.zeros_like(heirs)
+    numbers = number_of.new_empty(pixels.count)
+    for strip in strips or pixels.strips():
+        owners = strip.owners(alive)
+        strip.count(owners, areas)
+        torch.index_select(number_of, 0, owners, out=numbers[strip.part])
+    return Merged(numbers, alive, areas.view_as(alive))
+
+
+class _Strip(NamedTuple):
+    """Some of the pixels, P, with the logits of their image's K queries."""
+
+    part: slice
+    image: Tensor  # (P,) int64
+    logits: Tensor  # (P, K) float32
+
+    def owners(self, alive: Tensor | None) -> Tensor:
+        """(P,) int64: the slot with the largest logit; the lowest one of equals.
+
+        Of the queries of `alive` (B, K) alone, which uses the logits up; None: of all.
+        """
+        if alive is not None:
+            self.logits.masked_fill_(~alive[self.image], float("-inf"))
+        return self.logits.argmax(-1).add_(self.image, alpha=self.logits.shape[-1])
+
+    def count(self, owners: Tensor, areas: Tensor) -> None:
+        """Add the pixels of each slot to `areas` (B * K,) int64."""
+        areas.scatter_add_(0, owners, owners.new_ones(()).expand(len(owners)))
+
+
+class _Pixels:
+    """The pixels of all maps of a batch in one list."""
+
+    def __init__(
+        self,
+        mask_logits: Tensor,
+        slots: Tensor,
+        sizes: Sequence[tuple[tuple[int, int], tuple[int, int]]],
+        queries: int,
+    ) -> None:
+        height, width = (int(side) for side in mask_logits.shape[-2:])
+        self._grid = grid = _grid((height, width), tuple(sizes), mask_logits.device)
+        self.count = grid.pixels
+        padded = mask_logits.new_full(
+            (len(sizes) * queries, height, width), _NOBODY, dtype=torch.float32
+        )
+        padded[slots] = mask_logits.float()
+        cells = padded.view(-1, queries, height, width).permute(0, 3, 2, 1).flatten(0, 1)
+        far = cells[grid.far_x].mul_(grid.far_x_weight[:, None, None])  # (columns, h, K)
+        columns = far.addcmul_(cells[grid.near_x], grid.near_x_weight[:, None, None])
+        self._cells, self._height = columns.flatten(0, 1), height  # (columns * h, K)
+        self._step = max(1, _CHUNK_BYTES // (4 * queries))
+        self._column = torch.repeat_interleave(grid.height, output_size=grid.pixels)
+
+    @property
+    def is_one_strip(self) -> bool:
+        return self.count <= self._step
+
+    def strips(self) -> Iterator[_Strip]:
+        grid = self._grid
+        for start in range(0, self.count, self._step):
+            part = slice(start, min(start + self._step, self.count))
+            column = self._column[part]
+            row = torch.arange(part.start, part.stop, device=column.device) + grid.row[column]
+            column_start = column * self._height
+            far = self._cells[grid.far_y[row].add_(column_start)]  # (P, K)
+            far.mul_(grid.far_y_weight[row][:, None])
+            near = self._cells[grid.near_y[row].add_(column_start)]
+            logits = far.addcmul_(near, grid.near_y_weight[row][:, None])
+            yield _Strip(part, grid.image[column], logits)
 
 
 def heirs_of(category_ids: Sequence[int], isthing: Sequence[bool]) -> list[int]:
@@ -63,26 +198,28 @@ def heirs_of(category_ids: Sequence[int], isthing: Sequence[bool]) -> list[int]:
 
 
 def finish(
-    owner: Tensor,
+    numbers: Tensor,
     alive: Sequence[bool],
     areas: Sequence[int],
     *,
+    map_size: tuple[int, int],
     category_ids: Sequence[int],
     isthing: Sequence[bool],
     scores: Sequence[float],
 ) -> Panoptic | None:
-    """The answer from what came back of `merge_in_rounds`; None if it needs another round."""
+    """One image's answer from what came back of `merge_in_rounds`; None if it needs another round.
+
+    numbers (H * W,), of its map, of size (height, width) `map_size`.
+    """
     survivors = [query for query, stays in enumerate(alive) if stays]
     if any(areas[query] <= SMALLEST_AREA for query in survivors):
         return None
-    if not survivors:
-        return Panoptic(np.zeros(tuple(owner.shape), np.uint8).T, ())
-    number_of = np.zeros(len(alive), np.int32)
-    number_of[survivors] = np.arange(1, len(survivors) + 1)
-    few = len(alive) < 256
-    numbers = (number_of.astype(np.uint8) if few else number_of)[owner.numpy()]
     segments = tuple(
         Segment(number, category_ids[query], isthing[query], float(scores[query]))
         for number, query in enumerate(survivors, start=1)
     )
-    return Panoptic(numbers.T, segments)
+    columns = numbers.numpy().reshape(map_size[1], map_size[0])
+    few = not survivors or len(category_ids) < 256
+    if columns.itemsize > 1 and few:
+        columns = columns.astype(np.uint8)
+    return Panoptic(columns.T, segments)

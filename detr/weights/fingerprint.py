@@ -19,6 +19,7 @@ import torch
 
 from detr.categories import Categories
 from detr.config import DetrConfig, ModelError
+from detr.cuda_settings import why_no_gpu
 from detr.weights.checkpoint import Checkpoint, open_checkpoint
 
 # Raised by whoever changes what preprocess.py, the model, or postprocess.py answer for the same
@@ -76,7 +77,10 @@ class ModelCard:
 
 
 def resolve_device(device: str) -> torch.device:
-    """'auto' is the GPU where there is one. Raises ModelError for a device that isn't there."""
+    """'auto' is the GPU where there is one. Raises ModelError for a device that isn't there, and
+    for a GPU that torch can't use: nobody who has one means to run on its CPU."""
+    if device != "cpu" and (reason := why_no_gpu()):
+        raise ModelError(reason)
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

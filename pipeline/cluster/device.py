@@ -13,6 +13,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError
 
+from detr.cuda_settings import why_no_gpu
 from detr.weights.fingerprint import resolve_dtype
 from pipeline.cluster.capacity import capacity, wait_for_gpu
 from pipeline.cluster.placement import NO_GPU, Capacity
@@ -41,6 +42,8 @@ def decide_device(config: RunConfig, note: Callable[[str], None]) -> Device:
     if config.device == "cpu":
         return _cpu(config)
     if is_local(config.address):
+        if reason := why_no_gpu():
+            raise UserError(reason)
         if torch.cuda.is_available():
             dtype = resolve_dtype(config.dtype, "cuda")
             return Device("cuda", torch.cuda.get_device_name(), dtype)

@@ -47,7 +47,7 @@ from pipeline.run.series import PREFIX, Nights, Pinned
 from pipeline.run.snapshots import Edition
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.segmentation.job import check_same, describe_run, work
-from pipeline.segmentation.model_spec import ModelSpec, run_fingerprint
+from pipeline.segmentation.model_spec import ModelSpec, run_fingerprint, with_size_quantum
 from pipeline.storage.entry import StorageError, as_user_error, of_storage
 from pipeline.storage.storage import Storage, normalize
 
@@ -83,11 +83,14 @@ class _Night:
     """One call: the folder, what is live in it, and the run that it works on."""
 
     def __init__(self, nights: Nights, config: NightlyConfig, reporter: Reporter) -> None:
-        self.nights, self.config, self.reporter = nights, config, reporter
+        self.nights, self.reporter = nights, reporter
         self.began = time.monotonic()
         self.started = datetime.now(UTC)
         self.live = nights.live()
         self.device = night_device(self.live, config, reporter.note)
+        recorded = self.live.run.info.config if self.live is not None else None
+        config = with_size_quantum(config, recorded, self.device.kind, reporter.note)
+        self.config = config
         self.spec = ModelSpec.of(config, device=self.device.kind, dtype=self.device.dtype)
         self.description = self.spec.describe()
         self.name = PREFIX + run_fingerprint(self.description, config)[0]

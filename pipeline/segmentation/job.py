@@ -39,7 +39,12 @@ from pipeline.run.stats import record_stats
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.segmentation.estimate import WORTH_MEASURING, WORTH_TELLING, cpu_seconds
 from pipeline.segmentation.execute import execute
-from pipeline.segmentation.model_spec import ModelDescription, ModelSpec, run_fingerprint
+from pipeline.segmentation.model_spec import (
+    ModelDescription,
+    ModelSpec,
+    run_fingerprint,
+    with_size_quantum,
+)
 from pipeline.segmentation.pending import owed
 from pipeline.sharding import missing
 from pipeline.storage.storage import Storage, normalize
@@ -80,6 +85,8 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
     storage = Storage(config.out, config.out_options)
     run = find_run(storage)
     device = recorded_device(run, config) or decide_device(config, reporter.note)
+    recorded = run.info.config if run is not None else None
+    config = with_size_quantum(config, recorded, device.kind, reporter.note)
     spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
     description = spec.describe()
     if run is not None and run.generations():
@@ -117,6 +124,7 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
     run = find_run(storage)
     assert run is not None  # the settings were read from it
     device = recorded_device(run, config) or decide_device(config, reporter.note)
+    config = with_size_quantum(config, run.info.config, device.kind, reporter.note)
     spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
     check_same(run, config, spec.describe())
     with lease(storage):

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,11 @@ from pipeline.errors import UserError
 from pipeline.storage.entry import as_user_error, classify
 from pipeline.storage.node_cache import local_copy
 from pipeline.storage.storage import normalize
+
+# Photos of free aspect ratio have a processed size each: a GPU would work on one or two at a time,
+# and plan its convolutions anew for each size. On a CPU images run one by one anyhow.
+USUAL_QUANTUM: Final = {"cpu": 1, "cuda": 32}
+C = TypeVar("C", bound=RunConfig)
 
 
 class PanopticModel(Protocol):
@@ -69,7 +74,7 @@ class ModelSpec:
             weights=_whole_path(config.weights),
             dtype=dtype,
             threshold=config.threshold,
-            size_quantum=config.size_quantum,
+            size_quantum=config.size_quantum or USUAL_QUANTUM[device],
             device=device,
             compile=config.compile,
             output_size=config.output_size,
@@ -159,6 +164,25 @@ def local_weights(weights: str, options: Mapping[str, str]) -> tuple[str, str | 
     except Exception as error:
         raise as_user_error(error, f"can't fetch --weights {url}") from error
     return str(path), recipe.name if recipe else None
+
+
+def with_size_quantum(
+    config: C, recorded: Mapping[str, Any] | None, device: str, note: Callable[[str], None]
+) -> C:
+    """The settings with their size quantum: asked for, else the run's own (`recorded` are the
+    settings in its run.json), else what is usual on the device of a first run, which is told."""
+    if config.size_quantum is not None:
+        return config
+    if recorded is not None:
+        quantum = int(recorded.get("size_quantum") or 1)
+    else:
+        quantum = USUAL_QUANTUM[device]
+        if quantum > 1:
+            note(
+                f"the model sees sizes rounded to multiples of {quantum}, so that photos share "
+                "batches (--size-quantum 1: exact sizes, and far slower on photos of many sizes)"
+            )
+    return config.model_copy(update={"size_quantum": quantum})
 
 
 def run_fingerprint(

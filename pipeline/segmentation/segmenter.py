@@ -9,11 +9,12 @@ as soon as its last rows are encoded. Whatever is wrong with an image becomes th
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from ray.actor import ActorHandle
 
 from detr.config import ModelError
 from detr.inference.decode import ImageError
+from detr.inference.device_errors import is_lost_device
 from detr.inference.nvjpeg import check_nvjpeg
 from detr.panoptic import Panoptic
 from pipeline.cluster.progress_actor import begin
@@ -37,6 +39,8 @@ from pipeline.sharding import unit_key
 from pipeline.storage.entry import StorageError
 
 __all__ = ["Decoding", "Segmenter"]
+
+LOST_DEVICE_EXIT: Final = 70  # of the actor's process
 
 
 class Segmenter:
@@ -79,6 +83,14 @@ class Segmenter:
         """
         if self.refusal is not None:
             raise self.refusal
+        try:
+            return self._segment(unit)
+        except RuntimeError as error:
+            if is_lost_device(error):
+                end_process(error)
+            raise
+
+    def _segment(self, unit: pa.Table) -> pa.Table:
         seconds: dict[str, float] = defaultdict(float)
         batches: Counter[int] = Counter()
         if self.tally is None or not unit.num_rows:
@@ -138,6 +150,17 @@ class Segmenter:
         seconds["total"] = time.perf_counter() - started
         seconds["model"] = seconds["total"] - seconds.pop("waited")
         return encoding
+
+
+def end_process(error: BaseException) -> None:
+    """End the actor: each later call to a device that is lost would fail, in this process.
+
+    Ray starts another actor and gives it the units that this one had.
+    """
+    print(
+        f"the model actor ends, since its GPU is lost to it: {error}", file=sys.stderr, flush=True
+    )
+    os._exit(LOST_DEVICE_EXIT)
 
 
 def _timed(batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batch]:

@@ -1,11 +1,15 @@
-"""Settings of the process for a GPU: torch accepts them without one."""
+"""Settings of the process for a GPU, and a GPU that torch can't use."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
-from detr.cuda_settings import settle_cuda
+from detr import cuda_settings
+from detr.config import ModelError
+from detr.cuda_settings import settle_cuda, why_no_gpu
+from detr.weights.fingerprint import resolve_device
 
 
 @pytest.fixture
@@ -32,3 +36,55 @@ def test_float32_is_float32_and_stays_readable() -> None:
     assert torch.backends.cuda.matmul.allow_tf32 is False
     assert torch.backends.cudnn.conv.fp32_precision != "tf32"  # type: ignore[attr-defined]
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+OLD = (
+    "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU "
+    "driver by downloading and installing a new version"
+)
+
+
+@pytest.fixture
+def old_driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine whose driver is older than the CUDA that torch was built for."""
+
+    def init() -> None:
+        raise RuntimeError(OLD)
+
+    (tmp_path / "nvidia0").touch()
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(cuda_settings, "_DEVICE_FILES", tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(torch.version, "cuda", "13.2")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_a_driver_that_is_too_old_is_no_reason_to_run_on_the_cpu() -> None:
+    for device in ("auto", "cuda", "cuda:0"):
+        with pytest.raises(ModelError, match=r"driver .* is too old \(found version 12040\): upd"):
+            resolve_device(device)
+    assert resolve_device("cpu").type == "cpu"
+
+
+@pytest.mark.usefixtures("old_driver")
+@pytest.mark.parametrize("visible", ["", "-1"])
+def test_gpus_hidden_from_a_process_are_not_missed(
+    monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert resolve_device("auto").type == "cpu"
+
+
+@pytest.mark.usefixtures("old_driver")
+def test_a_torch_without_cuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    assert "is a build for CPUs" in str(why_no_gpu())
+
+
+def test_a_machine_without_a_gpu_misses_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cuda_settings, "_DEVICE_FILES", tmp_path)
+    assert why_no_gpu() is None

@@ -5,20 +5,27 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from detr.inference.decode import decode
+from detr.inference.preprocess import processed_size
 from detr.panoptic import Panoptic
+from pipeline.segmentation import batches
+from pipeline.segmentation.batches import Decoding, UnitDecoder
+from pipeline.segmentation.model_spec import USUAL_QUANTUM
 from pipeline.segmentation.segmenter import segment_row
 from tests.factories import jpeg, segmenter, unit_of
 from tests.toy_model import Toy
 
 IMAGES = 6
 REPETITIONS = 5
+UNIT = 512  # images of a shard
 
 
 class Slow(Toy):
@@ -63,3 +70,57 @@ def test_work_that_nobody_waited_for_is_counted(tmp_path: Path) -> None:
         alone["encode"].append(cpu_seconds(lambda: [segment_row(answer) for answer in answers]))
     for stage in ("decode", "encode"):
         assert min(told[stage]) > 0.6 * min(alone[stage]), (told, alone)
+
+
+class Alone(Toy):
+    """Photos as R50 sees them on a GPU with room for 32."""
+
+    works_alone = True
+
+    def processed_size(self, height: int, width: int) -> tuple[int, int]:
+        return processed_size(height, width, quantum=USUAL_QUANTUM["cuda"])
+
+
+def cocos_sizes(rng: np.random.Generator) -> list[tuple[int, int]]:
+    """(height, width) as in COCO: the longer side 640, three quarters of them usual ones."""
+    usual = [480, 480, 480, 427, 427, 426, 425, 428, 424, 360]
+    sides = [int(side) for side in rng.choice(usual, UNIT * 3 // 4)]
+    sides += rng.integers(300, 640, UNIT // 4).tolist()
+    return [(640, side) if rng.random() < 0.25 else (side, 640) for side in sides]
+
+
+def free_sizes(rng: np.random.Generator) -> list[tuple[int, int]]:
+    """(height, width) of photos that somebody cut as each wanted it."""
+    return [(int(rng.integers(360, 480)), int(rng.integers(480, 640))) for _ in range(UNIT)]
+
+
+def phones_sizes(rng: np.random.Generator) -> list[tuple[int, int]]:
+    """(height, width) of twelve megapixels and less, upright and not, some cut by hand."""
+    kinds = [(3000, 4000), (3024, 4032), (2268, 4032), (3456, 4608), (2448, 3264), (1080, 1920)]
+    sizes = [kinds[int(kind)] for kind in rng.integers(0, len(kinds), UNIT)]
+    sizes = [size if rng.random() < 0.9 else (size[0], int(size[1] * 0.9)) for size in sizes]
+    return [size[::-1] if rng.random() < 0.4 else size for size in sizes]
+
+
+@pytest.mark.parametrize("sizes_of", [cocos_sizes, free_sizes, phones_sizes])
+def test_photos_of_many_sizes_share_batches_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+    sizes_of: Callable[[np.random.Generator], list[tuple[int, int]]],
+) -> None:
+    sizes = sizes_of(np.random.default_rng(0))
+    monkeypatch.setattr(batches, "header_size", lambda data, **_: sizes[int(data)])
+    monkeypatch.setattr(
+        batches, "decode", lambda data, **_: np.broadcast_to(np.uint8(0), (*sizes[int(data)], 3))
+    )
+    with ThreadPoolExecutor(1) as pool:
+        made = UnitDecoder(
+            lambda index: str(index).encode(),
+            range(UNIT),
+            model=Alone(),
+            decoding=Decoding(exif=True, max_pixels=10**9),
+            most=lambda size: 32,
+            pool=pool,
+        )
+        counts = [len(batch.indices) for batch in made]
+    assert sum(counts) == UNIT
+    assert UNIT / len(counts) >= 12, counts

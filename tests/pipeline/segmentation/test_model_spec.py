@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.config import make_config
+from pipeline.config import RunConfig, make_config
 from pipeline.errors import UserError
-from pipeline.segmentation.model_spec import ModelSpec, local_weights
+from pipeline.segmentation.model_spec import ModelSpec, local_weights, with_size_quantum
 
 
 @pytest.mark.usefixtures("empty_cache")
@@ -55,3 +56,33 @@ class Nothing(BaseHTTPRequestHandler):
 @pytest.fixture
 def empty_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     monkeypatch.setenv("PANOPTIC_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def config_with(**settings: Any) -> RunConfig:
+    return make_config({"source": "photos", "out": "run", **settings})
+
+
+def test_the_size_quantum_is_the_devices_usual_one_and_is_told_where_it_rounds() -> None:
+    told: list[str] = []
+    found = {
+        device: with_size_quantum(config_with(), None, device, told.append).size_quantum
+        for device in ("cpu", "cuda")
+    }
+    assert found == {"cpu": 1, "cuda": 32}
+    assert len(told) == 1
+    assert "multiples of 32" in told[0]
+    assert "--size-quantum 1" in told[0]
+
+
+def test_a_run_keeps_its_size_quantum_on_another_device() -> None:
+    for recorded, device, expected in (({"size_quantum": 32}, "cpu", 32), ({}, "cuda", 1)):
+        config = with_size_quantum(config_with(), recorded, device, lambda sentence: None)
+        assert config.size_quantum == expected
+
+
+def test_a_size_quantum_that_was_asked_for_stays() -> None:
+    asked = config_with(size_quantum=8)
+    for recorded in (None, {"size_quantum": 32}):
+        config = with_size_quantum(asked, recorded, "cuda", lambda sentence: None)
+        assert config.size_quantum == 8
+        assert ModelSpec.of(config, device="cuda", dtype="bf16").size_quantum == 8

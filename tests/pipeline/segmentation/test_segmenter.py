@@ -121,6 +121,29 @@ def test_a_bug_of_the_model_is_no_error_row(tmp_path: Path) -> None:
         actor(unit_of({"a.jpg": jpeg(60, 80, 1)}))
 
 
+class Lost(Toy):
+    def segment(self, images: Sequence[NDArray[np.uint8]]) -> list[Panoptic]:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def load_lost(weights: str, **settings: Any) -> Lost:
+    return Lost()
+
+
+def test_a_lost_device_ends_the_actor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "none").write_bytes(b"")
+    model = "tests.pipeline.segmentation.test_segmenter:load_lost"
+    ended: list[int] = []
+    monkeypatch.setattr("pipeline.segmentation.segmenter.os._exit", ended.append)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        segmenter(tmp_path / "none", model=model)(unit_of({"a.jpg": jpeg(60, 80, 1)}))
+    assert ended == [70]
+    model = model.replace("load_lost", "load_wrong")  # a bug is told, and no other actor is tried
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        segmenter(tmp_path / "none", model=model)(unit_of({"a.jpg": jpeg(60, 80, 1)}))
+    assert ended == [70]
+
+
 def test_a_unit_of_many_sizes_one_image_each_works(tmp_path: Path) -> None:
     (tmp_path / "none").write_bytes(b"")
     actor = segmenter(tmp_path / "none", model="tests.toy_model:load")
