@@ -8,9 +8,9 @@ sees that in the areas and lets the host drive (`merge`), from the same logits, 
 
 One pass for the batch, whatever its images' sizes and numbers of queries: the pixels of all maps
 lie in one list, column by column and image after image, and each image's queries are padded to the
-most that one has. So the number of kernels doesn't grow with the batch. The arithmetic of each pixel is
-that of postprocess.py, to the bit. The segments' numbers are put in on the device: the host only
-wraps arrays.
+most that one has. So the number of kernels doesn't grow with the batch. The arithmetic of each
+pixel is that of postprocess.py, to the bit. The segments' numbers are put in on the device: the
+host only wraps arrays.
 """
 
 from __future__ import annotations

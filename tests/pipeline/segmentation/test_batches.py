@@ -82,11 +82,13 @@ class Alone(Toy):
 
 
 def cocos_sizes(rng: np.random.Generator) -> list[tuple[int, int]]:
-    """(height, width) as in COCO: the longer side 640, three quarters of them usual ones."""
-    usual = [480, 480, 480, 427, 427, 426, 425, 428, 424, 360]
-    sides = [int(side) for side in rng.choice(usual, UNIT * 3 // 4)]
-    sides += rng.integers(300, 640, UNIT // 4).tolist()
-    return [(640, side) if rng.random() < 0.25 else (side, 640) for side in sides]
+    """(height, width) as COCO has them: seven in ten usual ones, the others with a side of 640."""
+    usual = [(480, 640)] * 22 + [(427, 640)] * 17 + [(640, 480)] * 8 + [(425, 640)] * 7
+    usual += [(375, 500)] * 7 + [(426, 640)] * 5 + [(500, 375)] * 5 + [(612, 612)] * 5
+    usual += [(361, 640)] * 4 + [(640, 427)] * 4 + [(428, 640)] * 3 + [(500, 333)] * 2
+    sizes = [usual[int(index)] for index in rng.integers(0, len(usual), UNIT * 7 // 10)]
+    sides = rng.normal(430, 50, UNIT - len(sizes)).clip(330, 600).astype(int).tolist()
+    return sizes + [(640, side) if rng.random() < 0.2 else (side, 640) for side in sides]
 
 
 def free_sizes(rng: np.random.Generator) -> list[tuple[int, int]]:
