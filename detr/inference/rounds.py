@@ -88,7 +88,7 @@ def _grid(
         pixels += height * width
         first_row += height
     parts = [torch.cat(part) for part in (*zip(*columns, strict=True), *zip(*rows, strict=True))]
-    return _Grid(*(upload(part, device) for part in parts), pixels)
+    return _Grid(*[upload(part, device) for part in parts], pixels=pixels)
 
 
 def merge_in_rounds(
@@ -109,7 +109,7 @@ def merge_in_rounds(
     strips = list(pixels.strips()) if pixels.is_one_strip else None
     areas = torch.zeros_like(heirs)
     for strip in strips or pixels.strips():
-        strip.count(strip.owners(None), areas)
+        strip.add_areas(strip.owners(None), areas)
     # The merge of stuff shows in the areas of the first map alone (see postprocess.py).
     areas = torch.zeros_like(areas).index_add_(0, heirs, areas)
     exists = torch.zeros_like(heirs, dtype=torch.bool).index_fill_(0, slots, True)
@@ -120,7 +120,7 @@ def merge_in_rounds(
     numbers = number_of.new_empty(pixels.count)
     for strip in strips or pixels.strips():
         owners = strip.owners(alive)
-        strip.count(owners, areas)
+        strip.add_areas(owners, areas)
         torch.index_select(number_of, 0, owners, out=numbers[strip.part])
     return Merged(numbers, alive, areas.view_as(alive))
 
@@ -141,7 +141,7 @@ class _Strip(NamedTuple):
             self.logits.masked_fill_(~alive[self.image], float("-inf"))
         return self.logits.argmax(-1).add_(self.image, alpha=self.logits.shape[-1])
 
-    def count(self, owners: Tensor, areas: Tensor) -> None:
+    def add_areas(self, owners: Tensor, areas: Tensor) -> None:
         """Add the pixels of each slot to `areas` (B * K,) int64."""
         areas.scatter_add_(0, owners, owners.new_ones(()).expand(len(owners)))
 

@@ -209,6 +209,7 @@ class DetrPanoptic(nn.Module):
         head = copy.deepcopy(self.detr.class_embed)
         self.to(dtype)
         self.detr.class_embed = head
+        self.mask_head.keep_phases()
         return self
 
     def compile_detector(self, backend: str = "inductor") -> None:

@@ -30,6 +30,8 @@ def convolve(
             return conv(x, relu=relu)
         out = conv(x).add_(add)
         return F.relu_(out) if relu else out
+    if _is_matrix_product(x, conv):
+        return _multiply(x, conv, add, relu)
     if _fused(x):
         where = (conv.padding, conv.stride, conv.dilation, conv.groups)
         if add is None:
@@ -43,6 +45,36 @@ def convolve(
     if add is not None:
         out = out + add
     return F.relu(out) if relu else out
+
+
+def _is_matrix_product(x: Tensor, conv: nn.Conv2d) -> bool:
+    """A 1x1 convolution on a GPU: cuBLAS adds the bias and clips in the product's own pass, for
+    which cuDNN takes two more, and has no plan to make for each new shape."""
+    return (
+        x.is_cuda
+        and not torch.is_grad_enabled()
+        and conv.kernel_size == conv.stride == (1, 1)
+        and conv.groups == 1
+        and conv.bias is not None
+        and x.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def _multiply(x: Tensor, conv: nn.Conv2d, add: Tensor | None, relu: bool) -> Tensor:
+    """`convolve` of a 1x1 convolution by its matrix; x and the result are dense channels_last."""
+    batch, channels, height, width = x.shape
+    cells = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B * h * w, C)
+    weight = conv.weight.flatten(1)  # (K, C)
+    assert conv.bias is not None
+    if relu and add is None:
+        out = torch._addmm_activation(conv.bias, cells, weight.t())
+    else:
+        out = F.linear(cells, weight, conv.bias)
+    out = out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    if add is not None:
+        out = out.add_(add)
+        return out.relu_() if relu else out
+    return out
 
 
 def apply_linear(x: Tensor, linear: nn.Linear, *, relu: bool = False) -> Tensor:

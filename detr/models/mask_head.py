@@ -62,6 +62,7 @@ class MaskHead(nn.Module):
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
         self.hidden_dim = config.hidden_dim
+        self.has_phases = False
         first, *rest = config.mask_widths
         channels = (first, first, *rest)
         for number in range(1, 6):
@@ -87,6 +88,13 @@ class MaskHead(nn.Module):
         """
         with torch.no_grad():
             self.convolution("lay1").weight[:, self.hidden_dim :] *= factor
+
+    def keep_phases(self) -> None:
+        """Compute the kernels of `enlarge_convolve` once, for weights that change no more."""
+        for number in (3, 4, 5):
+            phases = phase_kernels(self.convolution(f"lay{number}").weight)
+            self.register_buffer(f"phases{number}", phases, persistent=False)
+        self.has_phases = True
 
     def convolution(self, name: str) -> nn.Conv2d:
         module = self.get_submodule(name)
@@ -115,7 +123,8 @@ class MaskHead(nn.Module):
         for number in (3, 4, 5):
             share = shares[number - 2]
             weight = self.convolution(f"lay{number}").weight
-            x = enlarge_convolve(x, weight, share.shape[-2:])
+            phases = self.get_buffer(f"phases{number}") if self.has_phases else None
+            x = enlarge_convolve(x, weight, share.shape[-2:], phases)
             x = x.add_(_per_query(share, image_index))
             x = self._norm_relu(x, number)
         return one_channel_convolve(x, self.out_lay)
@@ -156,15 +165,11 @@ def _overlap(shift: int, length: int) -> tuple[slice, slice]:
     return slice(first, last), slice(first + shift, last + shift)
 
 
-def enlarge_convolve(x: Tensor, weight: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
-    """A 3x3 convolution (no bias, zero border) of x resized to `size` by nearest neighbour.
+def phase_kernels(weight: Tensor) -> Tensor:
+    """(K, C, 3, 3) -> (4K, C, 2, 2): what a 3x3 convolution of a doubled map is on the small one.
 
-    x (N, C, h, w), weight (K, C, 3, 3) -> (N, K, H, W). Where a side doubles (H = 2h or 2h - 1, as
-    strided convolutions give it), the enlarged map is never built.
+    Phase 2a + b gives the outputs of rows 2i + a and columns 2j + b.
     """
-    (height, width), (rows, columns) = x.shape[-2:], size
-    if height != (rows + 1) // 2 or width != (columns + 1) // 2:
-        return F.conv2d(F.interpolate(x, size=tuple(size), mode="nearest"), weight, padding=1)
     # An output row 2i reads small rows i-1, i, i and an output row 2i+1 reads i, i, i+1.
     even, odd = (
         (weight[:, :, 0], weight[:, :, 1] + weight[:, :, 2]),
@@ -179,7 +184,26 @@ def enlarge_convolve(x: Tensor, weight: Tensor, size: tuple[int, int] | torch.Si
         left, middle, right = kernel.unbind(-1)
         phases.append(torch.stack((left, middle + right), dim=-1))
         phases.append(torch.stack((left + middle, right), dim=-1))
-    small = F.conv2d(x, torch.cat(phases), padding=1)  # (N, 4K, h + 1, w + 1)
+    return torch.cat(phases)
+
+
+def enlarge_convolve(
+    x: Tensor,
+    weight: Tensor,
+    size: tuple[int, int] | torch.Size,
+    phases: Tensor | None = None,
+) -> Tensor:
+    """A 3x3 convolution (no bias, zero border) of x resized to `size` by nearest neighbour.
+
+    x (N, C, h, w), weight (K, C, 3, 3) -> (N, K, H, W). Where a side doubles (H = 2h or 2h - 1, as
+    strided convolutions give it), the enlarged map is never built; `phases` are its kernels there,
+    where `phase_kernels` made them before.
+    """
+    (height, width), (rows, columns) = x.shape[-2:], size
+    if height != (rows + 1) // 2 or width != (columns + 1) // 2:
+        return F.conv2d(F.interpolate(x, size=tuple(size), mode="nearest"), weight, padding=1)
+    kernels = phase_kernels(weight) if phases is None else phases
+    small = F.conv2d(x, kernels, padding=1)  # (N, 4K, h + 1, w + 1)
     out = torch.empty(
         (len(x), len(weight), rows, columns),
         dtype=x.dtype,

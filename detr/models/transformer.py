@@ -30,9 +30,17 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
         """query (B, N, d), key and value (B, M, d), padding (B, M) bool or None -> (B, N, d)."""
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        if query is key and query.is_cuda:  # one product for both
+            both = 2 * query.shape[-1]
+            joined = F.linear(query, self.in_proj_weight[:both], self.in_proj_bias[:both])
+            projected = (*joined.chunk(2, dim=-1), F.linear(value, weights[2], biases[2]))
+        else:
+            projected = tuple(
+                F.linear(x, weight, bias)
+                for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+            )
         q, k, v = (
-            F.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+            each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in projected
         )  # (B, heads, N or M, d / heads)
         mask = None if padding is None else ~padding[:, None, None, :]  # True: may be attended to
         dropout = self.dropout if self.training else 0.0

@@ -13,14 +13,18 @@ string keys, and its padding of all masks of a batch to one (B, n, H, W) block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from detr.models.detr import Output
+from detr.transfer import upload
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,10 @@ class Losses:
     dice: Tensor
     dense: Tensor | None = None  # of the dense head, where there is one
 
-    def to_dict(self) -> dict[str, float]:
+    def terms(self) -> dict[str, Tensor]:
+        """Each term by its name: a scalar of its device in float64, to be summed over steps."""
         terms = {name: value for name, value in vars(self).items() if value is not None}
-        return {name: float(value.detach()) for name, value in terms.items()}
+        return {name: value.detach().double() for name, value in terms.items()}
 
 
 def corners(boxes: Tensor) -> Tensor:
@@ -87,27 +92,40 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     return intersection / union - (hull - union) / hull
 
 
-@torch.no_grad()
 def match(
     logits: Tensor, boxes: Tensor, targets: Targets, weights: Weights | None = None
 ) -> Matching:
-    """The cheapest one-to-one assignment of targets to queries, image by image.
+    """`match_layers` for one layer: logits (B, Q, C + 1), boxes (B, Q, 4)."""
+    [matching] = match_layers(logits[None], boxes[None], targets, weights)
+    return matching
 
-    logits (B, Q, C + 1), boxes (B, Q, 4). The cost of a pair is minus the class probability, plus
-    the L1 distance, minus the GIoU of the boxes, weighted. Where an image has more targets than
-    there are queries, the dearest stay without one.
+
+@torch.no_grad()
+def match_layers(
+    logits: Tensor, boxes: Tensor, targets: Targets, weights: Weights | None = None
+) -> list[Matching]:
+    """The cheapest one-to-one assignment of targets to queries, image by image and layer by layer.
+
+    logits (L, B, Q, C + 1), boxes (L, B, Q, 4); waits for the device once. The cost of a pair is
+    minus the class probability, plus the L1 distance, minus the GIoU of the boxes, weighted. Where
+    an image has more targets than there are queries, the dearest stay without one.
     """
     weights = weights or Weights()
-    batch, queries = logits.shape[:2]
-    boxes = boxes.flatten(0, 1).float()[:, None]  # (B * Q, 1, 4)
+    layers, batch, queries = logits.shape[:3]
+    boxes = boxes.flatten(0, 2).float()[:, None]  # (L * B * Q, 1, 4)
     wanted = targets.boxes[None]  # (1, T, 4)
     cost = (
-        -weights.label * logits.float().flatten(0, 1).softmax(-1)[:, targets.labels]
+        -weights.label * logits.float().flatten(0, 2).softmax(-1)[:, targets.labels]
         + weights.box * (boxes - wanted).abs().sum(-1)
         - weights.giou * generalized_iou(corners(boxes), corners(wanted))
-    )  # (B * Q, T)
+    )  # (L * B * Q, T)
     # A diverging model gives NaN; its boxes are then matched last instead of ending the training.
-    table = cost.nan_to_num(nan=1e9, posinf=1e9).view(batch, queries, -1).cpu().numpy()
+    tables = cost.nan_to_num(nan=1e9, posinf=1e9).view(layers, batch, queries, -1).cpu().numpy()
+    return [_assign(table, targets, logits.device) for table in tables]
+
+
+def _assign(table: NDArray[np.float32], targets: Targets, device: torch.device) -> Matching:
+    """The matching of one layer from its costs (B, Q, T)."""
     image, query, target, start = [], [], [], 0
     for index, count in enumerate(targets.counts):
         rows, columns = linear_sum_assignment(table[index, :, start : start + count])
@@ -115,9 +133,8 @@ def match(
         query += rows.tolist()
         target += (columns + start).tolist()
         start += count
-    device = logits.device
     return Matching(
-        *(torch.tensor(x, dtype=torch.int64, device=device) for x in (image, query, target))
+        *(upload(torch.tensor(x, dtype=torch.int64), device) for x in (image, query, target))
     )
 
 
@@ -154,7 +171,7 @@ def detection_losses(
     matching: Matching,
     *,
     weights: Weights,
-    boxes_in_batch: float,
+    boxes_in_batch: float | Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class, L1 and GIoU terms of one decoder layer; the latter two per target (scalars)."""
     found, wanted = boxes[matching.image, matching.query].float(), targets.boxes[matching.target]
@@ -166,7 +183,7 @@ def detection_losses(
 
 
 def mask_losses(
-    mask_logits: Tensor, targets: Targets, matching: Matching, *, boxes_in_batch: float
+    mask_logits: Tensor, targets: Targets, matching: Matching, *, boxes_in_batch: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Focal and dice terms per target (scalars) of the (N, h, w) logits of the matched pairs."""
     assert targets.masks is not None
@@ -183,20 +200,22 @@ def criterion(
     output: Output,
     targets: Targets,
     *,
-    matching: Matching,
+    matchings: Sequence[Matching],
     weights: Weights | None = None,
-    boxes_in_batch: float | None = None,
+    boxes_in_batch: float | Tensor | None = None,
 ) -> Losses:
     """All the losses of one batch.
 
-    `matching` is the last layer's, whose pairs `output.mask_logits` (N, h, w) answer; earlier
-    layers are matched anew, as upstream does. `boxes_in_batch` divides the box and mask terms: the
+    `matchings`, one a layer, are `match_layers`'s; the last layer's pairs are those that
+    `output.mask_logits` (N, h, w) answer. `boxes_in_batch` divides the box and mask terms: the
     number of targets, or their mean over the workers of a distributed training; at least 1.
     """
     weights = weights or Weights()
-    count = max(1.0, sum(targets.counts) if boxes_in_batch is None else boxes_in_batch)
+    boxes = sum(targets.counts) if boxes_in_batch is None else boxes_in_batch
+    count = boxes.clamp(min=1.0) if isinstance(boxes, Tensor) else max(1.0, boxes)
+    *earlier, matching = matchings
     layers: list[tuple[Tensor, Tensor, Matching]] = [(output.logits, output.boxes, matching)]
-    layers += [(*layer, match(*layer, targets, weights)) for layer in output.aux]
+    layers += [(*layer, own) for layer, own in zip(output.aux, earlier, strict=True)]
     terms = [
         detection_losses(logits, boxes, targets, matched, weights=weights, boxes_in_batch=count)
         for logits, boxes, matched in layers

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detr.training.criterion import Targets
+from detr.transfer import upload
 
 
 class DenseHead(nn.Module):
@@ -39,8 +40,9 @@ def class_shares(shape: torch.Size, targets: Targets) -> Tensor:
     assert targets.masks is not None
     size = (shape[-2], shape[-1])
     masks = F.adaptive_avg_pool2d(targets.masks.float()[None], size)[0]  # (T, h, w)
-    counts = torch.tensor(targets.counts, device=masks.device)
-    image = torch.arange(shape[0], device=masks.device).repeat_interleave(counts)  # (T,)
+    counts = upload(torch.tensor(targets.counts), masks.device)
+    image = torch.arange(shape[0], device=masks.device)
+    image = image.repeat_interleave(counts, output_size=sum(targets.counts))  # (T,)
     covers = masks.new_zeros(shape).flatten(0, 1)  # (B * C, h, w)
     covers.index_add_(0, image * shape[1] + targets.labels, masks)
     return covers.view(shape)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from detr.models.backbone import Backbone
 from detr.models.detr import DetrPanoptic, Output
-from detr.training.criterion import Losses, Targets, Weights, criterion, match
+from detr.training.criterion import Losses, Targets, Weights, criterion, match_layers
 from detr.training.dense_head import DenseHead
 
 Phase = Literal["backbone", "detector", "boxes", "masks", "joint"]
@@ -74,7 +74,7 @@ class Learner(nn.Module):
         images: Tensor,
         padding: Tensor | None,
         targets: Targets,
-        boxes_in_batch: float | None = None,
+        boxes_in_batch: float | Tensor | None = None,
     ) -> Losses:
         """images (B, 3, H, W), padding (B, H, W) bool or None -> the losses of the batch."""
         if self.phase == "backbone":
@@ -86,15 +86,15 @@ class Learner(nn.Module):
             return Losses(dense, zero, zero, zero, zero, zero, dense)
         found = self.model.detr(images, padding, every_layer=True)
         logits, boxes = found.logits, found.boxes  # (layers, B, Q, ...)
-        matching = match(logits[-1], boxes[-1], targets, self.weights)
+        matchings = match_layers(logits, boxes, targets, self.weights)
         masks = None
         if self.learns_masks:
-            masks = self.model.mask_logits(found, matching.image, matching.query)
+            masks = self.model.mask_logits(found, matchings[-1].image, matchings[-1].query)
         aux = list(zip(logits[:-1], boxes[:-1], strict=True))
         losses = criterion(
             Output(logits=logits[-1], boxes=boxes[-1], aux=aux, mask_logits=masks),
             targets,
-            matching=matching,
+            matchings=matchings,
             weights=self.weights,
             boxes_in_batch=boxes_in_batch,
         )

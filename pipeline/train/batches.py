@@ -8,11 +8,13 @@ masks out. Bucketing by size costs a little randomness and saves most of the pad
 
 from __future__ import annotations
 
-from collections import defaultdict
+import threading
+from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 import torch
@@ -40,8 +42,17 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
         t = self.targets
-        targets = Targets(t.labels.to(device), t.boxes.to(device), move(t.masks), t.counts)
+        labels = t.labels.to(device, non_blocking=True)
+        boxes = t.boxes.to(device, non_blocking=True)
+        targets = Targets(labels, boxes, move(t.masks), t.counts)
         return Batch(self.images.to(device, non_blocking=True), move(self.padding), targets)
+
+    def pinned(self) -> Batch:
+        """In page-locked memory, from which a copy to a GPU doesn't wait."""
+        t = self.targets
+        pin = lambda x: None if x is None else x.pin_memory()  # noqa: E731
+        targets = Targets(t.labels.pin_memory(), t.boxes.pin_memory(), pin(t.masks), t.counts)
+        return Batch(self.images.pin_memory(), pin(self.padding), targets)
 
 
 class Batches:
@@ -64,6 +75,7 @@ class Batches:
             _processed_size(dataset, example, size, max_size) for example in dataset.examples
         ]
         self.order = lru_cache(maxsize=2)(self._order)
+        self._lock = threading.Lock()
         self.lengths: list[int] = []  # of the epochs gone by, in batches
 
     def _order(self, epoch: int) -> list[list[int]]:
@@ -83,7 +95,11 @@ class Batches:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def indices(self, step: int) -> list[int]:
-        """The images of this worker's batch number `step`."""
+        """The images of this worker's batch number `step`. Safe in threads."""
+        with self._lock:
+            return self._indices(step)
+
+    def _indices(self, step: int) -> list[int]:
         number, epoch = step * self.world + self.rank, 0
         while True:  # epochs may differ in length by a batch or two
             if epoch == len(self.lengths):
@@ -111,15 +127,26 @@ class Batches:
             classes.append(self.dataset.examples[index].segments)
         return stack(images, maps, classes)
 
-    def from_step(self, step: int, steps: int) -> Iterator[Batch]:
-        """Batches `step` to `steps - 1`, each made while the one before is being learnt from."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.make, step)
-            for number in range(step, steps):
-                batch = ahead.result()
-                if number + 1 < steps:
-                    ahead = pool.submit(self.make, number + 1)
+    def from_step(self, step: int, steps: int, *, pinned: bool = False) -> Iterator[Batch]:
+        """Batches `step` to `steps - 1`, made while those before are being learnt from.
+
+        `pinned`: for a GPU, in page-locked memory, and two at a time instead of one.
+        """
+        workers = 2 if pinned else 1
+        numbers = iter(range(step, steps))
+        with ThreadPoolExecutor(workers) as pool:
+            begin = lambda count: [  # noqa: E731
+                pool.submit(self._made, number, pinned) for number in islice(numbers, count)
+            ]
+            ahead = deque(begin(workers))
+            while ahead:
+                batch = ahead.popleft().result()
+                ahead.extend(begin(1))
                 yield batch
+
+    def _made(self, step: int, pinned: bool) -> Batch:
+        batch = self.make(step)
+        return batch.pinned() if pinned else batch
 
 
 def _processed_size(

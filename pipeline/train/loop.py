@@ -17,7 +17,6 @@ import copy
 import io
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -31,9 +30,11 @@ from torch.optim.swa_utils import AveragedModel
 import detr
 from detr.categories import Categories
 from detr.config import DetrConfig
+from detr.cuda_settings import settle_cuda
 from detr.models.detr import DetrPanoptic
 from detr.training.criterion import Weights
 from detr.training.learner import Learner, Phase, prepare_from_scratch
+from detr.transfer import upload
 from pipeline.storage.storage import Storage
 from pipeline.train.batches import Batch, Batches
 from pipeline.train.dataset import PanopticDataset
@@ -97,13 +98,17 @@ def factor(step: int, plan: Plan) -> float:
     return rise * min(1.0, (plan.steps - step) / falling)
 
 
-def averaging(most: float) -> Callable[[Tensor, Tensor, Tensor | int], Tensor]:
+def averaging(most: float, count: Callable[[], int]) -> Callable[[Any, Any, Any], None]:
     """An exponential average that forgets its beginning: it keeps `most` of itself per step, and
-    less while it is young, or the initial weights would stay in it for a thousand steps."""
+    less while it is young, or the initial weights would stay in it for a thousand steps.
 
-    def update(average: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-        keep = min(most, (1 + int(count)) / (10 + int(count)))
-        return average.lerp(current, 1 - keep)
+    `count()`: how many steps it holds, from the host: torch's own number would be asked of the
+    device. All tensors at once, where a GPU would launch a kernel for each.
+    """
+
+    def update(averages: Any, currents: Any, _: Any) -> None:
+        keep = min(most, (1 + count()) / (10 + count()))
+        torch._foreach_lerp_(averages, currents, 1 - keep)
 
     return update
 
@@ -115,6 +120,8 @@ class Trainer:
         plan = task.plan
         torch.manual_seed(plan.seed)
         self.task, self.plan, self.device, self.rank, self.world = task, plan, device, rank, world
+        if device.type == "cuda":
+            settle_cuda(torch.bfloat16)
         model = DetrPanoptic(task.config)
         if task.initial is None:
             prepare_from_scratch(model)
@@ -129,7 +136,7 @@ class Trainer:
         ).to(device)
         self.average = AveragedModel(
             self.learner.model,
-            avg_fn=averaging(plan.averaging),
+            multi_avg_fn=averaging(plan.averaging, lambda: int(self.average.n_averaged)),
             use_buffers=True,
         )
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=plan.weight_decay)
@@ -162,18 +169,20 @@ class Trainer:
             world=self.world,
         )
         started, first, saved = time.monotonic(), self.step, time.monotonic()
-        sums: Counter[str] = Counter()
+        sums: dict[str, Tensor] = {}
         summed = 0
-        for batch in batches.from_step(self.step, self.plan.steps):
-            losses = self._learn(wrapped, batch.to(self.device))
+        on_gpu = self.device.type == "cuda"
+        for batch in batches.from_step(self.step, self.plan.steps, pinned=on_gpu):
+            for name, value in self._learn(wrapped, batch.to(self.device)).items():
+                sums[name] = sums[name] + value if name in sums else value
             self.step += 1
-            sums.update(losses)
             summed += 1
             last = self.step == self.plan.steps
             if self.step % schedule.log_every == 0:
                 pace = (time.monotonic() - started) / (self.step - first)
                 eta = pace * (self.plan.steps - self.step)
-                means = {name: value / summed for name, value in sums.items()}
+                told = torch.stack(list(sums.values())).tolist()  # waits for the device
+                means = {name: value / summed for name, value in zip(sums, told, strict=True)}
                 report({"step": self.step, "losses": means, "seconds_left": round(eta)})
                 sums.clear()
                 summed = 0
@@ -184,27 +193,32 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
 
-    def _learn(self, wrapped: nn.Module, batch: Batch) -> dict[str, float]:
-        """One step of the optimiser; returns the losses of this worker's batch."""
+    def _learn(self, wrapped: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """One step of the optimiser; returns the losses of this worker's batch, on its device.
+
+        On a GPU in bfloat16 where torch's autocast deems it safe. The only answer that a step waits
+        for there is the costs of the matching.
+        """
         share = factor(self.step, self.plan)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * share
         # Every random draw of a step (dropout) follows from its number.
         torch.manual_seed(self.plan.seed * 1_000_003 + self.step * self.world + self.rank)
         self.learner.train()
-        targets = float(len(batch.targets.labels))
+        targets: float | Tensor = float(len(batch.targets.labels))
         if self.world > 1:  # box and mask terms count per target of the whole batch
-            total = torch.tensor([targets], device=self.device)
+            total = upload(torch.tensor([targets]), self.device)
             dist.all_reduce(total)
-            targets = float(total) / self.world
-        losses = wrapped(batch.images, batch.padding, batch.targets, targets)
+            targets = float(total) / self.world if total.is_cpu else total / self.world
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            losses = wrapped(batch.images, batch.padding, batch.targets, targets)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(trained, self.plan.clip)
         self.optimizer.step()
         self.average.update_parameters(self.learner.model)
-        return losses.to_dict()
+        return losses.terms()
 
     def validate(self) -> dict[str, Any]:
         """Score the averaged weights, and keep them as OUT/weights.safetensors if they lead."""

@@ -17,6 +17,7 @@ from detr.training.criterion import (
     generalized_iou,
     label_loss,
     match,
+    match_layers,
 )
 
 
@@ -73,7 +74,9 @@ def test_every_term_equals_transformers(counts: tuple[int, ...]) -> None:
     )
     matching = match(logits[-1], boxes[-1], targets)
     chosen = masks[matching.image, matching.query]
-    losses = criterion(output_of(logits, boxes, chosen), targets, matching=matching)
+    losses = criterion(
+        output_of(logits, boxes, chosen), targets, matchings=match_layers(logits, boxes, targets)
+    )
     for own, theirs in (
         (losses.total, total),
         (losses.label, terms["loss_ce"]),
@@ -166,8 +169,9 @@ def test_dice_loss_by_hand() -> None:
 def test_batch_without_targets_teaches_no_object_only() -> None:
     logits, boxes, _, targets = random_case((0, 0))
     logits.requires_grad_()
-    matching = match(logits[-1], boxes[-1], targets)
-    losses = criterion(output_of(logits, boxes, None), targets, matching=matching)
+    losses = criterion(
+        output_of(logits, boxes, None), targets, matchings=match_layers(logits, boxes, targets)
+    )
     losses.total.backward()
     assert losses.box.item() == losses.giou.item() == losses.dice.item() == 0
     assert logits.grad is not None
@@ -178,17 +182,23 @@ def test_weights_scale_their_terms() -> None:
     logits, boxes, masks, targets = random_case((2, 3), layers=1)
     matching = match(logits[-1], boxes[-1], targets)
     output = output_of(logits, boxes, masks[matching.image, matching.query])
-    once = criterion(output, targets, matching=matching)
-    more = criterion(output, targets, matching=matching, weights=Weights(focal=3.0, dice=4.0))
+    once = criterion(output, targets, matchings=match_layers(logits, boxes, targets))
+    more = criterion(
+        output,
+        targets,
+        matchings=match_layers(logits, boxes, targets),
+        weights=Weights(focal=3.0, dice=4.0),
+    )
     expected = once.total + 2 * once.focal + 3 * once.dice
     torch.testing.assert_close(more.total, expected)
 
 
 def test_workers_share_one_count_of_targets() -> None:
     logits, boxes, _, targets = random_case((2, 3), layers=1)
-    matching = match(logits[-1], boxes[-1], targets)
     output = output_of(logits, boxes, None)
-    own = criterion(output, targets, matching=matching)
-    shared = criterion(output, targets, matching=matching, boxes_in_batch=10.0)
+    own = criterion(output, targets, matchings=match_layers(logits, boxes, targets))
+    shared = criterion(
+        output, targets, matchings=match_layers(logits, boxes, targets), boxes_in_batch=10.0
+    )
     torch.testing.assert_close(shared.box * 2, own.box)
     torch.testing.assert_close(shared.label, own.label)

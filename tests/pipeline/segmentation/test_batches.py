@@ -101,7 +101,7 @@ def phones_sizes(rng: np.random.Generator) -> list[tuple[int, int]]:
     kinds = [(3000, 4000), (3024, 4032), (2268, 4032), (3456, 4608), (2448, 3264), (1080, 1920)]
     sizes = [kinds[int(kind)] for kind in rng.integers(0, len(kinds), UNIT)]
     sizes = [size if rng.random() < 0.9 else (size[0], int(size[1] * 0.9)) for size in sizes]
-    return [size[::-1] if rng.random() < 0.4 else size for size in sizes]
+    return [(width, height) if rng.random() < 0.4 else (height, width) for height, width in sizes]
 
 
 @pytest.mark.parametrize("sizes_of", [cocos_sizes, free_sizes, phones_sizes])
