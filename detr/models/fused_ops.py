@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from detr.models.winograd import WinogradConv2d
 
+MATRIX_DEVICES = ("cuda",)  # where a 1x1 convolution runs as a matrix product
+
 
 def convolve(
     x: Tensor, conv: nn.Conv2d, *, add: Tensor | None = None, relu: bool = False
@@ -51,7 +53,7 @@ def _is_matrix_product(x: Tensor, conv: nn.Conv2d) -> bool:
     """A 1x1 convolution on a GPU: cuBLAS adds the bias and clips in the product's own pass, for
     which cuDNN takes two more, and has no plan to make for each new shape."""
     return (
-        x.is_cuda
+        x.device.type in MATRIX_DEVICES
         and not torch.is_grad_enabled()
         and conv.kernel_size == conv.stride == (1, 1)
         and conv.groups == 1

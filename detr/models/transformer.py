@@ -29,23 +29,29 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
         """query (B, N, d), key and value (B, M, d), padding (B, M) bool or None -> (B, N, d)."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        if query is key and query.is_cuda:  # one product for both
-            both = 2 * query.shape[-1]
-            joined = F.linear(query, self.in_proj_weight[:both], self.in_proj_bias[:both])
-            projected = (*joined.chunk(2, dim=-1), F.linear(value, weights[2], biases[2]))
-        else:
-            projected = tuple(
-                F.linear(x, weight, bias)
-                for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-            )
         q, k, v = (
-            each.unflatten(-1, (self.heads, -1)).transpose(1, 2) for each in projected
+            each.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for each in self._project(query, key, value, joined=query is key and query.is_cuda)
         )  # (B, heads, N or M, d / heads)
         mask = None if padding is None else ~padding[:, None, None, :]  # True: may be attended to
         dropout = self.dropout if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))
+
+    def _project(
+        self, query: Tensor, key: Tensor, value: Tensor, *, joined: bool
+    ) -> tuple[Tensor, ...]:
+        """The three inputs by their parts of the matrix; `joined`: of query and key, which are one
+        tensor, in one product. A CPU's BLAS might round another product otherwise."""
+        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        if joined:
+            both = 2 * query.shape[-1]
+            pair = F.linear(query, self.in_proj_weight[:both], self.in_proj_bias[:both])
+            return (*pair.chunk(2, dim=-1), F.linear(value, weights[2], biases[2]))
+        return tuple(
+            F.linear(x, weight, bias)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
 
 
 class Layer(nn.Module):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from detr.models.fused_ops import apply_linear, convolve
+from detr.models.fused_ops import _is_matrix_product, apply_linear, convolve
 
 
 def plain(x, conv, add, relu):
@@ -61,3 +61,30 @@ def test_bf16():
     found = convolve(x, conv.bfloat16(), relu=True)
     assert found.dtype == torch.bfloat16
     assert torch.allclose(found.float(), expected, atol=0.05)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_1x1_convolution_as_a_matrix_product(monkeypatch, dtype, added, relu):
+    """What a GPU runs, here on the CPU."""
+    monkeypatch.setattr("detr.models.fused_ops.MATRIX_DEVICES", ("cpu",))
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 12, 1).to(dtype)
+    x = torch.randn(2, 8, 9, 11, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    add = torch.randn(2, 12, 9, 11, dtype=dtype) if added else None
+    add = None if add is None else add.contiguous(memory_format=torch.channels_last)
+    expected = plain(x.float(), conv.float(), None if add is None else add.float(), relu)
+    conv = conv.to(dtype)
+    assert _is_matrix_product(x, conv)
+    found = convolve(x, conv, add=add, relu=relu)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert found.dtype == dtype
+    assert torch.allclose(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.05)
+    for other in (
+        nn.Conv2d(8, 12, 1, stride=2),
+        nn.Conv2d(8, 12, 3),
+        nn.Conv2d(8, 12, 1, bias=False),
+    ):
+        assert not _is_matrix_product(x, other)

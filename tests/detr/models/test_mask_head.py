@@ -5,7 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from detr.config import DetrConfig
-from detr.models.mask_head import AttentionMaps, MaskHead, enlarge_convolve, one_channel_convolve
+from detr.models.mask_head import (
+    AttentionMaps,
+    MaskHead,
+    enlarge_convolve,
+    one_channel_convolve,
+    phase_kernels,
+)
 from tests.detr import plain
 
 CONFIG = DetrConfig(
@@ -95,3 +101,12 @@ def test_scaling_attention_leaves_the_image_channels():
     after = head.convolution("lay1").weight
     assert torch.equal(after[:, :64], before[:, :64])
     assert torch.equal(after[:, 64:], before[:, 64:] * 200)
+
+
+@torch.no_grad()
+def test_kernels_that_are_kept_change_no_bit():
+    torch.manual_seed(0)
+    weight, x = torch.randn(6, 5, 3, 3), torch.randn(2, 5, 7, 9)
+    for size in ((14, 18), (13, 17)):
+        found = enlarge_convolve(x, weight, size, phase_kernels(weight))
+        assert torch.equal(found, enlarge_convolve(x, weight, size))

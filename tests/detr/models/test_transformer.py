@@ -46,3 +46,16 @@ def test_padding_cells_change_nothing():
     alone, _ = transformer(tokens[:, :8], None, query, position[:, :8], every_layer=False)
     padded, _ = transformer(tokens, padding, query, position, every_layer=False)
     assert torch.allclose(alone, padded, atol=1e-5)
+
+
+@torch.no_grad()
+def test_queries_and_keys_in_one_product_are_the_same():
+    """As a GPU computes them where they are one tensor."""
+    torch.manual_seed(0)
+    ours = Attention(32, 4, dropout=0.0).eval()
+    nn.init.normal_(ours.in_proj_weight)
+    nn.init.normal_(ours.in_proj_bias)
+    both, value = torch.randn(2, 7, 32), torch.randn(2, 7, 32)
+    plain, joined = (ours._project(both, both, value, joined=joined) for joined in (False, True))
+    for one, other in zip(plain, joined, strict=True):
+        torch.testing.assert_close(one, other)
