@@ -19,7 +19,15 @@ from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.cluster.metrics import Metrics
-from pipeline.error_budget import BUDGET_AFTER_IMAGES, ByCode, Failures, counts, merged, over_budget
+from pipeline.error_budget import (
+    ByCode,
+    Failures,
+    FirstTries,
+    counts,
+    merged,
+    over_budget,
+    shown_over,
+)
 from pipeline.errors import TryAgainError
 from pipeline.progress import Progress
 
@@ -62,11 +70,13 @@ class Tally:
         self.max_error_rate = max_error_rate
         self.started = self.heard = time.monotonic()
         self.flights: dict[str, Flight] = {}
-        self.fetches: dict[str, tuple[int, ByCode]] = {}  # of shards not yet written
+        self.fetches: dict[str, FirstTries] = {}  # of shards not yet written
         self.seen_fetched = 0
         self.failed_fetches: dict[str, Failures] = {}  # their sum, kept as it changes
         self.written_shards: set[str] = set()
         self.failures: dict[str, Failures] = {}  # of written shards
+        self.seen_written = 0
+        self.first_failures: dict[str, Failures] = {}  # of those images
         self.reason: str | None = None  # to stop: stays, whatever else is still reported
         self.now = Progress(total)
         self.stages: dict[str, float] = defaultdict(float)
@@ -93,11 +103,15 @@ class Tally:
         seconds: float = 0.0,
         done: bool = True,
     ) -> str | None:
-        """A unit's GETs so far, or all of them; returns the reason to stop, if there is one."""
+        """A unit's GETs so far, or all of them; returns the reason to stop, if there is one.
+
+        images, failures: of those that no earlier generation has tried, as the budget counts them;
+        a GET that is under way is an image that has not failed.
+        """
         self.heard = time.monotonic()
         if shard not in self.written_shards:
             self._forget_fetch(shard)
-            self.fetches[shard] = (images, failures)
+            self.fetches[shard] = FirstTries(images, failures)
             self.seen_fetched += images
             self.failed_fetches = merged(self.failed_fetches, failures)
         if done:
@@ -133,8 +147,13 @@ class Tally:
         segments: int,
         size: int,
         seconds: float = 0.0,
+        first_tries: FirstTries | None = None,
     ) -> str | None:
-        """A shard is in the store; returns the reason to stop, if there is one."""
+        """A shard is in the store; returns the reason to stop, if there is one.
+
+        first_tries: those of its images that no earlier generation has tried, if not all.
+        """
+        first_tries = first_tries or FirstTries(images, failures)
         self.heard = time.monotonic()
         self.flights.pop(shard, None)
         self.stages["write"] += seconds
@@ -142,6 +161,8 @@ class Tally:
             self._forget_fetch(shard)
             self.written_shards.add(shard)
             self.failures = merged(self.failures, failures)
+            self.seen_written += first_tries.images
+            self.first_failures = merged(self.first_failures, first_tries.failures)
             self.now.done += images
             self.now.shards += 1
             self.now.segments += segments
@@ -165,14 +186,16 @@ class Tally:
     # -- what the driver asks
 
     def verdict(self) -> str | None:
-        """The sentence that ends the job, once enough images are seen and too many failed.
+        """The sentence that ends the job, once it is shown that too large a part fails.
 
         It is kept: good images that arrive while the job ends must not leave it without a reason.
+        Images that failed before are not counted: they were chosen because they fail.
         """
-        seen = self.now.done + self.seen_fetched
-        if self.reason is None and seen >= BUDGET_AFTER_IMAGES:
-            failures = merged(self.failures, self.failed_fetches)
-            self.reason = over_budget(seen, failures, self.max_error_rate)
+        if self.reason is None:
+            seen = self.seen_written + self.seen_fetched
+            failures = merged(self.first_failures, self.failed_fetches)
+            if shown_over(seen, counts(failures).total(), self.max_error_rate):
+                self.reason = over_budget(seen, failures, self.max_error_rate)
         return self.reason
 
     def progress(self) -> Progress:
@@ -215,12 +238,12 @@ class Tally:
         return flight
 
     def _forget_fetch(self, shard: str) -> None:
-        images, failures = self.fetches.pop(shard, (0, {}))
-        self.seen_fetched -= images
-        if failures:  # rare: sums of folders can't be undone, so they are made again
+        before = self.fetches.pop(shard, FirstTries(0, {}))
+        self.seen_fetched -= before.images
+        if before.failures:  # rare: sums of folders can't be undone, so they are made again
             self.failed_fetches = {}
-            for _, other in self.fetches.values():
-                self.failed_fetches = merged(self.failed_fetches, other)
+            for other in self.fetches.values():
+                self.failed_fetches = merged(self.failed_fetches, other.failures)
 
 
 def start_tally(total: int, max_error_rate: float, run: str | None = None) -> ActorHandle:

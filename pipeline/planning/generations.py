@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipeline.error_budget import exceeds
 from pipeline.errors import UserError
 from pipeline.planning.manifest import clear_plan, stage_manifest, write_dropped, write_parts
 from pipeline.planning.object_info import stage_marks, unknown_bytes
@@ -138,7 +139,7 @@ def plan_refresh(
         stage_manifest(staging, "manifest", run)
         before = staging.count("select count(*) from manifest")
         removed = staging.count("select count(*) from manifest anti join listing using (file_name)")
-        if removed > brakes.max_removed_rate * before:
+        if exceeds(removed, before, brakes.max_removed_rate):
             raise UserError(
                 f"{removed} of {before} images are gone from {source.url} ({images} are there), "
                 f"more than --max-removed-rate {brakes.max_removed_rate:g} allows: check the "
@@ -185,7 +186,7 @@ def _brake(staging: Staging, before: int, brakes: Brakes) -> None:
     if brakes.max_recompute is None or not before:
         return
     images = staging.count("select count(*) from computed")
-    if images <= brakes.max_recompute * before:
+    if not exceeds(images, before, brakes.max_recompute):
         return
     reasons = dict(
         staging.connection.execute(
