@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from detr.config import ModelError
 from pipeline.cluster.metrics import Metrics
 from pipeline.error_budget import (
     ByCode,
@@ -28,7 +31,7 @@ from pipeline.error_budget import (
     over_budget,
     shown_over,
 )
-from pipeline.errors import TryAgainError
+from pipeline.errors import TryAgainError, UserError
 from pipeline.progress import Progress
 
 # The same shard begun so often, each time by a worker that then died, is no accident.
@@ -78,6 +81,7 @@ class Tally:
         self.seen_written = 0
         self.first_failures: dict[str, Failures] = {}  # of those images
         self.reason: str | None = None  # to stop: stays, whatever else is still reported
+        self.refusal: Exception | None = None  # the first
         self.now = Progress(total)
         self.stages: dict[str, float] = defaultdict(float)
         self.metrics = Metrics(run) if run is not None else None
@@ -183,7 +187,14 @@ class Tally:
         self.heard = time.monotonic()
         self.flights.pop(shard, None)
 
+    def refuse(self, error: Exception) -> None:
+        """A stage can't go on for a reason that the user can mend."""
+        self.refusal = self.refusal or error
+
     # -- what the driver asks
+
+    def first_refusal(self) -> Exception | None:
+        return self.refusal
 
     def verdict(self) -> str | None:
         """The sentence that ends the job, once it is shown that too large a part fails.
@@ -260,6 +271,21 @@ def check_budget(verdict: ray.ObjectRef) -> None:
     reason = ray.get(verdict)
     if reason is not None:
         raise BudgetExceededError(reason)
+
+
+@contextmanager
+def refusals_told(tally: ActorHandle | None) -> Iterator[None]:
+    """Tell the tally of a UserError or ModelError that is raised inside.
+
+    Ray Data wraps what a stage raises, and the wrapping travels to the driver without its cause.
+    """
+    try:
+        yield
+    except (UserError, ModelError) as error:
+        if tally is not None:
+            with suppress(RayError):  # the driver then shows Ray's own words
+                ray.get(tally.refuse.remote(error))
+        raise
 
 
 def begin(tally: ActorHandle, state: str, shard: str) -> None:

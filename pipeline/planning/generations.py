@@ -7,7 +7,7 @@ them; the rest stays. Everything is staged and written before `generation.json`,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,8 +77,14 @@ def plan_first(
     return generation
 
 
-def plan_retry(run: Run, codes: Sequence[str], images_per_shard: int) -> Generation | None:
-    """A generation of the images that failed with one of `codes`; None if there are none."""
+def plan_retry(
+    run: Run, codes: Sequence[str], images_per_shard: int, options: Mapping[str, str] | None = None
+) -> Generation | None:
+    """A generation of the images that failed with one of `codes`; None if there are none.
+
+    options: of the source's storage; by default those that the run wrote down.
+    """
+    options = run.info.config.get("source_options", {}) if options is None else options
     number = max(run.generations())
     base = run.snapshot(number)
     with Staging() as staging:
@@ -90,7 +96,7 @@ def plan_retry(run: Run, codes: Sequence[str], images_per_shard: int) -> Generat
             "select file_name, uri from manifest join failed using (file_name) "
             "where error_code = 'changed'"
         ).fetchall()
-        stage_marks(staging, "marks", replaced, run.info.config.get("source_options", {}))
+        stage_marks(staging, "marks", replaced, options)
         staging.connection.execute(
             "create table computed as select manifest.* exclude (generation) "
             "replace (cast(failed.attempts as integer) as attempts, "

@@ -18,11 +18,13 @@ from typing import Any, Final, TypeVar
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.config import IMAGE_SUFFIXES, RunConfig
 from pipeline.errors import UserError
 from pipeline.planning.s3_inventory import Inventory, is_dated, is_inventory, newest_manifest
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
+from pipeline.secrets import SIGNED, refuse_user_info, without_query
 from pipeline.sharding import name_hash
 from pipeline.storage.entry import Entry, as_lost, as_user_error
 from pipeline.storage.node_cache import local_copy
@@ -47,6 +49,7 @@ class Source:
     keep_columns: tuple[str, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
     output_url: str = ""  # excluded, when the run folder lies inside the source
+    keep_signed_urls: bool = False
 
     @classmethod
     def of(cls, config: RunConfig) -> Source:
@@ -60,6 +63,7 @@ class Source:
             keep_columns=config.keep_columns,
             options=config.source_options,
             output_url=normalize(config.out),
+            keep_signed_urls=config.keep_signed_urls,
         )
 
     @property
@@ -74,7 +78,7 @@ class Source:
         count = 0
         try:
             reader = {"folder": self._folder, "list": self._list, "coco": self._coco}[self.kind]
-            for table in reader():
+            for table in map(self._without_secrets, reader()):
                 count += table.num_rows
                 progress(count)
                 yield table
@@ -85,6 +89,32 @@ class Source:
         except Exception as error:
             as_sentence = as_lost if count else as_user_error
             raise as_sentence(error, f"can't list {self.url}") from error
+
+    def _without_secrets(self, rows: pa.Table) -> pa.Table:
+        """Rows whose names carry no signature. Raises UserError for one that must not be kept.
+
+        A folder's keys are names, whatever they look like.
+        """
+        if self.kind == "folder":
+            return rows
+        texts = [name for name in rows.column_names if pa.types.is_string(rows[name].type)]
+        for column in texts:
+            signed = pc.match_substring_regex(rows[column], SIGNED)
+            signed = pc.and_(signed, pc.match_substring(rows[column], "://"))
+            for url in rows[column].filter(signed).slice(0, 1).to_pylist():
+                if not self.keep_signed_urls or column in self.keep_columns:
+                    raise UserError(
+                        f"{self.url} holds signed URLs ({column} {without_query(url)}): let a role "
+                        "or a profile read the bucket, and list plain URLs or name the images with "
+                        "--name-column; or take them with --keep-signed-urls, in uri alone"
+                    )
+            if column == "file_name" and pc.any(signed).as_py():
+                rows = _renamed(rows, [without_query(name) for name in rows[column].to_pylist()])
+        for column in ("file_name", "uri"):
+            at = pc.match_substring_regex(rows[column], "^[^:/]+://[^/?#]*@")
+            for url in rows[column].filter(at).to_pylist():
+                refuse_user_info(url, f"{self.url}")
+        return rows
 
     def _folder(self) -> Iterator[pa.Table]:
         storage = Storage(self.url, self.options)
@@ -174,7 +204,9 @@ class Source:
             return
         reader = "read_csv" if self.url.lower().endswith(".csv") else "read_parquet"
         with duckdb.connect() as connection:
-            relation = connection.sql(f"select * from {reader}(?)", params=[path])
+            relation = connection.sql(
+                f"select * from {reader}(?, hive_partitioning = false)", params=[path]
+            )
             uri_column = self._uri_column(relation.columns)
             name_column = self.name_column or uri_column
             for name in (name_column, *self.keep_columns):
@@ -241,6 +273,17 @@ def _manifest_table(
     for name, values in (kept or {}).items():
         table = table.append_column(name, values)
     return table
+
+
+def _renamed(rows: pa.Table, names: list[str]) -> pa.Table:
+    """Manifest rows under other file names, and their hashes."""
+    for column, values in (
+        ("file_name", pa.array(names, pa.string())),
+        ("hash", pa.array(np.array([name_hash(name) for name in names], np.uint64))),
+    ):
+        at = rows.column_names.index(column)
+        rows = rows.set_column(at, rows.schema.field(at), values)
+    return rows
 
 
 def _matches(path: str, pattern: str) -> bool:

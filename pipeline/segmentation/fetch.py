@@ -27,9 +27,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from pipeline.cluster.progress_actor import begin, check_budget
+from pipeline.cluster.progress_actor import begin, check_budget, refusals_told
 from pipeline.error_budget import failures_of
 from pipeline.run.run import Run
+from pipeline.secrets import without_query
 from pipeline.segmentation.integrity import Md5Marks, fault
 from pipeline.sharding import WorkUnit
 from pipeline.storage.entry import Fetched, as_lost, classify
@@ -76,18 +77,23 @@ def fetch_units(
 
     Raises BudgetExceededError, which ends the job, once too large a part of the images failed.
     """
-    tables = []
-    for row in units.to_pylist():
-        unit = WorkUnit(**row)
-        begin(tally, "fetching", unit.key)
-        try:
-            manifest = run.read_unit(unit)
-        except Exception as error:
-            raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
-        assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
-        bodies = UnitFetch(manifest, source_options, tally, unit.key).run()
-        tables.append(_with_bodies(manifest, unit, bodies))
-    return pa.concat_tables(tables)
+    with refusals_told(tally):
+        return pa.concat_tables(
+            _fetch_unit(WorkUnit(**row), run, source_options, tally) for row in units.to_pylist()
+        )
+
+
+def _fetch_unit(
+    unit: WorkUnit, run: Run, source_options: Mapping[str, str], tally: ActorHandle
+) -> pa.Table:
+    begin(tally, "fetching", unit.key)
+    try:
+        manifest = run.read_unit(unit)
+    except Exception as error:
+        raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
+    assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
+    bodies = UnitFetch(manifest, source_options, tally, unit.key).run()
+    return _with_bodies(manifest, unit, bodies)
 
 
 @dataclass
@@ -123,7 +129,7 @@ class UnitFetch:
             self.ended += 1
             self.bytes += len(body.data or b"")
             if body.code and not attempts:
-                self.failed.append((body.code, uri, body.message))
+                self.failed.append((body.code, without_query(uri), body.message))
             # Whether or not this image failed: units that report only failures look worse than all.
             if self.ended % REPORT_IMAGES == 0:
                 await asyncio.to_thread(self._report, started, done=False)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from ray.actor import ActorHandle
 
@@ -24,10 +25,11 @@ from detr.config import ModelError
 from detr.inference.decode import ImageError
 from detr.inference.nvjpeg import check_nvjpeg
 from detr.panoptic import Panoptic
-from pipeline.cluster.progress_actor import begin
+from pipeline.cluster.progress_actor import begin, refusals_told
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
+from pipeline.secrets import without_query
 from pipeline.segmentation.batches import Batch, Decoding, UnitDecoder, Work
 from pipeline.segmentation.fetch import FETCHED_FIELDS
 from pipeline.segmentation.model_loop import ModelStream
@@ -77,8 +79,12 @@ class Segmenter:
         Raises TryAgainError for a unit that kills every actor which takes it up, UserError if the
         model can't be had on this node.
         """
-        if self.refusal is not None:
-            raise self.refusal
+        with refusals_told(self.tally):
+            if self.refusal is not None:
+                raise self.refusal
+            return self._segment(unit)
+
+    def _segment(self, unit: pa.Table) -> pa.Table:
         seconds: dict[str, float] = defaultdict(float)
         batches: Counter[int] = Counter()
         if self.tally is None or not unit.num_rows:
@@ -196,6 +202,8 @@ def shard_table(unit: pa.Table, rows: list[dict[str, Any]], code_version: str) -
     }
     for name in ("file_name", "uri", "etag", "generation"):
         columns[name] = unit[name]
+    if pc.any(pc.match_substring(unit["uri"], "?")).as_py():  # a signature stays in the manifest
+        columns["uri"] = [without_query(uri) for uri in unit["uri"].to_pylist()]
     internal = {*MANIFEST_SCHEMA.names, *(field.name for field in FETCHED_FIELDS), *columns}
     table = pa.table(
         [
