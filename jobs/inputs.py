@@ -12,12 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
-from pipeline.secrets import SIGNED
+from pipeline.secrets import SIGNED, is_signed, texts
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
 
@@ -89,9 +87,8 @@ class Inputs:
 def _refuse_signed(path: Path) -> None:
     """Raises UserError for a list that would put credentials into the bucket beside the run."""
     if path.suffix.lower() == ".parquet":
-        table = pq.read_table(path)
-        texts = [table[name] for name in table.column_names if pa.types.is_string(table[name].type)]
-        signed = any(pc.any(pc.match_substring_regex(text, SIGNED)).as_py() for text in texts)
+        rows = pq.read_table(path).to_pylist()
+        signed = any(is_signed(text) for row in rows for text in texts(row))
     else:
         signed = re.search(SIGNED.encode(), path.read_bytes()) is not None
     if signed:

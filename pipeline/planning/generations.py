@@ -84,7 +84,7 @@ def plan_retry(
 
     options: of the source's storage; by default those that the run wrote down.
     """
-    options = run.info.config.get("source_options", {}) if options is None else options
+    kept: dict[str, str] = run.info.config.get("source_options", {})
     number = max(run.generations())
     base = run.snapshot(number)
     with Staging() as staging:
@@ -96,7 +96,7 @@ def plan_retry(
             "select file_name, uri from manifest join failed using (file_name) "
             "where error_code = 'changed'"
         ).fetchall()
-        stage_marks(staging, "marks", replaced, options)
+        stage_marks(staging, "marks", replaced, kept if options is None else options)
         staging.connection.execute(
             "create table computed as select manifest.* exclude (generation) "
             "replace (cast(failed.attempts as integer) as attempts, "

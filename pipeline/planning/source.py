@@ -18,13 +18,12 @@ from typing import Any, Final, TypeVar
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.config import IMAGE_SUFFIXES, RunConfig
 from pipeline.errors import UserError
 from pipeline.planning.s3_inventory import Inventory, is_dated, is_inventory, newest_manifest
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
-from pipeline.secrets import SIGNED, refuse_user_info, without_query
+from pipeline.secrets import is_signed, refuse_user_info, without_query
 from pipeline.sharding import name_hash
 from pipeline.storage.entry import Entry, as_lost, as_user_error
 from pipeline.storage.node_cache import local_copy
@@ -97,23 +96,22 @@ class Source:
         """
         if self.kind == "folder":
             return rows
-        texts = [name for name in rows.column_names if pa.types.is_string(rows[name].type)]
-        for column in texts:
-            signed = pc.match_substring_regex(rows[column], SIGNED)
-            signed = pc.and_(signed, pc.match_substring(rows[column], "://"))
-            for url in rows[column].filter(signed).slice(0, 1).to_pylist():
-                if not self.keep_signed_urls or column in self.keep_columns:
-                    raise UserError(
-                        f"{self.url} holds signed URLs ({column} {without_query(url)}): let a role "
-                        "or a profile read the bucket, and list plain URLs or name the images with "
-                        "--name-column; or take them with --keep-signed-urls, in uri alone"
-                    )
-            if column == "file_name" and pc.any(signed).as_py():
-                rows = _renamed(rows, [without_query(name) for name in rows[column].to_pylist()])
-        for column in ("file_name", "uri"):
-            at = pc.match_substring_regex(rows[column], "^[^:/]+://[^/?#]*@")
-            for url in rows[column].filter(at).to_pylist():
-                refuse_user_info(url, f"{self.url}")
+        for column in rows.column_names:
+            if not pa.types.is_string(rows[column].type):
+                continue
+            urls = rows[column].to_pylist()
+            signed = next((url for url in urls if url and is_signed(url)), None)
+            if signed and (not self.keep_signed_urls or column in self.keep_columns):
+                raise UserError(
+                    f"{self.url} holds signed URLs ({column} {without_query(signed)}): let a role "
+                    "or a profile read the bucket, and list plain URLs or name the images with "
+                    "--name-column; or take them with --keep-signed-urls, in uri alone"
+                )
+            if signed and column == "file_name":
+                rows = _renamed(rows, [without_query(name) for name in urls])
+            if column in ("file_name", "uri"):
+                for url in urls:
+                    refuse_user_info(url, self.url)
         return rows
 
     def _folder(self) -> Iterator[pa.Table]:

@@ -114,8 +114,9 @@ def _raise_sentence(error: BaseException, tally: ActorHandle) -> None:
     reason: str | None = None
     refusal: Exception | None = None
     with suppress(RayError, TimeoutError):
-        reason = ray.get(tally.verdict.remote(), timeout=TALLY_SECONDS)
-        refusal = ray.get(tally.first_refusal.remote(), timeout=TALLY_SECONDS)
+        reason = cast("str | None", ray.get(tally.verdict.remote(), timeout=TALLY_SECONDS))
+        told = ray.get(tally.first_refusal.remote(), timeout=TALLY_SECONDS)
+        refusal = cast("Exception | None", told)
     if reason is not None:
         raise ErrorBudgetError(
             f"{reason}; stopped early, shards already written stay: mend the cause and run the "

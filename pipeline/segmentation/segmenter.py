@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from ray.actor import ActorHandle
 
@@ -202,8 +201,7 @@ def shard_table(unit: pa.Table, rows: list[dict[str, Any]], code_version: str) -
     }
     for name in ("file_name", "uri", "etag", "generation"):
         columns[name] = unit[name]
-    if pc.any(pc.match_substring(unit["uri"], "?")).as_py():  # a signature stays in the manifest
-        columns["uri"] = [without_query(uri) for uri in unit["uri"].to_pylist()]
+    columns["uri"] = [without_query(uri) for uri in unit["uri"].to_pylist()]
     internal = {*MANIFEST_SCHEMA.names, *(field.name for field in FETCHED_FIELDS), *columns}
     table = pa.table(
         [

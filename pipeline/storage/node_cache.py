@@ -66,7 +66,7 @@ def _marks(storage: Storage) -> list[str]:
         return [str(tuple(entry)) for entry in entries]
     filesystem = storage.fsspec
     filesystem.invalidate_cache()  # a listing that this process made before says nothing of now
-    remote = filesystem._strip_protocol(storage.url)
+    remote = str(filesystem._strip_protocol(storage.url))
     info = filesystem.info(remote)
     files: dict[str, Any] = {remote: info}
     if info["type"] == "directory":

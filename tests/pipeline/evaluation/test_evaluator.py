@@ -306,6 +306,7 @@ class Deadly(Run):
         raise AssertionError
 
 
+@pytest.mark.slow(seconds=20)
 def test_a_shard_that_ends_its_worker_each_time_ends_the_evaluation(
     tmp_path: Path, truth: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
