@@ -108,7 +108,9 @@ def make(
     units = list(generation.units())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(write, range(len(units)), units))
-    save(run.storage, TRUTH, key="", categories=COCO_PANOPTIC, parts=parts, images=images)
+    save(
+        run.storage, TRUTH, key="", sha256="", categories=COCO_PANOPTIC, parts=parts, images=images
+    )
     finish(run, generation, run.present(1), max_error_rate=0.0)
     return run
 

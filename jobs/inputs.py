@@ -7,11 +7,15 @@ job's settings, and with them its identity, change as the file does.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+import pyarrow.parquet as pq
+
 from pipeline.errors import UserError
+from pipeline.secrets import SIGNED, is_signed, texts
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
 
@@ -42,6 +46,8 @@ class Inputs:
         if name in STAY or name not in (FOLDERS if folder else FILES):
             kind = "folder" if folder else "file"
             self._refuse(name, value, f"a {kind} of this machine is not there")
+        if name == "source":
+            _refuse_signed(path)
         together = [path]
         if name == "truth" and path.with_suffix("").is_dir():
             together.append(path.with_suffix(""))  # its PNGs, found by its name
@@ -75,6 +81,20 @@ class Inputs:
         raise UserError(
             f"{name} {value!r}: {why}; give a URL that every node reaches, or --shared-files if "
             "local paths mean the same on every node"
+        )
+
+
+def _refuse_signed(path: Path) -> None:
+    """Raises UserError for a list that would put credentials into the bucket beside the run."""
+    if path.suffix.lower() == ".parquet":
+        rows = pq.read_table(path).to_pylist()
+        signed = any(is_signed(text) for row in rows for text in texts(row))
+    else:
+        signed = re.search(SIGNED.encode(), path.read_bytes()) is not None
+    if signed:
+        raise UserError(
+            f"source {str(path)!r} holds signed URLs, which don't travel: let the nodes have a "
+            "role that reads the images, or put the list where the nodes reach it and name its URL"
         )
 
 

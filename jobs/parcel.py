@@ -25,6 +25,7 @@ from typer.main import get_command
 from jobs.inputs import Inputs, content_hash
 from jobs.verbs import make_app
 from pipeline.errors import UserError
+from pipeline.secrets import KEPT_OPTIONS, refuse_secrets, secret_names, texts, withheld
 from pipeline.version import code_version
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -32,6 +33,7 @@ PACKAGES: Final = ("detr", "pipeline", "jobs")
 CONFIG: Final = "config.toml"
 SYSTEM: Final = ("/bin/", "/opt/", "/sbin/", "/usr/")  # programs that the nodes have too
 SCRIPTS: Final = (".py", ".sh")
+OPTIONS: Final = ("source_option", "out_option")
 # Where the data is, not who may read it.
 ENVIRONMENT: Final = (
     *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_REQUEST_CHECKSUM_CALCULATION"),
@@ -68,6 +70,8 @@ def pack(words: Sequence[str], *, shared_files: bool) -> Parcel:
     out = values.get("out") or settings.get("out")
     pairs = [each.value.partition("=") for each in found if each.name == "out_option"]
     options = {key: value for key, _, value in pairs} or settings.get("out_options", {})
+    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    _refuse_secrets(found, settings, environment)
     inputs = Inputs(out, options)
     sent = list(words)
     files: dict[str, Path] = {}
@@ -83,10 +87,40 @@ def pack(words: Sequence[str], *, shared_files: bool) -> Parcel:
     for each in found:
         if each.name == "config":
             sent[each.place] = each.replaced(words[each.place], CONFIG)
-    environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     environment["PANOPTIC_CODE_VERSION"] = code_version()
     text = toml_text(settings) if config is not None else None
     return Parcel(tuple(sent), text, environment, files)
+
+
+def _refuse_secrets(
+    found: Sequence[Given], settings: Mapping[str, Any], environment: Mapping[str, str]
+) -> None:
+    """Raises UserError for whatever would show a credential in the cluster's dashboard."""
+    options = [each.value.partition("=")[0] for each in found if each.name in OPTIONS]
+    for name in OPTIONS:
+        options += settings.get(f"{name}s", {})
+    for option in withheld(dict.fromkeys(options, "")):
+        raise UserError(
+            f"storage option {option!r} does not travel, for the cluster's dashboard shows what a "
+            "job is given: let the nodes have a role, or the credentials in their own environment "
+            f"(what travels: {', '.join(KEPT_OPTIONS)})"
+        )
+    for each in found:
+        refuse_secrets(each.value, f"--{each.name.replace('_', '-')}")
+    for name, value in (*settings.items(), *environment.items()):
+        for text in texts(value):
+            refuse_secrets(text, name)
+
+
+def check_runtime_env(environment: Mapping[str, Any]) -> None:
+    """Raises UserError if a runtime environment of the user's own holds a credential."""
+    for name in secret_names(environment.get("env_vars") or {}):
+        raise UserError(
+            f"--runtime-env: {name} in env_vars is shown by the cluster's dashboard: let the nodes "
+            "have a role, or the credentials in their own environment"
+        )
+    for text in texts(environment):
+        refuse_secrets(text, "--runtime-env")
 
 
 def _report(command: Sequence[str], files: dict[str, Path]) -> Iterator[str]:

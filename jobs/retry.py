@@ -32,6 +32,10 @@ def retry(
     device: Annotated[str | None, typer.Option(help="As for segment.")] = None,
     num_actors: Annotated[str | None, typer.Option(help="As for segment.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster, as for segment.")] = None,
+    source_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Storage option of the source; repeatable."),
+    ] = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
     json_logs: JsonLogs = False,
@@ -56,6 +60,10 @@ def retry(
         "device": device,
         "num_actors": num_actors,
         "address": address,
+        "source_options": {
+            **run.info.config.get("source_options", {}),
+            **parse_options(source_option, "--source-option"),
+        },
         "out_options": options,
         "out": out,
     }

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from jobs.console import print_json
 from jobs.options import JsonOutput
-from jobs.parcel import pack, stage_code
+from jobs.parcel import check_runtime_env, pack, stage_code
 from jobs.submission import RETRIED, Cluster
 from jobs.verbs import VERBS
 from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, UserError
@@ -114,6 +114,7 @@ def _environment(path: str | None, install: bool) -> dict[str, Any]:
         raise UserError(f"--runtime-env {path} can't be read as JSON: {error}") from error
     if not isinstance(own, dict):
         raise UserError(f"--runtime-env {path} must hold a JSON object")
+    check_runtime_env(own)
     return own
 
 

@@ -54,7 +54,9 @@ def verify(
     result = verify_run(run, snapshot)
     facts: dict[str, Any] = {**asdict(result), "holds": result.holds}
     if sample:
-        moved = {"weights": weights, "source_options": parse_options(source_option, "")}
+        given = parse_options(source_option, "--source-option")
+        kept = run.info.config.get("source_options", {})
+        moved = {"weights": weights, "source_options": {**kept, **given}}
         facts["sample"] = _recompute(run, moved, sample, result.snapshot, seed)
         facts["holds"] &= (
             not facts["sample"]["other"] and facts["sample"]["mean_difference"] <= max_difference
@@ -70,10 +72,14 @@ def verify(
 def _recompute(
     run: Run, moved: dict[str, Any], images: int, number: int, seed: int
 ) -> dict[str, Any]:
-    from pipeline.nightly.recompute import recompute  # loads torch, which counting doesn't need
+    from pipeline.nightly.recompute import (
+        check_weights,
+        recompute,
+    )  # loads torch, which counting doesn't need
 
     given = {name: value for name, value in moved.items() if value}
     config = make_config({**run.info.config, **given})
+    check_weights(run, config)
     again = recompute(run, config, images, number=number, seed=seed)
     return {**asdict(again), "compared": again.compared, "mean_difference": again.mean_difference}
 

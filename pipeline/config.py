@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.errors import UserError
+from pipeline.secrets import refuse_secrets, texts
 from pipeline.sharding import IMAGES_PER_SHARD
 
 IMAGE_SUFFIXES: Final = (
@@ -126,6 +127,10 @@ class RunConfig(BaseModel):
     out_options: dict[str, str] = Field(
         default_factory=dict, description="KEY=VALUE for the run folder's storage; repeatable."
     )
+    keep_signed_urls: bool = Field(
+        False,
+        description="Take a list's signed URLs: into the manifest, never into rows.",
+    )
 
     @field_validator("include", "exclude", "keep_columns", mode="before")
     @classmethod
@@ -175,6 +180,10 @@ def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -
     except ValidationError as error:
         raise UserError(_sentence(error, kind, toml)) from None
     config.actors()
+    for name in type(config).model_fields:
+        flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
+        for text in texts(getattr(config, name)):
+            refuse_secrets(text, flag)
     return config
 
 

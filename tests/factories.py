@@ -11,6 +11,7 @@ None of it starts Ray.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -356,6 +357,17 @@ def truth_table(truth: Mapping[str, Predicted]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=TRUTH_SCHEMA)
 
 
+ROWS = "2026-11-27T010203.000000Z-00000000"  # a fresh folder of an evaluation
+
+
+def truth_sha256(truth: Mapping[str, Predicted], categories: Categories) -> str:
+    """Other truth, another hash."""
+    digest = hashlib.sha256(json.dumps(categories.to_json()).encode())
+    for name, (segment_map, segments) in sorted(truth.items()):
+        digest.update(f"{name} {segments}".encode() + segment_map.tobytes())
+    return digest.hexdigest()
+
+
 def evaluate_rows(
     run: Run,
     truth: Mapping[str, Predicted],
@@ -375,12 +387,23 @@ def evaluate_rows(
         rows = run.read_shard(shard.path)
         part, table = score_rows(rows, truth_table(truth), categories.ids, shard.path)
         total.add(part)
-        run.storage.write(f"{folder}/per_image/{part_name(shard.path)}", parquet_bytes(table))
+        place = f"{folder}/per_image/{ROWS}/{part_name(shard.path)}"
+        run.storage.write(place, parquet_bytes(table))
     figures = results(total.sums, categories)
     classes = per_class_table(figures, categories)
     run.storage.write(f"{folder}/per_class.parquet", parquet_bytes(classes))
     shards = len(run.snapshot(number).shards)
-    facts = {"name": name, "truth": f"{name}.json", "complete": True, "shards": shards}
+    own = run.info.categories.ids
+    facts = {
+        "name": name,
+        "truth": f"{name}.json",
+        "truth_sha256": truth_sha256(truth, categories),
+        "per_image": f"per_image/{ROWS}",
+        "rows": run.snapshot(number).rows,
+        "more_categories": [each for each in categories.to_json() if each["id"] not in own],
+        "complete": True,
+        "shards": shards,
+    }
     written = {**facts, **figures, **total.facts(), "area_mismatches": 0}
     run.storage.write(f"{folder}/pq.json", json.dumps(written).encode())
 

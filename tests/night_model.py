@@ -84,3 +84,17 @@ class Slow(Threshold):
 
 def load_slow(weights: str, **settings: Any) -> Slow:
     return Slow(int(Path(weights).read_text()), Path(weights).with_suffix(".log"))
+
+
+def load_replaced(weights: str, **settings: Any) -> Threshold:
+    return load(weights)
+
+
+def describe_then_replace(weights: str, **settings: Any) -> Threshold:
+    """What the driver asks; afterwards somebody puts another file under the same name."""
+    model = load(weights)
+    Path(weights).write_text(str(model.level + 1))
+    return model
+
+
+load_replaced.describe = describe_then_replace  # type: ignore[attr-defined]

@@ -19,7 +19,7 @@ from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import Partial
 from pipeline.run.folder import parquet_bytes
 from pipeline.run.run import Run
-from tests.factories import Predicted, make_run, shard_row
+from tests.factories import ROWS, Predicted, make_run, shard_row
 
 EVIL = "<script>alert(1)</script>.jpg"
 
@@ -70,7 +70,7 @@ def evaluate(run: Run, truth: Path) -> dict[str, Any]:
     total = Partial(Sums.zero(len(ready.categories)))
     shards = run.snapshot().shards
     for shard in shards:
-        total.add(score_shard(run, shard.path, ready, folder))
+        total.add(score_shard(run, shard.path, ready, f"{folder}/per_image/{ROWS}"))
     result = {
         "run": run.storage.url,
         "snapshot": 1,
@@ -78,6 +78,12 @@ def evaluate(run: Run, truth: Path) -> dict[str, Any]:
         "shards": len(shards),
         "name": name,
         "truth": str(truth),
+        "truth_sha256": ready.sha256,
+        "per_image": f"per_image/{ROWS}",
+        "rows": run.snapshot().rows,
+        "more_categories": [
+            each for each in ready.category_list if each["id"] not in run.info.categories.ids
+        ],
         **results(total.sums, ready.categories),
         **total.facts(),
     }

@@ -25,7 +25,14 @@ SCALARS = {"string": str, "integer": int, "number": (int, float), "boolean": boo
 
 
 def load(name: str) -> dict[str, Any]:
-    return yaml.safe_load((ROOT / f"jobs/k8s/{name}.yaml").read_text())
+    """The document of KubeRay's kind."""
+    return documents(name)[0]
+
+
+def documents(name: str) -> list[dict[str, Any]]:
+    """The night, and who may reach its pods."""
+    night, policy = yaml.safe_load_all((ROOT / f"jobs/k8s/{name}.yaml").read_text())
+    return [night, policy]
 
 
 def faults(value: Any, kind: str, path: str = "") -> list[str]:
@@ -71,6 +78,50 @@ def test_every_field_is_known_to_kuberay(name: str) -> None:
     document = load(name)
     assert document["apiVersion"] == "ray.io/v1"
     assert faults(document, document["kind"]) == []
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_process_of_the_cluster_must_show_the_token(name: str) -> None:
+    document = load(name)
+    job = document["spec"].get("jobTemplate", document["spec"])
+    assert job["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    job["rayClusterSpec"]["authOptions"]["modus"] = "token"
+    [fault] = faults(document, document["kind"])
+    assert "modus" in fault
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_only_ray_and_who_submits_reach_the_pods(name: str) -> None:
+    night, policy = documents(name)
+    assert (policy["apiVersion"], policy["kind"]) == ("networking.k8s.io/v1", "NetworkPolicy")
+    assert faults(policy, "NetworkPolicy") == []
+    spec = policy["spec"]
+    assert spec["policyTypes"] == ["Ingress"]
+    assert spec["podSelector"]["matchLabels"] == {"panoptic": "ray"}
+    job = night["spec"].get("jobTemplate", night["spec"])["rayClusterSpec"]
+    for group in (job["headGroupSpec"], *job["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"].items() >= {("panoptic", "ray")}
+    for rule in spec["ingress"]:
+        assert rule["from"]  # an empty list would let everybody in
+        assert all(
+            peer.get("podSelector", {}).get("matchLabels")
+            or peer.get("podSelector", {}).get("matchExpressions")
+            for peer in rule["from"]
+        )
+        among_themselves = rule["from"] == [{"podSelector": spec["podSelector"]}]
+        assert among_themselves or [port["port"] for port in rule["ports"]] == [8265]
+
+
+def test_both_files_have_the_same_policy() -> None:
+    assert documents("rayjob")[1] == documents("raycronjob")[1]
+
+
+def test_each_document_can_be_chosen_by_its_label() -> None:
+    for name in FILES:
+        assert [own["metadata"]["labels"] for own in documents(name)] == [
+            {"panoptic": "night"},
+            {"panoptic": "network"},
+        ]
 
 
 @pytest.mark.parametrize("name", FILES)

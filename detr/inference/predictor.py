@@ -65,6 +65,11 @@ class Predictor(Steps):
     def fingerprint(self) -> str:
         return self.card.fingerprint
 
+    @property
+    def weights_sha256(self) -> str:
+        """Of the file that this model was loaded from."""
+        return self.card.weights_sha256
+
     def processed_size(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) that the model sees; ImageError `too_thin` if a side would vanish."""
         config = self.card.config

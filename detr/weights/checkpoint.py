@@ -3,7 +3,9 @@
 Three kinds are read: the published `.pth` (also as upstream's training script saves it), a Hugging
 Face folder or file, and our safetensors, which carry config and label set. Invariants: nothing in
 a file is ever executed (`weights_only`), every name and shape is checked against the config before
-a model exists, and whatever is wrong is one sentence with what was expected and what was found.
+a model exists, and whatever is wrong is one sentence with what was expected and what was found. A
+file is read once: the bytes that are hashed are those that the model gets, also where the file is
+replaced meanwhile, and no tensor is a view of the file, which would follow what is written to it.
 Trusting the suffix was rejected: an HTML error page saved as `.pth` is the commonest wrong file.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import json
 import pickle
 import re
@@ -20,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
 from detr.categories import COCO_PANOPTIC, Categories
@@ -47,19 +50,18 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A weight file that has passed all checks; `weights()` reads the tensors."""
+    """A weight file that has passed all checks."""
 
     path: Path  # the file itself, also where a folder was given
     config: DetrConfig
     categories: Categories
     sha256: str
     kind: str  # "safetensors", "official" or "hugging face"
-    loaded: Mapping[str, Tensor] | None  # already read, where checking needed it
+    loaded: Mapping[str, Tensor]  # under the published names
 
     def weights(self) -> dict[str, Tensor]:
         """Float32 tensors on the CPU under the published names."""
-        weights = self.loaded if self.loaded is not None else _read_safetensors(self.path)
-        return {name: tensor.to(torch.float32) for name, tensor in weights.items()}
+        return {name: tensor.to(torch.float32) for name, tensor in self.loaded.items()}
 
 
 def open_checkpoint(
@@ -72,26 +74,27 @@ def open_checkpoint(
     where there is none. Raises ModelError.
     """
     path, hf_config = _locate(Path(weights))
-    sha256 = _hash(path)
+    content = path.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
     recipe = recipe or _recipe_of_name(path)
     if recipe is not None:
         _check_published(path, recipe, sha256)
     dilation = "dc5" in path.name.lower() or _is_dilated(hf_config)
-    loaded: Mapping[str, Tensor] | None = None
-    if _is_safetensors(path):
-        shapes, metadata = _header(path)
+    loaded: Mapping[str, Tensor]
+    if len(content) > 8 and content[8:9] == b"{":
+        loaded, metadata = _read_safetensors(path, content)
         kind = "safetensors"
     else:
-        loaded, args = _read_torch(path)
+        loaded, args = _read_torch(path, content)
         dilation = dilation or bool(getattr(args, "dilation", False))
         metadata, kind = {}, "official"
-        shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
     if "detr_panoptic" in metadata:
         config, own = _own_metadata(path, metadata)
     else:
         if is_hugging_face(shapes):
             kind = "hugging face"
-            loaded = to_official(loaded if loaded is not None else _read_safetensors(path))
+            loaded = to_official(loaded)
             shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
         config, own = infer_config(path.name, shapes), None
         config = RECIPES[recipe].config if recipe else replace(config, dilation=dilation)
@@ -153,11 +156,6 @@ def _is_dilated(hf_config: dict[str, Any]) -> bool:
     return bool(hf_config.get("dilation")) or 16 in strides
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _recipe_of_name(path: Path) -> str | None:
     """The recipe whose published file name this file carries."""
     for recipe in RECIPES.values():
@@ -177,29 +175,20 @@ def _check_published(path: Path, recipe: str, sha256: str) -> None:
         )
 
 
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        start = file.read(9)
-    return len(start) == 9 and start[8:] == b"{"
-
-
-def _header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+def _read_safetensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, and the metadata of the header: its length in 8 bytes, then its JSON."""
     try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            return shapes, file.metadata() or {}
-    except SafetensorError as error:
+        views = load(content)
+    except (SafetensorError, KeyError) as error:  # KeyError: a type that torch has not
         raise ModelError(f"{path.name} is a damaged safetensors file: {error}") from None
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    # Copied into torch's own aligned memory, so that results depend on no address.
+    return {name: view.clone() for name, view in views.items()}, header.get("__metadata__") or {}
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    return load_file(path)
-
-
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], object]:
+def _read_torch(path: Path, content: bytes) -> tuple[dict[str, Tensor], object]:
     """Tensors and upstream's training arguments (or None) of a file by torch.save."""
-    with path.open("rb") as file:
-        start = file.read(64).lstrip()
+    start = content[:64].lstrip()
     if not start:
         raise ModelError(f"{path.name} is empty")
     if start[:1] in b"<{#" or start[:4] in (b"\xff\xd8\xff\xe0", b"\x89PNG"):
@@ -210,15 +199,15 @@ def _read_torch(path: Path) -> tuple[dict[str, Tensor], object]:
     try:
         # upstream's training script adds its arguments; a Namespace is plain data
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = re.split(r"[\n.]", str(error).strip() or type(error).__name__)[0]
         raise ModelError(
             f"{path.name} can't be read as PyTorch weights (truncated, or holding more than "
             f"tensors, which is never loaded): {reason}"
         ) from None
-    args = content.get("args") if isinstance(content, Mapping) else None
-    weights = content.get("model", content) if isinstance(content, Mapping) else content
+    args = saved.get("args") if isinstance(saved, Mapping) else None
+    weights = saved.get("model", saved) if isinstance(saved, Mapping) else saved
     if not isinstance(weights, Mapping) or not weights:
         raise ModelError(f"{path.name} holds no weights but a {type(weights).__name__}")
     others = [str(name) for name, tensor in weights.items() if not isinstance(tensor, Tensor)]

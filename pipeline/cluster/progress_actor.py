@@ -10,17 +10,28 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from detr.config import ModelError
 from pipeline.cluster.metrics import Metrics
-from pipeline.error_budget import BUDGET_AFTER_IMAGES, ByCode, Failures, counts, merged, over_budget
-from pipeline.errors import TryAgainError
+from pipeline.error_budget import (
+    ByCode,
+    Failures,
+    FirstTries,
+    counts,
+    merged,
+    over_budget,
+    shown_over,
+)
+from pipeline.errors import TryAgainError, UserError
 from pipeline.progress import Progress
 
 # The same shard begun so often, each time by a worker that then died, is no accident.
@@ -62,12 +73,15 @@ class Tally:
         self.max_error_rate = max_error_rate
         self.started = self.heard = time.monotonic()
         self.flights: dict[str, Flight] = {}
-        self.fetches: dict[str, tuple[int, ByCode]] = {}  # of shards not yet written
+        self.fetches: dict[str, FirstTries] = {}  # of shards not yet written
         self.seen_fetched = 0
         self.failed_fetches: dict[str, Failures] = {}  # their sum, kept as it changes
         self.written_shards: set[str] = set()
         self.failures: dict[str, Failures] = {}  # of written shards
+        self.seen_written = 0
+        self.first_failures: dict[str, Failures] = {}  # of those images
         self.reason: str | None = None  # to stop: stays, whatever else is still reported
+        self.refusal: Exception | None = None  # the first
         self.now = Progress(total)
         self.stages: dict[str, float] = defaultdict(float)
         self.metrics = Metrics(run) if run is not None else None
@@ -93,11 +107,15 @@ class Tally:
         seconds: float = 0.0,
         done: bool = True,
     ) -> str | None:
-        """A unit's GETs so far, or all of them; returns the reason to stop, if there is one."""
+        """A unit's GETs so far, or all of them; returns the reason to stop, if there is one.
+
+        images, failures: of those that no earlier generation has tried, as the budget counts them;
+        a GET that is under way is an image that has not failed.
+        """
         self.heard = time.monotonic()
         if shard not in self.written_shards:
             self._forget_fetch(shard)
-            self.fetches[shard] = (images, failures)
+            self.fetches[shard] = FirstTries(images, failures)
             self.seen_fetched += images
             self.failed_fetches = merged(self.failed_fetches, failures)
         if done:
@@ -133,8 +151,13 @@ class Tally:
         segments: int,
         size: int,
         seconds: float = 0.0,
+        first_tries: FirstTries | None = None,
     ) -> str | None:
-        """A shard is in the store; returns the reason to stop, if there is one."""
+        """A shard is in the store; returns the reason to stop, if there is one.
+
+        first_tries: those of its images that no earlier generation has tried, if not all.
+        """
+        first_tries = first_tries or FirstTries(images, failures)
         self.heard = time.monotonic()
         self.flights.pop(shard, None)
         self.stages["write"] += seconds
@@ -142,6 +165,8 @@ class Tally:
             self._forget_fetch(shard)
             self.written_shards.add(shard)
             self.failures = merged(self.failures, failures)
+            self.seen_written += first_tries.images
+            self.first_failures = merged(self.first_failures, first_tries.failures)
             self.now.done += images
             self.now.shards += 1
             self.now.segments += segments
@@ -162,17 +187,26 @@ class Tally:
         self.heard = time.monotonic()
         self.flights.pop(shard, None)
 
+    def refuse(self, error: Exception) -> None:
+        """A stage can't go on for a reason that the user can mend."""
+        self.refusal = self.refusal or error
+
     # -- what the driver asks
 
+    def first_refusal(self) -> Exception | None:
+        return self.refusal
+
     def verdict(self) -> str | None:
-        """The sentence that ends the job, once enough images are seen and too many failed.
+        """The sentence that ends the job, once it is shown that too large a part fails.
 
         It is kept: good images that arrive while the job ends must not leave it without a reason.
+        Images that failed before are not counted: they were chosen because they fail.
         """
-        seen = self.now.done + self.seen_fetched
-        if self.reason is None and seen >= BUDGET_AFTER_IMAGES:
-            failures = merged(self.failures, self.failed_fetches)
-            self.reason = over_budget(seen, failures, self.max_error_rate)
+        if self.reason is None:
+            seen = self.seen_written + self.seen_fetched
+            failures = merged(self.first_failures, self.failed_fetches)
+            if shown_over(seen, counts(failures).total(), self.max_error_rate):
+                self.reason = over_budget(seen, failures, self.max_error_rate)
         return self.reason
 
     def progress(self) -> Progress:
@@ -215,12 +249,12 @@ class Tally:
         return flight
 
     def _forget_fetch(self, shard: str) -> None:
-        images, failures = self.fetches.pop(shard, (0, {}))
-        self.seen_fetched -= images
-        if failures:  # rare: sums of folders can't be undone, so they are made again
+        before = self.fetches.pop(shard, FirstTries(0, {}))
+        self.seen_fetched -= before.images
+        if before.failures:  # rare: sums of folders can't be undone, so they are made again
             self.failed_fetches = {}
-            for _, other in self.fetches.values():
-                self.failed_fetches = merged(self.failed_fetches, other)
+            for other in self.fetches.values():
+                self.failed_fetches = merged(self.failed_fetches, other.failures)
 
 
 def start_tally(total: int, max_error_rate: float, run: str | None = None) -> ActorHandle:
@@ -237,6 +271,21 @@ def check_budget(verdict: ray.ObjectRef) -> None:
     reason = ray.get(verdict)
     if reason is not None:
         raise BudgetExceededError(reason)
+
+
+@contextmanager
+def refusals_told(tally: ActorHandle | None) -> Iterator[None]:
+    """Tell the tally of a UserError or ModelError that is raised inside.
+
+    Ray Data wraps what a stage raises, and the wrapping travels to the driver without its cause.
+    """
+    try:
+        yield
+    except (UserError, ModelError) as error:
+        if tally is not None:
+            with suppress(RayError):  # the driver then shows Ray's own words
+                ray.get(tally.refuse.remote(error))
+        raise
 
 
 def begin(tally: ActorHandle, state: str, shard: str) -> None:

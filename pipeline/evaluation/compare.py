@@ -36,6 +36,10 @@ class OtherTruthError(UserError):
     """A and B were scored against different truth."""
 
 
+class IncompleteError(UserError):
+    """An evaluation does not say all that is compared: it must be made again."""
+
+
 @dataclass(frozen=True)
 class Change:
     """A figure in A and in B, as fractions; None where no class occurs. `interval` and `error` are
@@ -106,7 +110,9 @@ def shared_evaluation(a: Edition, b: Edition) -> str | None:
 def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
     """Compare B with A by their evaluations called `name` (default: the only one both have).
 
-    Raises UserError if they have none in common, or were scored against different truth.
+    Raises UserError if they have none in common; OtherTruthError if they were scored against
+    different truth; IncompleteError if one of them lacks rows, was made before its snapshot was
+    finished, or by a version that did not record its truth.
     """
     name = name or shared_evaluation(a, b)
     for edition in (a, b):
@@ -119,10 +125,16 @@ def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
     assert name is not None
     if b.run.info.category_list != a.run.info.category_list:
         raise UserError("A and B have different categories: their classes can't be compared")
+    results_of = [_complete(edition, name) for edition in (a, b)]
+    if results_of[0]["truth_sha256"] != results_of[1]["truth_sha256"]:
+        raise OtherTruthError(_OTHER_TRUTH.format(name=name))
     categories = a.categories(name)
     if set(b.categories(name)) != set(categories):
         raise OtherTruthError(_OTHER_TRUTH.format(name=name))
-    left, right = _side(a, name), _side(b, name)
+    left, right = (
+        _side(edition, name, result["rows"])
+        for edition, result in zip((a, b), results_of, strict=True)
+    )
     common, in_a, in_b = np.intersect1d(left.hashes, right.hashes, return_indices=True)
     if not common.size:
         raise UserError("A and B have no scored image in common")
@@ -141,9 +153,31 @@ def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
     )
 
 
-def _side(edition: Edition, name: str) -> _Side:
+def _complete(edition: Edition, name: str) -> dict[str, Any]:
+    """`pq.json` of an evaluation that can be compared. Raises IncompleteError."""
+    result = edition.result(name)
+    if "truth_sha256" not in result:
+        why = "was made by an older version, which did not record its truth"
+    elif not result["complete"]:
+        why = f"was made before the snapshot was finished ({result['shards']:,} shards were there)"
+    else:
+        return result
+    raise IncompleteError(
+        f"the evaluation {name!r} of {edition.url} {why}: run `panoptic evaluate` again"
+    )
+
+
+def _side(edition: Edition, name: str, rows: int) -> _Side:
     columns = ("hash", "status", "pq", "tp", "fn")
-    table = pa.concat_tables(edition.per_image(name, columns))
+    parts = list(edition.per_image(name, columns))
+    table = pa.concat_tables(parts) if parts else pa.table({"hash": pa.array([], pa.uint64())})
+    if table.num_rows != rows or len(table["hash"].unique()) != rows:
+        raise IncompleteError(
+            f"the evaluation {name!r} of {edition.url} has {table.num_rows:,} per-image rows where "
+            f"{rows:,} were scored: run `panoptic evaluate` again"
+        )
+    if not rows:
+        raise UserError(f"the evaluation {name!r} of {edition.url} scored no image")
     table = table.filter(pc.field("status").isin(SCORED)).sort_by("hash")
     true = table["tp"].to_numpy() + table["fn"].to_numpy()
     return _Side(table["hash"].to_numpy(), table["pq"].to_numpy(), true.astype(np.int64))

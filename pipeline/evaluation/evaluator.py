@@ -3,7 +3,8 @@
 A reader takes a shard, the truth of its hash range, and writes the per-image rows itself, so only
 sums of fixed size travel. The actor takes each shard's part once: a task that Ray runs again, or
 delivers twice, changes nothing. Ray Data was not used for this: what a shard adds is not rows but
-five megabytes of sums at most, and while a job is being followed the shards come one by one.
+five megabytes of sums at most, and while a job is being followed the shards come one by one. The
+rows lie in a fresh folder that `pq.json`, written last, names: they become visible at once.
 
 Whatever can't be scored (a broken shard, an overlap, another size) is listed, the rest is scored
 and written, and only then the evaluation ends with a sentence (`InvalidError`).
@@ -20,11 +21,18 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from detr.categories import Categories
-from pipeline.errors import UserError
+from pipeline.errors import TryAgainError, UserError
+from pipeline.evaluation.fresh import fresh_name, sweep
 from pipeline.evaluation.truth import Part, Truth, check_categories, load, prepare
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Sums
@@ -40,10 +48,16 @@ from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import parquet_bytes
 from pipeline.run.layout import part_name
 from pipeline.run.run import Run, open_run
+from pipeline.secrets import refuse_secrets
 from pipeline.storage.storage import Storage, normalize, open_file
 
 POLL_SECONDS: Final = 2.0
 IN_FLIGHT_PER_CPU: Final = 2
+# Said here, for a segmentation in this process may have told Ray to try tasks for ever: one that
+# kills its worker each time would never end.
+TASK_RETRIES: Final = 3
+LOST: Final = (NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
+ROW_KINDS: Final = ("scored", "failed", "without_truth", "invalid")  # of images that have a row
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ class PqActor:
 
 
 def score_shard(run: Run, path: str, truth: Truth, folder: str) -> Partial:
-    """Score one shard and write its per-image rows into `folder`."""
+    """Score one shard and write its per-image rows into `folder` of the run."""
     category_ids = truth.categories.ids
     try:
         predictions = run.read_shard(path)
@@ -90,16 +104,16 @@ def score_shard(run: Run, path: str, truth: Truth, folder: str) -> Partial:
         return broken_shard(path, str(error), len(category_ids))
     rows = truth.rows(hashes_of(predictions["file_name"].to_pylist()))
     partial, table = score_rows(predictions, rows, category_ids, path)
-    run.storage.write(f"{folder}/per_image/{part_name(path)}", parquet_bytes(table))
+    run.storage.write(f"{folder}/{part_name(path)}", parquet_bytes(table))
     return partial
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_retries=TASK_RETRIES)
 def _score(run: Run, path: str, truth: Truth, folder: str, actor: Any) -> None:
     ray.get(actor.add.remote(path, score_shard(run, path, truth, folder)))
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_retries=TASK_RETRIES)
 def _convert(conversion: Callable[[], Part]) -> Part:
     return conversion()
 
@@ -131,6 +145,8 @@ def evaluate_run(
         connect,  # here: it imports torch, which readers have no use for
     )
 
+    for url, flag in ((truth, "--truth"), (masks, "--truth-masks")):
+        refuse_secrets(url or "", flag)  # `pq.json` names them
     run = open_run(out, options)
     if (size := run.info.config.get("output_size", "original")) != "original":
         raise UserError(
@@ -160,16 +176,16 @@ def evaluate_run(
             convert=_in_parallel,
             note=note,
         )
-    for entry in list(run.storage.list(folder)):  # rows of an earlier evaluation of this name
-        if "/truth/" not in entry.path:
-            run.storage.delete(entry.path)
+    rows = fresh_name()
     # Beside the driver: a spot node would take the sums along when it goes.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor: Any = PqActor.options(scheduling_strategy=here).remote(prepared.category_list)
-    done = _score_all(run, live, follow, prepared, folder, actor, note)
+    place = f"{folder}/per_image/{rows}"
+    done = _score_all(run, live, follow, prepared, place, actor, note)
     total: Partial = ray.get(actor.total.remote())
     ray.kill(actor)
-    _count_unpredicted(run, prepared, folder, total)
+    count = sum(total.counts[kind] for kind in ROW_KINDS)
+    _count_unpredicted(run, prepared, place, total)
     result = {
         "run": run.storage.url,
         "snapshot": done.number,
@@ -177,6 +193,14 @@ def evaluate_run(
         "shards": len(done.paths),
         "name": name,
         "truth": truth,
+        "truth_sha256": prepared.sha256,
+        "per_image": f"per_image/{rows}",
+        "rows": count,
+        "more_categories": [
+            category
+            for category in prepared.category_list
+            if category["id"] not in run.info.categories.ids
+        ],
         "fingerprint": run.info.fingerprint,
         **results(total.sums, prepared.categories),
         **total.facts(),
@@ -185,9 +209,20 @@ def evaluate_run(
     }
     classes = per_class_table(result, prepared.categories)
     run.storage.write(f"{folder}/per_class.parquet", parquet_bytes(classes))
+    before = _former_rows(run.storage, folder)
     run.storage.write(f"{folder}/pq.json", (json.dumps(result, indent=1) + "\n").encode())
+    sweep(run.storage, f"{folder}/per_image", keep=rows, replaced=before)
     refuse_invalid(result, total)
     return result
+
+
+def _former_rows(storage: Storage, folder: str) -> str | None:
+    """The fresh folder that the evaluation of this name has until now."""
+    try:
+        former = json.loads(storage.read(f"{folder}/pq.json"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return str(former.get("per_image", "")).rpartition("/")[2]
 
 
 def default_name(truth: str) -> str:
@@ -279,6 +314,13 @@ def _result(task: ray.ObjectRef) -> Any:
         if isinstance(error.cause, UserError):
             raise error.cause from None
         raise
+    except LOST as error:
+        first = str(error).strip().split("\n", 1)[0]
+        raise TryAgainError(
+            f"the cluster lost a task of the evaluation {TASK_RETRIES + 1} times "
+            f"({type(error).__name__}: {first}): most likely it ran out of memory; run the same "
+            "command again, on larger nodes if it goes on"
+        ) from error
 
 
 def _count_unpredicted(run: Run, truth: Truth, folder: str, total: Partial) -> None:
@@ -288,16 +330,17 @@ def _count_unpredicted(run: Run, truth: Truth, folder: str, total: Partial) -> N
     names = list(truth.absent_names)
     if met < truth.images:
         with Staging() as staging:
-            rows = staging.stage("rows", _columns(run.storage, f"{folder}/per_image", ["hash"]))
-            staging.stage("truth", _columns(truth.storage, truth.folder, ["hash", "file_name"]))
+            written = [entry.path for entry in run.storage.list(folder)]
+            rows = staging.stage("rows", _columns(run.storage, written, ["hash"]))
+            parts = [f"{truth.folder}/{path}" for path in truth.paths]
+            staging.stage("truth", _columns(truth.storage, parts, ["hash", "file_name"]))
             without = "anti join rows using (hash)" if rows else ""
             query = f"select file_name from truth {without} order by file_name limit {NAMED}"
             names += [name for (name,) in staging.connection.execute(query).fetchall()]
     total.named["without_prediction"] = sorted(names)[:NAMED]
 
 
-def _columns(store: Storage, folder: str, columns: list[str]) -> Iterator[pa.Table]:
-    for entry in store.list(folder):
-        if entry.path.endswith(".parquet"):
-            with store.open(entry.path) as file:
-                yield pq.ParquetFile(file).read(columns=columns)
+def _columns(store: Storage, paths: list[str], columns: list[str]) -> Iterator[pa.Table]:
+    for path in paths:
+        with store.open(path) as file:
+            yield pq.ParquetFile(file).read(columns=columns)

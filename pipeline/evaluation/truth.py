@@ -6,8 +6,10 @@ first, against the manifest (exactly, else by a unique common tail of the path),
 hash that places an image is that of the run's name, not of the truth's.
 
 Memory: the JSON is a stream, the join is DuckDB's, and the PNGs are read in chunks of rows that are
-consecutive in hash order already; nothing is sorted in Python. `truth.json` is written last: a
-folder without it is not ready, and one with another `key` is made anew.
+consecutive in hash order already; nothing is sorted in Python. Each conversion has a fresh folder,
+which `truth.json`, written last, names: without it truth is not ready, and with another `key` it is
+made anew. `sha256` says what truth this is, wherever it lies: only evaluations of which it is equal
+are compared.
 """
 
 from __future__ import annotations
@@ -26,16 +28,17 @@ from numpy.typing import NDArray
 
 from detr.categories import Categories
 from pipeline.errors import UserError
+from pipeline.evaluation.fresh import fresh_name, sweep
 from pipeline.evaluation.truth_join import check_categories, resolve, stage_truth
 from pipeline.evaluation.truth_png import TRUTH_SCHEMA, problem_row, row_of, table_of
 from pipeline.planning.coco_panoptic import CocoFile
 from pipeline.planning.manifest import stage_manifest
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.run import Run
-from pipeline.storage.entry import as_user_error
+from pipeline.storage.entry import Entry, as_user_error
 from pipeline.storage.storage import Storage
 
-VERSION: Final = 1
+VERSION: Final = 2
 ROWS_PER_PART: Final = 512  # about a shard: a reader takes one or two parts whole
 ROWS_PER_GROUP: Final = 128
 FIRST_FEW: Final = 5
@@ -57,6 +60,7 @@ class Truth:
 
     storage: Storage
     folder: str
+    sha256: str  # of the JSON, and of the sizes and ETags of the PNGs
     category_list: list[dict[str, Any]]
     images: int  # with truth, in the run's manifest
     absent: int  # with truth, but not in the manifest
@@ -106,6 +110,7 @@ def _truth(storage: Storage, folder: str, data: dict[str, Any]) -> Truth:
     return Truth(
         storage=storage,
         folder=folder,
+        sha256=data["sha256"],
         category_list=data["categories"],
         images=data["images"],
         absent=data["absent"],
@@ -143,7 +148,8 @@ def prepare(
     with Staging() as staging:
         categories = stage_truth(staging, file)
         check_categories(run.info.categories, categories, truth_url)
-        key = _key(run, file, masks)
+        pngs = _pngs(masks)
+        sha256, key = _sha256(file, pngs), _key(run, file, pngs)
         ready = load(run.storage, folder)
         if ready is not None and ready[1] == key and not ready[0].problems:
             note("ground truth: already converted")
@@ -163,18 +169,22 @@ def prepare(
             )
         note(f"ground truth: converting {images:,} images")
         chunks = staging.tables("from resolved order by hash")
-        parts = convert(_conversions(chunks, run.storage, folder, masks))
+        name = fresh_name()
+        parts = convert(_conversions(chunks, run.storage, folder, name, masks))
         found = sorted(parts, key=lambda part: part.path)
-    return save(
+    truth = save(
         run.storage,
         folder,
         key=key,
+        sha256=sha256,
         categories=categories,
         parts=found,
         images=images,
         absent=absent,
         absent_names=[name for (name,) in names],
     )
+    sweep(run.storage, folder, keep=name)
+    return truth
 
 
 def save(
@@ -182,6 +192,7 @@ def save(
     folder: str,
     *,
     key: str,
+    sha256: str,
     categories: Categories,
     parts: Sequence[Part],
     images: int,
@@ -192,6 +203,7 @@ def save(
     data = {
         "version": VERSION,
         "key": key,
+        "sha256": sha256,
         "categories": categories.to_json(),
         "images": images,
         "absent": absent,
@@ -212,29 +224,39 @@ def masks_of(url: str) -> str:
     return url.removesuffix(".json")
 
 
-def _key(run: Run, file: CocoFile, masks: Storage) -> str:
+def _key(run: Run, file: CocoFile, pngs: Sequence[Entry]) -> str:
     """Hash of what the conversion depends on: JSON, PNGs as listed, manifest."""
-    digest = hashlib.sha256(f"{VERSION} {file.sha256} {masks.url}\n".encode())
+    digest = hashlib.sha256(f"{VERSION} {file.sha256}\n".encode())
     for part in run.manifest_files():
         digest.update(f"{part}\n".encode())
-    try:
-        for entry in masks.list():
-            digest.update(
-                f"{entry.path} {entry.size} {entry.etag} {entry.last_modified}\n".encode()
-            )
-    except OSError as error:
-        raise as_user_error(error, f"can't list the truth's PNGs in {masks.url}") from error
+    for entry in pngs:
+        digest.update(f"{entry.path} {entry.size} {entry.etag} {entry.last_modified}\n".encode())
     return digest.hexdigest()
 
 
+def _sha256(file: CocoFile, pngs: Sequence[Entry]) -> str:
+    """What truth this is, wherever and whenever it was put: JSON, and PNGs by size and ETag."""
+    digest = hashlib.sha256(f"{file.sha256}\n".encode())
+    for entry in pngs:
+        digest.update(f"{entry.path} {entry.size} {entry.etag}\n".encode())
+    return digest.hexdigest()
+
+
+def _pngs(masks: Storage) -> list[Entry]:
+    try:
+        return sorted(entry for entry in masks.list() if entry.path.endswith(".png"))
+    except OSError as error:
+        raise as_user_error(error, f"can't list the truth's PNGs in {masks.url}") from error
+
+
 def _conversions(
-    chunks: Iterator[pa.Table], target: Storage, folder: str, masks: Storage
+    chunks: Iterator[pa.Table], target: Storage, folder: str, name: str, masks: Storage
 ) -> Iterator[Callable[[], Part]]:
     number = 0
     for chunk in chunks:
         for first in range(0, chunk.num_rows, ROWS_PER_PART):
             rows = chunk.slice(first, ROWS_PER_PART)
-            path = f"part-{number:05d}.parquet"
+            path = f"{name}/part-{number:05d}.parquet"
             yield partial(convert_part, rows.combine_chunks(), target, folder, path, masks)
             number += 1
 

@@ -96,7 +96,8 @@ def _stage(staging: Staging, file: CocoFile, *, truth: bool, prefix: str) -> lis
         # Of repeated ids the last wins, as in panopticapi's dicts.
         staging.connection.execute(
             f"create table {prefix}{kind}s as select * exclude file_row_number "
-            f"from read_parquet('{paths[kind]}', file_row_number = true) "
+            f"from read_parquet('{paths[kind]}', file_row_number = true, "
+            "hive_partitioning = false) "
             "qualify row_number() over (partition by image_id order by file_row_number desc) = 1"
         )
     return listed

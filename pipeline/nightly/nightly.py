@@ -12,9 +12,11 @@ images with ground truth come first, in a run folder of their own, and the rest 
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import subprocess
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
@@ -46,7 +48,7 @@ from pipeline.run.run import Run, create_run
 from pipeline.run.series import PREFIX, Nights, Pinned
 from pipeline.run.snapshots import Edition
 from pipeline.schema import TRANSIENT_CODES
-from pipeline.segmentation.job import check_same, describe_run, work
+from pipeline.segmentation.job import check_same, describe_run, say_withheld, work
 from pipeline.segmentation.model_spec import ModelSpec, run_fingerprint, with_size_quantum
 from pipeline.storage.entry import StorageError, as_user_error, of_storage
 from pipeline.storage.storage import Storage, normalize
@@ -79,6 +81,14 @@ def nightly(
         ) from error
 
 
+def filled(word: str, places: Mapping[str, str]) -> str:
+    """A word of the report command with {run}, {snapshot}, {baseline} and {out} in place.
+
+    Any other brace stays as it is, such as a shell's ${HOME}.
+    """
+    return re.sub(r"(?<!\$)\{(\w+)\}", lambda match: places.get(match[1], match[0]), word)
+
+
 class _Night:
     """One call: the folder, what is live in it, and the run that it works on."""
 
@@ -93,6 +103,7 @@ class _Night:
         self.config = config
         self.spec = ModelSpec.of(config, device=self.device.kind, dtype=self.device.dtype)
         self.description = self.spec.describe()
+        self.spec = self.spec.expecting(self.description)
         self.name = PREFIX + run_fingerprint(self.description, config)[0]
         self.settings = config.of_run(nights.url(self.name))
         self.same_weights = self.live is None or nights.live_name() == self.name
@@ -154,6 +165,7 @@ class _Night:
             run = run or create_run(
                 storage, describe_run(self.settings, self.description, self.device)
             )
+            say_withheld(run, self.reporter)
             plan_first(run, staging, images, size, config.images_per_shard)
         self.reporter.note(f"{images:,} images to compute in {self.name}")
         return run
@@ -227,7 +239,7 @@ class _Night:
             "baseline": self.nights.edition(pinned).url if pinned else "",
             "out": self.nights.storage.url,
         }
-        command = [word.format_map(places) for word in self.config.report]
+        command = [filled(word, places) for word in self.config.report]
         self.reporter.note(f"reporting: {shlex.join(command)}")
         try:
             code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
@@ -270,6 +282,7 @@ class _Night:
             price=self.config.price_per_gpu_hour,
             seconds=time.monotonic() - self.began,
             started=self.started,
+            counted=(self.nights.last_summary() or {}).get("counted"),
         )
         self.nights.write_summary(self.started.strftime(STAMP), summary.to_json(), summary.text())
         return summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from pipeline.cluster.device import Device, decide_device
+from pipeline.error_budget import exceeds
 from pipeline.errors import UserError
 from pipeline.evaluation.truth_join import resolve, stage_truth
 from pipeline.nightly.settings import NightlyConfig
@@ -58,7 +59,7 @@ def only_with_truth(staging: Staging, truth: str, options: Mapping[str, str]) ->
 def refuse_short(images: int, live: Edition, config: NightlyConfig) -> None:
     """A new run's listing is held against the live run. Raises UserError if too much is gone."""
     before = live.snapshot.rows
-    if before - images > config.max_removed_rate * before:
+    if exceeds(before - images, before, config.max_removed_rate):
         raise UserError(
             f"{config.source} lists {images:,} images where {before:,} are live, fewer than "
             f"--max-removed-rate {config.max_removed_rate:g} allows: check the listing, or raise it"
@@ -72,7 +73,7 @@ def brake_full(name: str, live: Edition, done: int, config: NightlyConfig) -> No
     """
     every = live.snapshot.rows
     rest = every - done
-    if not config.allow_full and rest > config.max_recompute * every:
+    if not config.allow_full and exceeds(rest, every, config.max_recompute):
         passed = "they passed on the images with ground truth, but " if done else ""
         raise UserError(
             f"other weights or settings ({name}): {passed}{rest:,} images must be computed, more "

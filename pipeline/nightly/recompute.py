@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import RunConfig
+from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.planning.manifest import stage_manifest
 from pipeline.planning.scratch_db import Staging
@@ -85,6 +86,17 @@ def recompute(run: Run, config: RunConfig, images: int, *, number: int, seed: in
         for row in segmenter(unit).to_pylist():
             _judge(result, stored[row["file_name"]], row)
     return result
+
+
+def check_weights(run: Run, config: RunConfig) -> None:
+    """Raises UserError if `config` names other weights than those that the run was made with."""
+    own = run.info.weights_sha256
+    other = ModelSpec.of(config, device="cpu", dtype="fp32").describe().weights_sha256
+    if own != other:
+        raise UserError(
+            f"the weights {config.weights} have sha256 {other[:16]}, those of the run {own[:16]}: "
+            "give the run's own by --weights"
+        )
 
 
 def _repeatable(row: Row | None) -> bool:

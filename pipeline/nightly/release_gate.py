@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pipeline.evaluation.compare import Comparison, OtherTruthError, compare
+from pipeline.evaluation.compare import Comparison, IncompleteError, OtherTruthError, compare
 from pipeline.evaluation.drift import COLUMNS, Shares, alarms
 from pipeline.evaluation.evaluator import default_name, evaluate_run
 from pipeline.evaluation.quality_gate import judge
@@ -78,8 +78,9 @@ def judge_quality(
         evaluate(baseline, config, note)
     try:
         comparison = compare(baseline, edition, name)
-    except OtherTruthError:
-        note("the truth has changed: evaluating the baseline again")
+    except (OtherTruthError, IncompleteError) as error:
+        what = "the truth has changed" if isinstance(error, OtherTruthError) else str(error)
+        note(f"{what}: evaluating the baseline again")
         evaluate(baseline, config, note)
         comparison = compare(baseline, edition, name)
     verdict = judge(

@@ -1,9 +1,14 @@
-"""What a night did, for machines and for the person whom cron mails: counts, PQ, errors, cost."""
+"""What a night did, for machines and for the person whom cron mails: counts, PQ, errors, cost.
+
+Work is counted once: a summary says up to which entry of `stats/` it has counted (`counted`), and
+the next one takes what came after it, whatever was published, stopped or rolled back in between.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -13,15 +18,19 @@ from pipeline.run.snapshots import Edition
 from pipeline.run.stats import read_stats
 from pipeline.sharding import Generation
 
+# Of each run folder by name: its newest generation that was counted, and the entries of its stats.
+Counted = Mapping[str, Mapping[str, int]]
+
 
 @dataclass(frozen=True)
 class Work:
-    """What the generations since the live edition took."""
+    """What was done since the summary before."""
 
     why: dict[str, int]  # images by reason: new, changed, retry, removed
     computed: int
     seconds: float
     gpu_hours: float
+    counted: Counted
 
     @property
     def images_per_second(self) -> float:
@@ -53,6 +62,7 @@ class NightSummary:
     scored: int
     seconds: float
     started: str
+    counted: Counted = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -101,10 +111,14 @@ def summarize(
     price: float | None,
     seconds: float,
     started: datetime,
+    counted: Counted | None = None,
 ) -> NightSummary:
-    """The summary of a call that ends with this edition. price: of a GPU for an hour."""
+    """The summary of a call that ends with this edition.
+
+    price: of a GPU for an hour; counted: of the summary before, None if there is none.
+    """
     snapshot = edition.snapshot
-    done = work_since(edition.run, live)
+    done = work_since(edition.run, live, counted)
     result = judged.evaluation or {}
     overall = result.get("All", {})
     change = judged.comparison.groups["All"]["pq"] if judged.comparison else None
@@ -130,20 +144,40 @@ def summarize(
         scored=result.get("images", {}).get("scored", 0),
         seconds=round(seconds, 3),
         started=started.isoformat(timespec="seconds"),
+        counted=done.counted,
     )
 
 
-def work_since(run: Run, live: Edition | None) -> Work:
-    """What was done in the generations of a run that the live edition doesn't have."""
+def work_since(run: Run, live: Edition | None, counted: Counted | None = None) -> Work:
+    """What was done in a run since the summary that counted so far.
+
+    A call writes its entry under the newest generation that there is, so older ones get no more.
+    Without a summary before, what the live edition holds and what was rolled back were counted.
+    """
     same = live is not None and live.run.storage.url == run.storage.url
-    after = live.number if same and live is not None else 0
-    generations = {n: g for n, g in run.generations().items() if n > after}
-    stats = [entry for number in generations for entry in read_stats(run, number)]
+    name = run.storage.url.rpartition("/")[2]
+    generations = run.generations()
+    if counted is not None:
+        last = counted.get(name, {"generation": 0, "entries": 0})
+    else:
+        withdrawn = (run.pointer() or {}).get("withdrawn", ())
+        newest = max([live.number if same and live is not None else 0, *withdrawn])
+        last = {"generation": newest, "entries": len(read_stats(run, newest))}
+    stats = {n: read_stats(run, n) for n in generations if n >= last["generation"]}
+    entries = [
+        entry
+        for number, made in stats.items()
+        for entry in made[last["entries"] if number == last["generation"] else 0 :]
+    ]
+    fresh = {n: own for n, own in generations.items() if n > last["generation"]}
+    newest = max(generations, default=0)
+    now = {"generation": newest, "entries": len(stats.get(newest, ()))}
     return Work(
-        why=_reasons(generations, other_weights=live is not None and not same),
-        computed=sum(entry["done"] for entry in stats),
-        seconds=sum(entry["seconds"] for entry in stats),
-        gpu_hours=sum(_gpu_hours(entry) for entry in stats),
+        why=_reasons(fresh, other_weights=live is not None and not same),
+        computed=sum(entry["done"] for entry in entries),
+        seconds=sum(entry["seconds"] for entry in entries),
+        gpu_hours=sum(_gpu_hours(entry) for entry in entries),
+        counted={**(counted or {}), name: now},
     )
 
 

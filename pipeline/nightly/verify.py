@@ -89,7 +89,8 @@ _QUERIES: Final = {
         select file_name, shard from found anti join manifest using (file_name)""",
     "another image": """
         select file_name, shard, found.uri from found join manifest using (file_name)
-        where found.uri != manifest.uri or found.etag is distinct from manifest.etag""",
+        where found.uri not in (manifest.uri, split_part(manifest.uri, '?', 1))
+            or found.etag is distinct from manifest.etag""",
 }
 
 

@@ -7,12 +7,13 @@ them; the rest stays. Everything is staged and written before `generation.json`,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.error_budget import exceeds
 from pipeline.errors import UserError
 from pipeline.planning.manifest import clear_plan, stage_manifest, write_dropped, write_parts
 from pipeline.planning.object_info import stage_marks, unknown_bytes
@@ -76,8 +77,14 @@ def plan_first(
     return generation
 
 
-def plan_retry(run: Run, codes: Sequence[str], images_per_shard: int) -> Generation | None:
-    """A generation of the images that failed with one of `codes`; None if there are none."""
+def plan_retry(
+    run: Run, codes: Sequence[str], images_per_shard: int, options: Mapping[str, str] | None = None
+) -> Generation | None:
+    """A generation of the images that failed with one of `codes`; None if there are none.
+
+    options: of the source's storage; by default those that the run wrote down.
+    """
+    kept: dict[str, str] = run.info.config.get("source_options", {})
     number = max(run.generations())
     base = run.snapshot(number)
     with Staging() as staging:
@@ -89,7 +96,7 @@ def plan_retry(run: Run, codes: Sequence[str], images_per_shard: int) -> Generat
             "select file_name, uri from manifest join failed using (file_name) "
             "where error_code = 'changed'"
         ).fetchall()
-        stage_marks(staging, "marks", replaced, run.info.config.get("source_options", {}))
+        stage_marks(staging, "marks", replaced, kept if options is None else options)
         staging.connection.execute(
             "create table computed as select manifest.* exclude (generation) "
             "replace (cast(failed.attempts as integer) as attempts, "
@@ -138,7 +145,7 @@ def plan_refresh(
         stage_manifest(staging, "manifest", run)
         before = staging.count("select count(*) from manifest")
         removed = staging.count("select count(*) from manifest anti join listing using (file_name)")
-        if removed > brakes.max_removed_rate * before:
+        if exceeds(removed, before, brakes.max_removed_rate):
             raise UserError(
                 f"{removed} of {before} images are gone from {source.url} ({images} are there), "
                 f"more than --max-removed-rate {brakes.max_removed_rate:g} allows: check the "
@@ -185,7 +192,7 @@ def _brake(staging: Staging, before: int, brakes: Brakes) -> None:
     if brakes.max_recompute is None or not before:
         return
     images = staging.count("select count(*) from computed")
-    if images <= brakes.max_recompute * before:
+    if not exceeds(images, before, brakes.max_recompute):
         return
     reasons = dict(
         staging.connection.execute(

@@ -67,7 +67,8 @@ class Staging:
             if writer is not None:
                 writer.close()
         if writer is not None:
-            self.connection.execute(f"create view {name} as from read_parquet('{path}')")
+            scan = f"read_parquet('{path}', hive_partitioning = false)"
+            self.connection.execute(f"create view {name} as from {scan}")
         return rows
 
     def count(self, query: str) -> int:

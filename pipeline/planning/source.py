@@ -23,6 +23,7 @@ from pipeline.config import IMAGE_SUFFIXES, RunConfig
 from pipeline.errors import UserError
 from pipeline.planning.s3_inventory import Inventory, is_dated, is_inventory, newest_manifest
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
+from pipeline.secrets import is_signed, refuse_user_info, without_query
 from pipeline.sharding import name_hash
 from pipeline.storage.entry import Entry, as_lost, as_user_error
 from pipeline.storage.node_cache import local_copy
@@ -47,6 +48,7 @@ class Source:
     keep_columns: tuple[str, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
     output_url: str = ""  # excluded, when the run folder lies inside the source
+    keep_signed_urls: bool = False
 
     @classmethod
     def of(cls, config: RunConfig) -> Source:
@@ -60,6 +62,7 @@ class Source:
             keep_columns=config.keep_columns,
             options=config.source_options,
             output_url=normalize(config.out),
+            keep_signed_urls=config.keep_signed_urls,
         )
 
     @property
@@ -74,7 +77,7 @@ class Source:
         count = 0
         try:
             reader = {"folder": self._folder, "list": self._list, "coco": self._coco}[self.kind]
-            for table in reader():
+            for table in map(self._without_secrets, reader()):
                 count += table.num_rows
                 progress(count)
                 yield table
@@ -85,6 +88,31 @@ class Source:
         except Exception as error:
             as_sentence = as_lost if count else as_user_error
             raise as_sentence(error, f"can't list {self.url}") from error
+
+    def _without_secrets(self, rows: pa.Table) -> pa.Table:
+        """Rows whose names carry no signature. Raises UserError for one that must not be kept.
+
+        A folder's keys are names, whatever they look like.
+        """
+        if self.kind == "folder":
+            return rows
+        for column in rows.column_names:
+            if not pa.types.is_string(rows[column].type):
+                continue
+            urls = rows[column].to_pylist()
+            signed = next((url for url in urls if url and is_signed(url)), None)
+            if signed and (not self.keep_signed_urls or column in self.keep_columns):
+                raise UserError(
+                    f"{self.url} holds signed URLs ({column} {without_query(signed)}): let a role "
+                    "or a profile read the bucket, and list plain URLs or name the images with "
+                    "--name-column; or take them with --keep-signed-urls, in uri alone"
+                )
+            if signed and column == "file_name":
+                rows = _renamed(rows, [without_query(name) for name in urls])
+            if column in ("file_name", "uri"):
+                for url in urls:
+                    refuse_user_info(url, self.url)
+        return rows
 
     def _folder(self) -> Iterator[pa.Table]:
         storage = Storage(self.url, self.options)
@@ -174,7 +202,9 @@ class Source:
             return
         reader = "read_csv" if self.url.lower().endswith(".csv") else "read_parquet"
         with duckdb.connect() as connection:
-            relation = connection.sql(f"select * from {reader}(?)", params=[path])
+            relation = connection.sql(
+                f"select * from {reader}(?, hive_partitioning = false)", params=[path]
+            )
             uri_column = self._uri_column(relation.columns)
             name_column = self.name_column or uri_column
             for name in (name_column, *self.keep_columns):
@@ -241,6 +271,17 @@ def _manifest_table(
     for name, values in (kept or {}).items():
         table = table.append_column(name, values)
     return table
+
+
+def _renamed(rows: pa.Table, names: list[str]) -> pa.Table:
+    """Manifest rows under other file names, and their hashes."""
+    for column, values in (
+        ("file_name", pa.array(names, pa.string())),
+        ("hash", pa.array(np.array([name_hash(name) for name in names], np.uint64))),
+    ):
+        at = rows.column_names.index(column)
+        rows = rows.set_column(at, rows.schema.field(at), values)
+    return rows
 
 
 def _matches(path: str, pattern: str) -> bool:

@@ -220,8 +220,7 @@ def _flat(table: pa.Table, name: str) -> Any:
 
 
 def _quality(edition: Edition, name: str, result: Mapping[str, Any]) -> Quality:
-    folder = f"evaluation/{edition.number:04d}/{name}/per_image"
-    parts = sorted(entry.path for entry in edition.run.storage.list(folder))
+    parts = edition.rows(name)
     columns = ("file_name", "status", "pq", "tp", "fp", "fn")
     table, sampled = _sample(edition.run, parts, PARTS_READ, columns)
     table = table.filter(pc.field("status") == "scored")

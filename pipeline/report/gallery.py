@@ -138,7 +138,7 @@ class Illustrator:
         """The image's row of the evaluation."""
         if self.evaluation is None:
             return None
-        folder = f"evaluation/{self.edition.number:04d}/{self.evaluation}/per_image"
+        folder = self.edition.rows_folder(self.evaluation)
         try:
             rows = self.edition.run.read_shard(f"{folder}/{part_name(path)}")
         except UserError:  # evaluated while it was being made: this shard came later

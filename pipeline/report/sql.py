@@ -21,6 +21,7 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
+from pipeline.run.snapshots import Edition
 from pipeline.storage.duckdb_fs import url_of
 
 MEMORY_LIMIT: Final = "2GB"
@@ -99,8 +100,7 @@ def per_image_files(run: Run, snapshot: int, name: str | None = None) -> list[st
     chosen = choose_evaluation(run, snapshot, name)
     if chosen is None:
         return []
-    folder = f"evaluation/{snapshot:04d}/{chosen}/per_image"
-    return sorted(entry.path for entry in run.storage.list(folder))
+    return Edition(run, snapshot).rows(chosen)
 
 
 _IMAGES: Final = f"""
@@ -141,7 +141,8 @@ def _scan(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str])
     """`from read_parquet(...)` of objects of the run folder, on whatever store it is."""
     urls = [url_of(connection, run.storage, path) for path in paths]
     listed = ", ".join("'" + _literal(url) + "'" for url in urls)
-    return f"from read_parquet([{listed}])"
+    # A folder above, such as generation=7, is a name: DuckDB would put its value into the column.
+    return f"from read_parquet([{listed}], hive_partitioning = false)"
 
 
 def _literal(path: str) -> str:

@@ -130,7 +130,7 @@ def photo_of(
     config = run.info.config
     image = read_image(
         row["uri"],
-        options or config.get("source_options"),
+        {**config.get("source_options", {}), **(options or {})},
         exif=config.get("exif", True),
         max_pixels=config.get("max_pixels", MAX_PIXELS),
     )

@@ -12,7 +12,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -31,7 +31,10 @@ from pipeline.storage.storage import Storage
 
 @dataclass(frozen=True)
 class RunInfo:
-    """`run.json`: what was asked, once and for all. Never holds a credential."""
+    """`run.json`: what was asked, once and for all. Never holds a credential.
+
+    withheld: the names of storage options that were given and are written nowhere, by setting.
+    """
 
     schema_version: int
     source: dict[str, Any]
@@ -45,6 +48,7 @@ class RunInfo:
     code_version: str
     created: str
     config: dict[str, Any]
+    withheld: dict[str, list[str]] = field(default_factory=dict)
 
     @cached_property
     def categories(self) -> Categories:

@@ -75,5 +75,8 @@ def find_run(storage: Storage) -> Run | None:
 
 
 def create_run(storage: Storage, info: RunInfo) -> Run:
-    storage.write(RUN_FILE, json_bytes(dataclasses.asdict(info)))
+    values = dataclasses.asdict(info)
+    if not info.withheld:  # so that older versions read it
+        del values["withheld"]
+    storage.write(RUN_FILE, json_bytes(values))
     return Run(storage, info)

@@ -121,6 +121,12 @@ class Nights:
             )
         return Edition(run, pinned.snapshot)
 
+    def last_summary(self) -> dict[str, Any] | None:
+        """What the call before said (its names are times), None before the first."""
+        names = (entry.path for entry in self.storage.list("nights"))
+        newest = max((name for name in names if name.endswith(".json")), default=None)
+        return None if newest is None else json.loads(self.storage.read(newest))
+
     def write_summary(self, stamp: str, facts: dict[str, Any], text: str) -> None:
         self.storage.write(f"nights/{stamp}.json", _json(facts))
         self.storage.write(f"nights/{stamp}.txt", text.encode())

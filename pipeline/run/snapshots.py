@@ -52,25 +52,35 @@ class Edition:
     def categories(self, name: str | None = None) -> Categories:
         """The run's label set; with an evaluation, then what only its truth has.
 
-        Truth of more categories than the model knows counts in PQ, as misses. Raises UserError if
-        the evaluation's `per_class.parquet` can't be read.
+        Truth of more categories than the model knows counts in PQ, as misses.
         """
         own = self.run.info.categories
         if name is None:
             return own
-        columns = ("category_id", "name", "isthing")
-        table = self.run.read_shard(f"{self._folder(name)}/per_class.parquet", columns)
-        more = [
-            {"id": row["category_id"], "name": row["name"], "isthing": int(row["isthing"])}
-            for row in table.to_pylist()
-            if row["category_id"] not in own.ids
-        ]
+        more = self.result(name).get("more_categories")
+        if more is None:  # an evaluation of an older version
+            columns = ("category_id", "name", "isthing")
+            table = self.run.read_shard(f"{self._folder(name)}/per_class.parquet", columns)
+            more = [
+                {"id": row["category_id"], "name": row["name"], "isthing": int(row["isthing"])}
+                for row in table.to_pylist()
+                if row["category_id"] not in own.ids
+            ]
         return Categories([*own, *Categories.from_json(more)]) if more else own
 
     def per_image(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
         """The per-image rows of an evaluation, a shard at a time."""
-        for entry in self.run.storage.list(f"{self._folder(name)}/per_image"):
-            yield self.run.read_shard(entry.path, columns)
+        for path in self.rows(name):
+            yield self.run.read_shard(path, columns)
+
+    def rows(self, name: str) -> list[str]:
+        """The objects that hold the per-image rows of an evaluation, relative to the run folder."""
+        folder = self.rows_folder(name)
+        return sorted(entry.path for entry in self.run.storage.list(folder))
+
+    def rows_folder(self, name: str) -> str:
+        """The folder of these objects: the one that `pq.json` names."""
+        return f"{self._folder(name)}/{self.result(name).get('per_image', 'per_image')}"
 
     def _folder(self, name: str) -> str:
         return f"evaluation/{self.number:04d}/{name}"

@@ -30,7 +30,12 @@ from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.progress import Progress, Reporter
 from pipeline.run.run import Run
 from pipeline.run.shard_format import Provenance
-from pipeline.segmentation.graph import compute_shards, configure_ray_data, rewrite_shards
+from pipeline.segmentation.graph import (
+    compute_shards,
+    configure_ray_data,
+    rewrite_shards,
+    tasks_retried_for_ever,
+)
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.sharding import Rewrite, WorkUnit
 from pipeline.storage.entry import StorageError
@@ -75,7 +80,7 @@ def execute(
     )
     watch = Watch(tally, reporter, placement)
     try:
-        with watch:
+        with watch, tasks_retried_for_ever():
             for number, owed in units.items():
                 compute_shards(
                     run,
@@ -106,16 +111,18 @@ def execute(
 
 def _raise_sentence(error: BaseException, tally: ActorHandle) -> None:
     """Raise the reason behind Ray's wrapping, if it is one for the user."""
-    try:
-        reason = ray.get(tally.verdict.remote(), timeout=TALLY_SECONDS)
-    except (RayError, TimeoutError):
-        reason = None
+    reason: str | None = None
+    refusal: Exception | None = None
+    with suppress(RayError, TimeoutError):
+        reason = cast("str | None", ray.get(tally.verdict.remote(), timeout=TALLY_SECONDS))
+        told = ray.get(tally.first_refusal.remote(), timeout=TALLY_SECONDS)
+        refusal = cast("Exception | None", told)
     if reason is not None:
         raise ErrorBudgetError(
             f"{reason}; stopped early, shards already written stay: mend the cause and run the "
             "same command again"
         ) from None
-    cause: BaseException | None = error
+    cause: BaseException | None = refusal or error
     while cause is not None:
         if isinstance(cause, UserError) and not isinstance(cause, RayError):  # Ray's are both
             if isinstance(cause, StorageError) and cause.may_pass:

@@ -27,9 +27,10 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from pipeline.cluster.progress_actor import begin, check_budget
+from pipeline.cluster.progress_actor import begin, check_budget, refusals_told
 from pipeline.error_budget import failures_of
 from pipeline.run.run import Run
+from pipeline.secrets import without_query
 from pipeline.segmentation.integrity import Md5Marks, fault
 from pipeline.sharding import WorkUnit
 from pipeline.storage.entry import Fetched, as_lost, classify
@@ -44,7 +45,7 @@ TRIES: Final = {"unavailable": 30, "timeout": 30, "changed": 3}
 BACKOFF: Final = wait_random_exponential(multiplier=0.1, max=5.0)
 IMAGE_SECONDS: Final = 180.0  # over all tries of one image...
 SLOWEST_BYTES: Final = 100_000  # ...and a second more for each so many bytes
-REPORT_IMAGES: Final = 200  # the budget is asked after so many, not only at a unit's end
+REPORT_IMAGES: Final = 100  # the budget is told after so many, not only at a unit's end
 
 _WHILE_WORTH_IT: Final = retry_if_result(lambda body: body.code in TRIES)
 
@@ -76,18 +77,23 @@ def fetch_units(
 
     Raises BudgetExceededError, which ends the job, once too large a part of the images failed.
     """
-    tables = []
-    for row in units.to_pylist():
-        unit = WorkUnit(**row)
-        begin(tally, "fetching", unit.key)
-        try:
-            manifest = run.read_unit(unit)
-        except Exception as error:
-            raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
-        assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
-        bodies = UnitFetch(manifest, source_options, tally, unit.key).run()
-        tables.append(_with_bodies(manifest, unit, bodies))
-    return pa.concat_tables(tables)
+    with refusals_told(tally):
+        return pa.concat_tables(
+            _fetch_unit(WorkUnit(**row), run, source_options, tally) for row in units.to_pylist()
+        )
+
+
+def _fetch_unit(
+    unit: WorkUnit, run: Run, source_options: Mapping[str, str], tally: ActorHandle
+) -> pa.Table:
+    begin(tally, "fetching", unit.key)
+    try:
+        manifest = run.read_unit(unit)
+    except Exception as error:
+        raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
+    assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
+    bodies = UnitFetch(manifest, source_options, tally, unit.key).run()
+    return _with_bodies(manifest, unit, bodies)
 
 
 @dataclass
@@ -99,7 +105,9 @@ class UnitFetch:
     tally: ActorHandle | None = None
     shard: str = ""
     retries: Counter[str] = field(default_factory=Counter)
-    ended: list[tuple[str | None, str, str | None]] = field(default_factory=list)
+    ended: int = 0
+    begun: int = 0  # of those that no earlier generation has tried
+    failed: list[tuple[str | None, str, str | None]] = field(default_factory=list)  # of these, too
     bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -114,16 +122,20 @@ class UnitFetch:
         started = time.monotonic()
         gate = asyncio.Semaphore(CONCURRENT_GETS)
 
-        async def fetch(uri: str, size: int | None, etag: str | None) -> Body:
+        async def fetch(uri: str, size: int | None, etag: str | None, attempts: int) -> Body:
             async with gate:
+                self.begun += not attempts
                 body = await self._image(uri, size, etag)
-            self.ended.append((body.code, uri, body.message))
+            self.ended += 1
             self.bytes += len(body.data or b"")
-            if body.code and len(self.ended) % REPORT_IMAGES == 0:
+            if body.code and not attempts:
+                self.failed.append((body.code, without_query(uri), body.message))
+            # Whether or not this image failed: units that report only failures look worse than all.
+            if self.ended % REPORT_IMAGES == 0:
                 await asyncio.to_thread(self._report, started, done=False)
             return body
 
-        columns = (self.manifest[name].to_pylist() for name in ("uri", "size", "etag"))
+        columns = (self.manifest[name].to_pylist() for name in ("uri", "size", "etag", "attempts"))
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(fetch(*row)) for row in zip(*columns, strict=True)]
         self._report(started, done=True)
@@ -132,17 +144,18 @@ class UnitFetch:
     def _report(self, started: float, *, done: bool) -> None:
         if self.tally is None:
             return
-        ended = list(self.ended)
+        # Begun, not ended: failures may end sooner than the rest and would look like more.
         report = self.tally.fetched.remote(
             self.shard,
-            len(ended),
-            failures_of(ended),
+            self.begun,
+            failures_of(list(self.failed)),
             size=self.bytes,
             retries=dict(self.retries),
             seconds=time.monotonic() - started,
             done=done,
         )
-        check_budget(report)
+        if done or self.failed:
+            check_budget(report)
 
     async def _image(self, uri: str, size: int | None, etag: str | None) -> Body:
         """One image, tried again while that may help and time is left."""

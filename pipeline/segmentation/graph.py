@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import ray
@@ -35,6 +36,7 @@ from pipeline.segmentation.sink import ShardSink
 from pipeline.sharding import Generation, Rewrite, WorkUnit, unit_key
 
 UNKNOWN_IMAGE_BYTES = 200_000.0  # of an image whose size no listing told
+RETRIES = "RAY_TASK_MAX_RETRIES"
 NO_PROGRESS_SECONDS = 6 * 3600.0  # spot nodes may be hours away; a hang must still end
 
 
@@ -57,9 +59,23 @@ def configure_ray_data(verbose: bool) -> None:
     DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
     context.enable_progress_bars = verbose  # ours shows images, theirs shows blocks
     context.enable_auto_log_stats = verbose
-    # Ray's own limit is 3: a fetch or a write would end a job of days with its third spot node.
-    # `tally.begin` ends one that kills its workers. (Ray Data's actors are retried for ever.)
-    os.environ.setdefault("RAY_TASK_MAX_RETRIES", "-1")
+
+
+@contextmanager
+def tasks_retried_for_ever() -> Iterator[None]:
+    """Ray tries the tasks of this job again however often they lose their worker.
+
+    Ray's own limit is 3: a fetch or a write would end a job of days with its third spot node.
+    `tally.begin` ends one that kills its workers. (Ray Data's actors are retried for ever.) Other
+    tasks of this process say themselves how often: Ray keeps the value once it has read it.
+    """
+    before = os.environ.get(RETRIES)
+    os.environ.setdefault(RETRIES, "-1")
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(RETRIES, None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,7 @@ from pipeline.run.publish import finish, shard_sizes
 from pipeline.run.run import Run, create_run, find_run
 from pipeline.run.stats import record_stats
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
+from pipeline.secrets import kept, withheld
 from pipeline.segmentation.estimate import WORTH_MEASURING, WORTH_TELLING, cpu_seconds
 from pipeline.segmentation.execute import execute
 from pipeline.segmentation.model_spec import (
@@ -89,6 +90,7 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
     config = with_size_quantum(config, recorded, device.kind, reporter.note)
     spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
     description = spec.describe()
+    spec = spec.expecting(description)
     if run is not None and run.generations():
         check_same(run, config, description)
         with lease(storage):
@@ -109,6 +111,7 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
             check_same(run, config, description)
         else:
             run = create_run(storage, describe_run(config, description, device))
+            say_withheld(run, reporter)
             generation = plan_first(run, staging, images, size, config.images_per_shard)
             shards = counted(generation.shards, "shard")
             reporter.note(f"{counted(images, 'image')} in {shards}")
@@ -126,11 +129,14 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
     device = recorded_device(run, config) or decide_device(config, reporter.note)
     config = with_size_quantum(config, run.info.config, device.kind, reporter.note)
     spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
-    check_same(run, config, spec.describe())
+    description = spec.describe()
+    check_same(run, config, description)
+    spec = spec.expecting(description)
     with lease(storage):
         newest = max(run.generations())
         if newest in run.snapshot_numbers():  # else a generation is under way: finish that one
-            generation = plan_retry(run, codes or sorted(TRANSIENT_CODES), config.images_per_shard)
+            chosen = codes or sorted(TRANSIENT_CODES)
+            generation = plan_retry(run, chosen, config.images_per_shard, config.source_options)
             images = generation.images if generation else 0
             reporter.note(f"{images} failed images to compute again")
         return work(run, config, spec, device, reporter, started)
@@ -145,7 +151,16 @@ def recorded_device(run: Run | None, config: RunConfig) -> Device | None:
 
 
 def check_same(run: Run, config: RunConfig, description: ModelDescription) -> None:
-    """Raises UserError, naming the field, if the run was made from other things."""
+    """Raises UserError, naming the field, if the run was made from other things, or with storage
+    options that are not given now."""
+    for setting, names in run.info.withheld.items():
+        missing_names = [name for name in names if name not in getattr(config, setting)]
+        if missing_names:
+            flag = "--" + setting.replace("_", "-").removesuffix("s")
+            raise UserError(
+                f"{config.out} was made with {flag} {missing_names[0]}=..., which is written "
+                "nowhere: give it again"
+            )
     for name, value in source_fields(config).items():
         if undated(run.info.source.get(name)) != undated(value):
             raise UserError(
@@ -178,6 +193,9 @@ def describe_run(config: RunConfig, description: ModelDescription, device: Devic
     """`run.json` of a new run. Holds storage options (profile, endpoint), never a credential."""
     digest, fields = run_fingerprint(description, config)
     settings = config.model_dump(mode="json", exclude={"refresh", "shards", "address"})
+    if not config.keep_signed_urls:  # so that older versions read it
+        del settings["keep_signed_urls"]
+    options = {name: getattr(config, name) for name in ("source_options", "out_options")}
     return RunInfo(
         schema_version=SCHEMA_VERSION,
         source=source_fields(config),
@@ -190,8 +208,22 @@ def describe_run(config: RunConfig, description: ModelDescription, device: Devic
         device=device.kind if device.kind == "cpu" else device.name,
         code_version=code_version(),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        config={**settings, "dtype": device.dtype},
+        config={
+            **settings,
+            "dtype": device.dtype,
+            **{name: kept(given) for name, given in options.items()},
+        },
+        withheld={name: withheld(given) for name, given in options.items() if withheld(given)},
     )
+
+
+def say_withheld(run: Run, reporter: Reporter) -> None:
+    """Tell which options of a new run were not written down."""
+    for setting, names in run.info.withheld.items():
+        reporter.note(
+            f"{setting}: {', '.join(names)} stays in the memory of this job and is written "
+            "nowhere: give it again with each command on this run"
+        )
 
 
 def _refresh(run: Run, config: RunConfig, reporter: Reporter) -> None:

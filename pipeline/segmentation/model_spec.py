@@ -4,14 +4,18 @@
 options and returns a `PanopticModel`. `detr:load` is the default. A callable with an attribute
 `describe` (same arguments, returning `categories`, `fingerprint_fields` and `weights_sha256`)
 lets the driver check a run without building the model; without one the model is built there once.
+
+The driver describes the weights; each worker fetches and reads them anew, hours later perhaps. So
+what the driver saw travels in the `ModelSpec`, and `load` refuses a model that is another one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -46,7 +50,7 @@ class PanopticModel(Protocol):
     """
 
     categories: Categories
-    fingerprint: str
+    fingerprint: str  # changes with whatever can change an answer
 
     def segment(self, images: Sequence[NDArray[np.uint8]]) -> list[Panoptic]:
         """images: (H, W, 3) uint8 RGB of any sizes -> maps at those sizes, in order."""
@@ -66,6 +70,7 @@ class ModelSpec:
     compile: bool = False
     output_size: str = "original"
     options: dict[str, str] = field(default_factory=dict)  # storage options of the weights
+    expected: Identity | None = None  # what `load` compares the model with
 
     @classmethod
     def of(cls, config: RunConfig, *, device: str, dtype: str) -> ModelSpec:
@@ -81,19 +86,36 @@ class ModelSpec:
             options=config.options_of(config.weights),
         )
 
+    def expecting(self, description: ModelDescription) -> ModelSpec:
+        """The spec that loads this model and no other."""
+        return replace(self, expected=description.identity)
+
     def load(self) -> PanopticModel:
-        """Build the model in this process, fetching the weights once per node."""
-        return self._call(self._callable())
+        """Build the model in this process, fetching the weights once per node.
+
+        Raises UserError if it is not the expected one: a file that was replaced under its name.
+        """
+        path, model = self._call(self._callable())
+        if self.expected is not None:
+            self.expected.check(model, path)
+        return model
 
     def describe(self) -> ModelDescription:
         """What the run folder records. Raises UserError or detr's ModelError."""
         load = self._callable()
-        card = self._call(getattr(load, "describe", load))
+        # Hashed before they are read: what is replaced in between is then found by the workers.
+        content = content_sha256(Path(local_weights(self.weights, self.options)[0]))
+        _, card = self._call(getattr(load, "describe", load))
         fields = dict(getattr(card, "fingerprint_fields", {"model_fingerprint": card.fingerprint}))
         return ModelDescription(
             categories=card.categories,
             weights_sha256=str(getattr(card, "weights_sha256", "")),
             fields=fields,
+            identity=Identity(
+                content=content,
+                weights_sha256=str(getattr(card, "weights_sha256", "")),
+                fingerprint=str(getattr(card, "fingerprint", "")),
+            ),
         )
 
     def _callable(self) -> Callable[..., Any]:
@@ -103,10 +125,11 @@ class ModelSpec:
         except (ImportError, AttributeError) as error:
             raise UserError(f"--model {self.model!r} can't be imported: {error}") from error
 
-    def _call(self, function: Callable[..., Any]) -> Any:
+    def _call(self, function: Callable[..., Any]) -> tuple[str, Any]:
+        """The weights on this node, and what the function makes of them."""
         path, recipe = local_weights(self.weights, self.options)
         call = partial(function, path, recipe=recipe) if recipe else partial(function, path)
-        return call(
+        return path, call(
             device=self.device,
             dtype=self.dtype,
             threshold=self.threshold,
@@ -122,12 +145,49 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class Identity:
+    """By what the model of the driver is known again on a worker."""
+
+    content: str  # sha256 of the weights as they lie on a node
+    weights_sha256: str  # as the model says, empty if it doesn't
+    fingerprint: str  # as the model says, empty if its card doesn't
+
+    def check(self, model: PanopticModel, path: str) -> None:
+        """Raises UserError if the model that was loaded from `path` is another one."""
+        said = str(getattr(model, "weights_sha256", ""))
+        if said and self.weights_sha256:  # of the bytes that it loaded
+            found, wanted = said, self.weights_sha256
+        else:
+            found, wanted = content_sha256(Path(path)), self.content
+        fingerprint = model.fingerprint if self.fingerprint else ""
+        if (found, fingerprint) != (wanted, self.fingerprint):
+            raise UserError(
+                f"the weights at {path} on {platform.node()} have sha256 {found[:16]} (model "
+                f"fingerprint {fingerprint or 'unknown'}), where this job was started with sha256 "
+                f"{wanted[:16]} (fingerprint {self.fingerprint or 'unknown'}): they were replaced "
+                "meanwhile; put the former ones back and run the same command again, or start "
+                "another --out"
+            )
+
+
+@dataclass(frozen=True)
 class ModelDescription:
     """A model as the driver knows it, without the model."""
 
     categories: Categories
     weights_sha256: str
     fields: Mapping[str, str | int | float]
+    identity: Identity
+
+
+def content_sha256(path: Path) -> str:
+    """Of a file; of a folder over the names and contents of its files."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(each for each in path.rglob("*") if each.is_file())
+    told = (f"{each.relative_to(path)}\n{content_sha256(each)}\n" for each in files)
+    return hashlib.sha256("".join(told).encode(errors="surrogateescape")).hexdigest()
 
 
 def _whole_path(weights: str) -> str:

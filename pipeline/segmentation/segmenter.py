@@ -26,10 +26,11 @@ from detr.inference.decode import ImageError
 from detr.inference.device_errors import is_lost_device
 from detr.inference.nvjpeg import check_nvjpeg
 from detr.panoptic import Panoptic
-from pipeline.cluster.progress_actor import begin
+from pipeline.cluster.progress_actor import begin, refusals_told
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
+from pipeline.secrets import without_query
 from pipeline.segmentation.batches import Batch, Decoding, UnitDecoder, Work
 from pipeline.segmentation.fetch import FETCHED_FIELDS
 from pipeline.segmentation.model_loop import ModelStream
@@ -81,14 +82,15 @@ class Segmenter:
         Raises TryAgainError for a unit that kills every actor which takes it up, UserError if the
         model can't be had on this node.
         """
-        if self.refusal is not None:
-            raise self.refusal
-        try:
-            return self._segment(unit)
-        except RuntimeError as error:
-            if is_lost_device(error):
-                end_process(error)
-            raise
+        with refusals_told(self.tally):
+            if self.refusal is not None:
+                raise self.refusal
+            try:
+                return self._segment(unit)
+            except RuntimeError as error:
+                if is_lost_device(error):
+                    end_process(error)
+                raise
 
     def _segment(self, unit: pa.Table) -> pa.Table:
         seconds: dict[str, float] = defaultdict(float)
@@ -219,6 +221,7 @@ def shard_table(unit: pa.Table, rows: list[dict[str, Any]], code_version: str) -
     }
     for name in ("file_name", "uri", "etag", "generation"):
         columns[name] = unit[name]
+    columns["uri"] = [without_query(uri) for uri in unit["uri"].to_pylist()]
     internal = {*MANIFEST_SCHEMA.names, *(field.name for field in FETCHED_FIELDS), *columns}
     table = pa.table(
         [

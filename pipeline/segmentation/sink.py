@@ -18,7 +18,7 @@ from ray.actor import ActorHandle
 from ray.data import Datasink
 
 from pipeline.cluster.progress_actor import begin, check_budget
-from pipeline.error_budget import failures_of
+from pipeline.error_budget import Failures, FirstTries, failures_of
 from pipeline.run.shard_format import ERROR_COLUMNS, Provenance, encode_shard
 from pipeline.sharding import Generation, unit_key
 from pipeline.storage.entry import as_lost
@@ -61,20 +61,27 @@ class ShardSink(Datasink[int]):
         names = len(rows["file_name"].unique())
         assert rows.num_rows == names == expected, (shard, rows.num_rows, names, expected)
         path = self.generation.shard_path(shard)
-        errors = rows.filter(pc.field("error_code").is_valid())
-        told = zip(*(errors[name].to_pylist() for name in ERROR_COLUMNS), strict=True)
         data = encode_shard(rows, self.provenance)
         try:
             self.storage.write(path, data)
         except Exception as error:
             raise as_lost(error, f"can't write {self.storage.join(path)}") from error
         segments = sum(len(chunk.flatten()) for chunk in rows["segment_id"].chunks)
+        told = rows.select([*ERROR_COLUMNS, "attempts"])
+        first = told.filter(pc.field("attempts") == 1)
         report = self.tally.written.remote(
             key,
             images=rows.num_rows,
-            failures=failures_of(told),
+            failures=_failures(told),
             segments=segments,
             size=len(data),
             seconds=time.monotonic() - started,
+            first_tries=FirstTries(first.num_rows, _failures(first)),
         )
         check_budget(report)
+
+
+def _failures(rows: pa.Table) -> dict[str, Failures]:
+    """Failed images of shard rows by code."""
+    errors = rows.filter(pc.field("error_code").is_valid())
+    return failures_of(zip(*(errors[name].to_pylist() for name in ERROR_COLUMNS), strict=True))

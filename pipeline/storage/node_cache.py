@@ -8,16 +8,26 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final, cast
 
+from pipeline.errors import UserError
 from pipeline.storage.local import TEMPORARY
 from pipeline.storage.storage import Storage, normalize
+
+# What stores say of an object that changes when it is replaced, by their clients' own names.
+MARKS: Final = (
+    *("ETag", "etag", "size", "LastModified", "Last-Modified", "last_modified", "mtime", "updated"),
+    *("Content-MD5", "md5Hash", "generation", "VersionId"),
+)
+TRIES: Final = 3
 
 
 def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
     """A local path with the content of `url`: itself if local, else a copy cached on this node.
 
-    The cache key holds the store's own marks (ETag, size, time), so a replaced file is fetched
-    again. A folder is copied whole. Raises FileNotFoundError.
+    The cache key holds the store's own marks (ETag, size, time) of the file, or of each file of a
+    folder, asked of the store at every call: what was replaced is fetched again, and what is
+    replaced while it is fetched, too. Raises FileNotFoundError, or UserError if it never rests.
     """
     if "://" not in normalize(url):
         path = Path(normalize(url))
@@ -25,27 +35,63 @@ def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
             raise FileNotFoundError(str(path))
         return path
     storage = Storage(url, options)
-    filesystem = storage.fsspec
-    remote = filesystem._strip_protocol(storage.url)
-    info = filesystem.info(remote)
-    marks = [str(info.get(k)) for k in ("ETag", "etag", "size", "LastModified", "mtime")]
-    digest = hashlib.sha256("\n".join([storage.url, *marks]).encode()).hexdigest()[:16]
-    target = cache_folder() / digest / storage.url.rpartition("/")[2]
-    if not target.exists():
+    marks = _marks(storage)
+    for _ in range(TRIES):
+        digest = hashlib.sha256("\n".join([storage.url, *marks]).encode()).hexdigest()[:16]
+        target = cache_folder() / digest / storage.url.rpartition("/")[2]
+        if target.exists():
+            return target
         temporary = target.parent.with_name(f"{TEMPORARY}{uuid.uuid4().hex}")
         temporary.mkdir(parents=True)
         try:
-            filesystem.get(
-                remote, str(temporary / target.name), recursive=info["type"] == "directory"
-            )
-            target.parent.mkdir(exist_ok=True)
-            os.replace(temporary / target.name, target)
-        except OSError:
-            if not target.exists():  # another process of this node may have been quicker
-                raise
+            _fetch(storage, temporary / target.name)
+            before, marks = marks, _marks(storage)
+            if marks == before:
+                _keep(temporary / target.name, target)
+                return target
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    return target
+    raise UserError(f"{url} was replaced each time that it was fetched: wait until it rests")
+
+
+def _marks(storage: Storage) -> list[str]:
+    """What tells this state of a file, or of a folder's files, from any other."""
+    if storage.is_s3:
+        try:
+            entries = [storage.info("")]
+        except FileNotFoundError:
+            entries = sorted(storage.list())
+            if not entries:
+                raise
+        return [str(tuple(entry)) for entry in entries]
+    filesystem = storage.fsspec
+    filesystem.invalidate_cache()  # a listing that this process made before says nothing of now
+    remote = str(filesystem._strip_protocol(storage.url))
+    info = filesystem.info(remote)
+    files: dict[str, Any] = {remote: info}
+    if info["type"] == "directory":
+        files = cast("dict[str, Any]", filesystem.find(remote, detail=True))
+    return [
+        "\n".join([name, *(f"{mark}={files[name].get(mark)}" for mark in MARKS)])
+        for name in sorted(files)
+    ]
+
+
+def _fetch(storage: Storage, target: Path) -> None:
+    filesystem = storage.fsspec
+    filesystem.invalidate_cache()
+    remote = filesystem._strip_protocol(storage.url)
+    folder = filesystem.info(remote)["type"] == "directory"
+    filesystem.get(remote, str(target), recursive=folder)
+
+
+def _keep(fetched: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    try:
+        os.replace(fetched, target)
+    except OSError:
+        if not target.exists():  # another process of this node may have been quicker
+            raise
 
 
 def cache_folder() -> Path:

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import IO, Any, Protocol
-from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.fs
 from fsspec.core import url_to_fs
 
 from pipeline.errors import UserError
+from pipeline.secrets import refuse_user_info
 from pipeline.storage.entry import Entry, Fetched, bare_etag
 from pipeline.storage.local import LocalObjects
 from pipeline.storage.s3 import S3Objects
@@ -216,11 +216,7 @@ def normalize(url: str | os.PathLike[str]) -> str:
         text = text.removeprefix("file://")
     if "://" not in text:
         return os.path.abspath(os.path.expanduser(text)).rstrip("/") or "/"
-    parts = urlsplit(text)
-    if "@" in parts.netloc and parts.scheme == "s3":
-        raise UserError(
-            "credentials don't belong in an s3:// URL: use the environment or a profile"
-        )
+    refuse_user_info(text)
     scheme, _, rest = text.partition("://")
     return f"{scheme}://{rest.rstrip('/')}"
 

@@ -19,8 +19,9 @@ VARIES = {
     *("code_version", "versions", "created", "started", "etag", "last_modified"),
     *("seconds", "gpu_seconds", "gpu_hours", "stage_seconds", "images_per_second", "cost"),
     *("host", "pid", "submission", "placement"),
+    "truth_sha256",  # of the sizes of PNGs
 }
-STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d{6}\.\d+Z")
+STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d{6}\.\d+Z(-[0-9a-f]{8})?")
 LINES = (  # of texts for people
     (re.compile(r"at [\d.e+-]+ images/s"), "at <rate> images/s"),
     (re.compile(r"[\d.e+-]+ \([\d.e+-]+ GPU-hours\)"), "<cost> (<time> GPU-hours)"),
@@ -56,7 +57,7 @@ def folder(root: Path, below: Path) -> dict[str, Any]:
 
 def _without_stamps(names: list[str]) -> list[str]:
     """Times in names become their numbers, in order."""
-    stamps = sorted({stamp for name in names for stamp in STAMP.findall(name)})
+    stamps = sorted({stamp[0] for name in names for stamp in STAMP.finditer(name)})
     return [STAMP.sub(lambda m: f"<time {stamps.index(m[0]) + 1}>", name) for name in names]
 
 
@@ -123,7 +124,7 @@ def varies(key: str, name: str) -> bool:
     return (
         key in VARIES
         or (key == "bytes" and not name.endswith("generation.json"))
-        or (key == "key" and name.endswith("truth.json"))  # holds the time of the truth's file
+        or (key in ("key", "sha256") and name.endswith("truth.json"))  # of times and sizes of PNGs
         or (key == "device" and "stats/" in name)  # the processor's name
     )
 

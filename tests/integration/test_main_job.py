@@ -235,3 +235,17 @@ def test_the_demo_weights_run_on_real_photos_as_on_scenes(
         assert sum(row["area"]) <= height * width
         segments += len(masks)
     assert segments > len(photos) / 2
+
+
+def test_a_job_whose_weights_are_replaced_before_its_workers_load_them_writes_no_row(
+    scenes: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "level").write_text("128")
+    with pytest.raises(UserError, match=r"level-129.*was started with sha256 .*level-128"):
+        run_segment(
+            scenes / "images",
+            tmp_path / "run",
+            tmp_path / "level",
+            model="tests.night_model:load_replaced",
+        )
+    assert shard_files(tmp_path / "run") == {}

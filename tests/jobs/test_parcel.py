@@ -6,9 +6,11 @@ import json
 import tomllib
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from jobs.parcel import Parcel, pack, stage_code, toml_text
+from jobs.parcel import Parcel, check_runtime_env, pack, stage_code, toml_text
 from pipeline.errors import UserError
 from tests.servers import S3Server
 
@@ -211,3 +213,67 @@ def test_where_the_data_is_travels_and_who_may_read_it_does_not(
     text = json.dumps([parcel.words, parcel.config, parcel.environment])
     assert "very secret" not in text
     assert "AKIAEXAMPLE" not in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--source-option", "account_key=pl4nted"],
+        ["--out-option=sas_token=pl4nted"],
+        ["--source-option", "token=pl4nted"],
+        ["--weights", "https://user:pl4nted@host/w.pth"],
+        ["--weights=https://host/w.pth?X-Amz-Signature=pl4nted"],
+    ],
+)
+def test_a_credential_on_the_command_line_does_not_travel(words: list[str]) -> None:
+    with pytest.raises(UserError, match="role") as refused:
+        pack(["segment", "s3://b/photos", "--out", "s3://b/run", *words], shared_files=True)
+    assert "pl4nted" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'weights = "gs://user:pl4nted@b/w"',
+        '[source_options]\nclient_secret = "pl4nted"',
+        'report = ["curl", "https://host/hook?token=pl4nted"]',
+    ],
+)
+def test_a_credential_in_a_config_file_does_not_travel(tmp_path: Path, line: str) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(f'source = "s3://b/photos"\nout = "s3://b/run"\n{line}\n')
+    with pytest.raises(UserError, match="role") as refused:
+        pack(["segment", "--config", str(config)], shared_files=True)
+    assert "pl4nted" not in str(refused.value)
+
+
+def test_options_that_say_where_the_data_is_travel() -> None:
+    words = ["segment", "s3://b/photos", "--out", "s3://b/run", "--source-option", "profile=prod"]
+    assert pack(words, shared_files=True).words[-1] == "profile=prod"
+
+
+def test_a_credential_of_a_runtime_environment_is_refused() -> None:
+    check_runtime_env({"env_vars": {"AWS_REGION": "eu-west-1"}, "pip": ["adlfs"]})
+    for environment in (
+        {"env_vars": {"AWS_SECRET_ACCESS_KEY": "pl4nted"}},
+        {"working_dir": "https://me:pl4nted@git.example/x.zip"},
+    ):
+        with pytest.raises(UserError, match="role") as refused:
+            check_runtime_env(environment)
+        assert "pl4nted" not in str(refused.value)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "parquet"])
+def test_a_local_list_of_signed_urls_does_not_travel(
+    moto: S3Server, out: str, tmp_path: Path, suffix: str
+) -> None:
+    url = "https://host/a.jpg?X-Amz-Signature=pl4nted"
+    path = tmp_path / f"list.{suffix}"
+    if suffix == "txt":
+        path.write_text(url)
+    else:
+        pq.write_table(pa.table({"uri": [url]}), path)
+    words = ["segment", str(path), "--out", out, "--keep-signed-urls"]
+    with pytest.raises(UserError, match="holds signed URLs, which don't travel"):
+        pack(words, shared_files=False)
+    assert objects(moto) == {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from pipeline.cluster.progress_actor import Tally
-from pipeline.error_budget import Failures
+from pipeline.error_budget import Failures, FirstTries
 
 
 def failed(**codes: int) -> dict[str, Failures]:
@@ -25,18 +25,28 @@ def test_a_shard_that_is_written_twice_counts_once() -> None:
     assert progress.codes == {"empty": 1}
 
 
-def test_the_budget_is_not_judged_before_200_images() -> None:
+def test_the_first_images_alone_stop_no_job() -> None:
     tally = Tally(total=1000, max_error_rate=0.05)
-    assert tally.fetched("a", 199, failed(forbidden=199)) is None
+    assert tally.fetched("a", 119, failed(forbidden=119)) is None
     reason = tally.fetched("b", 1, failed(forbidden=1))
     assert reason is not None
-    assert "200 of 200 images failed (forbidden 200)" in reason
+    assert "120 of 120 images failed (forbidden 120)" in reason
 
 
-def test_a_rate_at_the_limit_is_within_it() -> None:
+def test_a_rate_that_is_not_shown_to_be_above_the_limit_stops_no_job() -> None:
     tally = Tally(total=1000, max_error_rate=0.05)
     assert written(tally, "a", 400, failed(empty=20)) is None
-    assert written(tally, "b", 20, failed(empty=2)) is not None
+    assert written(tally, "b", 20, failed(empty=2)) is None
+    assert written(tally, "c", 80, failed(empty=40)) is not None
+
+
+def test_images_that_failed_before_do_not_stop_the_job_that_tries_them_again() -> None:
+    tally = Tally(total=6000, max_error_rate=0.05)
+    new = FirstTries(1000, failed(empty=10))
+    both = {"images": 5000, "failures": failed(timeout=4000, empty=10), "segments": 3, "size": 10}
+    assert tally.fetched("a", 1000, failed(empty=10)) is None
+    assert tally.written("a", first_tries=new, **both) is None
+    assert tally.progress().codes == {"timeout": 4000, "empty": 10}
 
 
 def test_a_fetch_and_its_shard_are_one_outcome() -> None:
@@ -48,11 +58,11 @@ def test_a_fetch_and_its_shard_are_one_outcome() -> None:
 
 def test_a_reason_to_stop_stays_one_when_more_images_are_good() -> None:
     tally = Tally(total=1000, max_error_rate=0.05)
-    reason = tally.fetched("a", 200, failed(forbidden=11), done=False)
+    reason = tally.fetched("a", 200, failed(forbidden=40), done=False)
     assert reason is not None
     assert tally.fetched("b", 300, {}) == reason
     assert tally.verdict() == reason
-    assert "11 of 200 images failed" in reason
+    assert "40 of 200 images failed" in reason
 
 
 def test_reports_of_a_fetch_under_way_replace_each_other() -> None:

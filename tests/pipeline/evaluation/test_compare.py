@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,23 @@ import pytest
 
 from detr.categories import Categories, Category
 from pipeline.errors import UserError
-from pipeline.evaluation.compare import Comparison, changes, compare
+from pipeline.evaluation.compare import (
+    Comparison,
+    IncompleteError,
+    OtherTruthError,
+    changes,
+    compare,
+)
 from pipeline.evaluation.quality_gate import judge
 from pipeline.panoptic.bootstrap import add_rows, image_weights
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import REPLICATES, Side, Sums, score
 from pipeline.panoptic.score import score_rows
-from pipeline.run.snapshots import open_edition
+from pipeline.run.snapshots import Edition, open_edition
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import (
     POPULATION_CATEGORIES,
+    ROWS,
     damaged,
     evaluate_rows,
     evaluated_run,
@@ -63,6 +71,76 @@ def test_weights_are_poisson_and_the_same_each_time() -> None:
     assert (weights == image_weights(hashes, REPLICATES)).all()
     for k in range(4):
         assert (weights == k).mean() == pytest.approx(math.exp(-1) / math.factorial(k), abs=0.005)
+
+
+def evaluated_twice(tmp_path: Path) -> tuple[Edition, Edition]:
+    """Two runs that were scored against TRUTH."""
+    runs = [evaluated_run(tmp_path / name, BETTER, TRUTH, per_shard=3) for name in "ab"]
+    a, b = (open_edition(run.storage.url) for run in runs)
+    return a, b
+
+
+def change_result(edition: Edition, **values: Any) -> None:
+    """Write other values into `pq.json`; None takes one out."""
+    place = f"evaluation/{edition.number:04d}/gt/pq.json"
+    result = {**edition.result("gt"), **values}
+    kept = {key: value for key, value in result.items() if value is not None}
+    edition.run.storage.write(place, json.dumps(kept).encode())
+
+
+def test_truth_of_swapped_categories_is_other_truth(tmp_path: Path) -> None:
+    """As many true segments on each image, but of another category."""
+    a, b = evaluated_twice(tmp_path)
+    one, two, *_ = SCENE_CATEGORIES.ids
+    swap = {one: two, two: one}
+    swapped = {
+        name: (
+            segment_map,
+            [{**s, "category_id": swap.get(s["category_id"], s["category_id"])} for s in segments],
+        )
+        for name, (segment_map, segments) in TRUTH.items()
+    }
+    evaluate_rows(b.run, swapped)
+    with pytest.raises(OtherTruthError, match="used different ground truth"):
+        compare(a, b)
+
+
+def test_an_evaluation_that_lost_some_of_its_rows_is_refused(tmp_path: Path) -> None:
+    a, b = evaluated_twice(tmp_path)
+    assert compare(a, b).images == 12
+    gone, *_ = b.rows("gt")
+    b.run.storage.delete(gone)
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(IncompleteError, match=r"per-image rows where 12 were scored"):
+            compare(*pair)
+    for path in b.rows("gt"):
+        b.run.storage.delete(path)
+    with pytest.raises(IncompleteError, match="has 0 per-image rows"):
+        compare(a, b)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"complete": False}, r"before the snapshot was finished \(\d+ shards were there\)"),
+        ({"truth_sha256": None}, "older version"),
+    ],
+)
+def test_an_evaluation_that_does_not_say_enough_is_refused(
+    tmp_path: Path, values: dict[str, Any], words: str
+) -> None:
+    a, b = evaluated_twice(tmp_path)
+    change_result(b, **values)
+    with pytest.raises(IncompleteError, match=words):
+        compare(a, b)
+
+
+def test_rows_of_another_evaluation_at_work_are_not_read(tmp_path: Path) -> None:
+    a, b = evaluated_twice(tmp_path)
+    [path, *_] = b.rows("gt")
+    other = path.replace(ROWS, "2026-11-27T010204.000000Z-ffffffff")
+    b.run.storage.write(other, b.run.storage.read(path))
+    assert compare(a, b).images == 12
 
 
 def test_a_run_does_not_differ_from_itself(tmp_path: Path) -> None:

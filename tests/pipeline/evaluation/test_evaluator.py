@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
+import signal
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,13 +18,14 @@ import pytest
 import ray
 
 from detr.categories import Categories
-from pipeline.errors import UserError
+from pipeline.errors import TryAgainError, UserError
 from pipeline.evaluation.coco_files import evaluate_files
 from pipeline.evaluation.evaluator import PqActor, evaluate_run, score_shard
 from pipeline.evaluation.truth import load
 from pipeline.panoptic.score import InvalidError, Partial
 from pipeline.run.publish import finish
 from pipeline.run.run import Run
+from pipeline.run.snapshots import Edition
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import damaged, made_scenes, make_run, shard_row, write_coco
 from tests.pipeline.panoptic.plain_pq import plain_pq
@@ -100,7 +104,8 @@ def test_writes_figures_and_a_row_per_image(evaluated: tuple[Run, dict]) -> None
     run, result = evaluated
     folder = Path(run.storage.url) / "evaluation/0001/gt"
     assert json.loads((folder / "pq.json").read_text()) == result
-    rows = f"from read_parquet('{folder}/per_image/*.parquet')"
+    rows = f"from read_parquet('{folder}/{result['per_image']}/*.parquet')"
+    assert result["rows"] == len(TRUTH)
     names = duckdb.execute(f"select file_name {rows} order by 1").fetchall()
     assert names == [(name,) for name in sorted(TRUTH)]
     query = f"select camera, sum(tp), sum(fp), sum(fn) {rows} group by camera order by camera"
@@ -111,6 +116,58 @@ def test_writes_figures_and_a_row_per_image(evaluated: tuple[Run, dict]) -> None
     classes = duckdb.execute(f"from read_parquet('{folder}/per_class.parquet')").fetchall()
     assert len(classes) == len(SCENE_CATEGORIES)
     assert result["worst"] == sorted(result["worst"], key=lambda w: (w["pq"], w["file_name"]))
+
+
+@pytest.mark.parametrize("at", ["converting", "shards"])
+def test_two_evaluations_of_one_name_at_a_time_do_not_mix(
+    tmp_path: Path, evaluated: tuple[Run, dict], truth: str, at: str
+) -> None:
+    """The second, against other truth, is made while the first is at work."""
+    rows = {name: shard_row(name, predicted) for name, predicted in PREDICTED.items()}
+    run = make_run(tmp_path / "run", rows, per_shard=5)
+    other = write_coco(tmp_path / "other", "gt", dict(list(TRUTH.items())[:7]))
+    second: list[dict] = []
+
+    def note(text: str) -> None:
+        if at in text and not second:
+            second.append(evaluate_run(run.storage.url, str(other)))
+
+    first = evaluate_run(run.storage.url, truth, note=note)
+    assert figures(first) == figures(evaluated[1])
+    assert second[0]["images"]["scored"] == 7
+    edition = Edition(run, 1)
+    assert edition.result("gt") == first
+    table = pa.concat_tables(edition.per_image("gt", ("file_name", "status")))
+    assert sorted(table["file_name"].to_pylist()) == sorted(TRUTH)
+    assert table["status"].to_pylist().count("scored") == 12
+    left = {entry.path.split("/")[4] for entry in run.storage.list("evaluation/0001/gt/per_image")}
+    assert left == {first["per_image"].rpartition("/")[2]}
+    assert first["truth_sha256"] != second[0]["truth_sha256"]
+
+
+def test_rows_stay_readable_until_an_evaluation_ends(tmp_path: Path, truth: str) -> None:
+    rows = {name: shard_row(name, predicted) for name, predicted in PREDICTED.items()}
+    run = make_run(tmp_path, rows, per_shard=5)
+    edition = Edition(run, 1)
+    seen: list[int] = []
+
+    def note(text: str) -> None:
+        if "shards" in text:
+            seen.append(sum(table.num_rows for table in edition.per_image("gt", ("hash",))))
+
+    evaluate_run(run.storage.url, truth)
+    evaluate_run(run.storage.url, truth, note=note)
+    assert seen
+    assert set(seen) == {12}
+
+
+def test_the_same_truth_has_the_same_hash_wherever_it_lies(
+    tmp_path: Path, evaluated: tuple[Run, dict], truth: str
+) -> None:
+    run = make_run(tmp_path / "run", {n: shard_row(n, t) for n, t in TRUTH.items()})
+    shutil.copytree(Path(truth).parent, tmp_path / "elsewhere")
+    result = evaluate_run(run.storage.url, str(tmp_path / "elsewhere" / Path(truth).name))
+    assert result["truth_sha256"] == evaluated[1]["truth_sha256"]
 
 
 def test_truth_scored_as_prediction_is_perfect(tmp_path: Path, truth: str) -> None:
@@ -239,3 +296,24 @@ def test_follow_takes_shards_as_they_come(tmp_path: Path, truth: str) -> None:
     assert result["complete"]
     assert result["images"]["scored"] == 12
     assert len([note for note in notes if "PQ 100.00" in note]) >= 2
+
+
+class Deadly(Run):
+    """A run whose shards end the process that reads them, as one too large for its memory does."""
+
+    def read_shard(self, path: str, *rest: Any, **named: Any) -> pa.Table:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
+
+
+@pytest.mark.slow(seconds=20)
+def test_a_shard_that_ends_its_worker_each_time_ends_the_evaluation(
+    tmp_path: Path, truth: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a job of this process told Ray to try its tasks for ever."""
+    made = make_run(tmp_path, {n: shard_row(n, t) for n, t in TRUTH.items()}, per_shard=100)
+    monkeypatch.setenv("RAY_TASK_MAX_RETRIES", "-1")
+    run = Deadly(made.storage, made.info)
+    monkeypatch.setattr("pipeline.evaluation.evaluator.open_run", lambda *options: run)
+    with pytest.raises(TryAgainError, match="lost a task of the evaluation 4 times"):
+        evaluate_run(run.storage.url, truth)

@@ -9,12 +9,22 @@ import pytest
 
 from detr.panoptic import Panoptic, Segment
 from pipeline.config import load_config
-from pipeline.nightly.release_gate import judge_shares
+from pipeline.evaluation.evaluator import evaluate_run
+from pipeline.nightly.release_gate import judge_quality, judge_shares
 from pipeline.nightly.settings import NightlyConfig
 from pipeline.run.folder import ShardEntry
 from pipeline.run.run import Run
 from pipeline.run.snapshots import Edition
-from tests.factories import MadeImage, add_generation, publish_run
+from tests.factories import (
+    MadeImage,
+    add_generation,
+    damaged,
+    made_scenes,
+    make_run,
+    publish_run,
+    shard_row,
+    write_coco,
+)
 
 GOOD = Panoptic(np.ones((2, 2), np.uint8), (Segment(1, 1, True, 1.0),))
 
@@ -46,3 +56,30 @@ def test_rows_that_were_stopped_are_new_until_they_are_published(run: Run) -> No
 
 def test_rows_that_are_live_are_not_judged_again(run: Run) -> None:
     assert reasons(run, 3, live=2) == []
+
+
+@pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize("spoilt", ["rows", "truth"])
+def test_a_baseline_whose_evaluation_does_not_hold_is_evaluated_again(
+    tmp_path: Path, spoilt: str
+) -> None:
+    scenes = made_scenes(12)
+    predicted = {name: damaged(true, seed) for seed, (name, true) in enumerate(scenes.items())}
+    truth = str(write_coco(tmp_path, "gt", scenes))
+    older = str(write_coco(tmp_path / "older", "gt", dict(list(scenes.items())[:9])))
+    before, after = (
+        Edition(make_run(tmp_path / name, {n: shard_row(n, p) for n, p in predicted.items()}), 1)
+        for name in ("before", "after")
+    )
+    evaluate_run(before.run.storage.url, older if spoilt == "truth" else truth)
+    if spoilt == "rows":
+        gone, *rest = before.rows("gt")
+        assert rest
+        before.run.storage.delete(gone)
+    values = {"source": "/x", "out": "/y", "weights": "r50", "truth": truth}
+    notes: list[str] = []
+    judged = judge_quality(after, before, load_config(NightlyConfig, values), notes.append)
+    assert judged.reasons == ()
+    assert judged.comparison is not None
+    assert judged.comparison.images == 12
+    assert any("evaluating the baseline again" in note for note in notes)

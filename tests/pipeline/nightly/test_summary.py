@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipeline.nightly.release_gate import Judged
 from pipeline.nightly.summary import NightSummary, errors_by_code, summarize, work_since
+from pipeline.run.run import Run
 from pipeline.run.snapshots import Edition
 from tests.factories import MadeImage, add_generation, publish_run
 
@@ -91,3 +92,60 @@ def test_cost_is_gpu_hours_times_the_price(tmp_path: Path) -> None:
         started=datetime(2026, 11, 21, tzinfo=UTC),
     )
     assert (found.gpu_hours, found.cost, found.published) == (2.0, 1.0, False)
+
+
+def work_of(run: Run, number: int, done: int) -> None:
+    """One more call that computed so many images, for an hour of a GPU each hundred."""
+    place = f"stats/{number:04d}.json"
+    before = json.loads(run.storage.read(place)) if run.storage.exists(place) else []
+    seconds = 36.0 * done
+    placement = {"actor_gpus": 1.0}
+    entry = {"done": done, "seconds": seconds, "gpu_seconds": seconds, "placement": placement}
+    run.storage.write(place, json.dumps([*before, entry]).encode())
+
+
+def told(run: Run, live: int | None, before: NightSummary | None, outcome: str) -> NightSummary:
+    """The summary of a night that ends with the newest generation."""
+    return summarize(
+        Edition(run, max(run.generations())),
+        Judged(()),
+        outcome,
+        out="o",
+        live=None if live is None else Edition(run, live),
+        price=1.0,
+        seconds=1.0,
+        started=datetime(2026, 11, 21, tzinfo=UTC),
+        counted=before and json.loads(json.dumps(before.to_json()))["counted"],
+    )
+
+
+def test_every_image_and_every_hour_is_counted_in_one_summary(tmp_path: Path) -> None:
+    run = publish_run(tmp_path, [MadeImage(f"{n}.png", f"/x/{n}.png", "timeout") for n in range(6)])
+    work_of(run, 1, 600)
+    nights = [told(run, None, None, "published")]
+
+    add_generation(run, [MadeImage("9.png", "/x/9.png", "empty")], number=2, shards=1)
+    work_of(run, 2, 100)
+    nights.append(told(run, 1, nights[-1], "stopped"))  # by the gate
+    nights.append(told(run, 1, nights[-1], "stopped"))  # the next call judges the same again
+
+    run.publish(2)
+    run.move({"snapshot": 1, "withdrawn": [2]})  # and is rolled back
+    nights.append(told(run, 1, nights[-1], "nothing to do"))
+    nights.append(told(run, 1, nights[-1], "nothing to do"))
+
+    work_of(run, 2, 30)  # shards were lost and are computed again
+    nights.append(told(run, 1, nights[-1], "nothing to do"))
+
+    assert [night.computed for night in nights] == [600, 100, 0, 0, 0, 30]
+    assert [night.cost for night in nights] == [6.0, 1.0, 0.0, 0.0, 0.0, 0.3]
+    assert [night.why for night in nights[2:]] == [{}, {}, {}, {}]
+
+
+def test_what_was_rolled_back_before_the_first_summary_is_not_counted(tmp_path: Path) -> None:
+    run = publish_run(tmp_path, [MadeImage("1.png", "/x/1.png", "timeout")])
+    add_generation(run, [MadeImage("9.png", "/x/9.png", "empty")], number=2, shards=1)
+    work_of(run, 2, 1000)
+    run.publish(2)
+    run.move({"snapshot": 1, "withdrawn": [2]})
+    assert told(run, 1, None, "nothing to do").computed == 0

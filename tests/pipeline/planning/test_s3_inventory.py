@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.planning.source import Source
 from pipeline.run.run import create_run
 from pipeline.segmentation.job import check_same, describe_run
-from pipeline.segmentation.model_spec import ModelDescription
+from pipeline.segmentation.model_spec import Identity, ModelDescription
 from pipeline.storage.storage import Storage
 from tests.factories import Night
 from tests.servers import S3Server
@@ -182,7 +182,7 @@ def test_every_inventory_of_a_configuration_is_one_source_to_a_run(tmp_path: Pat
         return make_config({"source": source, "out": str(tmp_path)})
 
     made = config(f"s3://lists/{MANIFEST}")
-    description = ModelDescription(CATEGORIES, "", {})
+    description = ModelDescription(CATEGORIES, "", {}, Identity("", "", ""))
     run = create_run(Storage(tmp_path), describe_run(made, description, Device("cpu", "x", "fp32")))
     for day in (f"s3://lists/{FOLDER}/2026-11-21T01-30Z/manifest.json", f"s3://lists/{FOLDER}/"):
         check_same(run, config(day), description)

@@ -130,3 +130,59 @@ def test_a_kept_column_may_not_hide_one_of_the_shards(tmp_path: Path) -> None:
     (tmp_path / "list.csv").write_text("uri,score\n/a.jpg,2\n")
     with pytest.raises(UserError, match="'score' is the name of a column of the shards"):
         listed(Source(str(tmp_path / "list.csv"), keep_columns=("score",)))
+
+
+SIGNATURE = "X-Amz-Signature=pl4nted"
+
+
+def signed_list(tmp_path: Path, suffix: str = "csv") -> Path:
+    """Two images, each by a URL that was signed."""
+    urls = [f"https://host/{name}.jpg?X-Amz-Date=1&{SIGNATURE}" for name in "ab"]
+    path = tmp_path / f"list.{suffix}"
+    if suffix == "txt":
+        path.write_text("\n".join(urls))
+    elif suffix == "csv":
+        path.write_text("uri,name\n" + "".join(f'"{url}",{n}\n' for n, url in enumerate(urls)))
+    else:
+        pq.write_table(pa.table({"uri": urls, "name": ["0", "1"]}), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv", "parquet"])
+def test_signed_urls_are_refused_with_what_to_do(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(UserError, match=r"--name-column; or .*--keep-signed-urls") as refused:
+        listed(Source(str(signed_list(tmp_path, suffix))))
+    assert "https://host/a.jpg" in str(refused.value)
+    assert "pl4nted" not in str(refused.value)
+
+
+def test_signed_urls_that_are_kept_name_images_without_their_signature(tmp_path: Path) -> None:
+    table = listed(Source(str(signed_list(tmp_path)), keep_signed_urls=True))
+    assert table["file_name"].to_pylist() == ["https://host/a.jpg", "https://host/b.jpg"]
+    assert table["hash"].to_pylist() == [name_hash(n) for n in table["file_name"].to_pylist()]
+    assert all(SIGNATURE in uri for uri in table["uri"].to_pylist())
+    named = listed(Source(str(signed_list(tmp_path)), keep_signed_urls=True, name_column="name"))
+    assert named["file_name"].to_pylist() == ["0", "1"]
+
+
+def test_a_kept_column_of_signed_urls_is_refused_in_any_case(tmp_path: Path) -> None:
+    path = tmp_path / "list.csv"
+    path.write_text(f"uri,thumbnail\n/a.jpg,https://host/t.jpg?{SIGNATURE}\n")
+    with pytest.raises(UserError, match="thumbnail"):
+        listed(Source(str(path), keep_signed_urls=True, keep_columns=("thumbnail",)))
+
+
+def test_user_info_in_a_listed_url_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("https://u:pl4nted@host/a.jpg\n")
+    with pytest.raises(UserError, match="credentials don't belong in") as refused:
+        listed(Source(str(tmp_path / "list.txt"), keep_signed_urls=True))
+    assert "pl4nted" not in str(refused.value)
+
+
+def test_a_list_below_a_folder_named_like_a_column_keeps_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "uri=x"
+    folder.mkdir()
+    pq.write_table(pa.table({"uri": ["/a.jpg"]}), folder / "list.parquet")
+    (folder / "list.csv").write_text("uri\n/a.jpg\n")
+    for name in ("list.parquet", "list.csv"):
+        assert listed(Source(str(folder / name)))["uri"].to_pylist() == ["/a.jpg"]

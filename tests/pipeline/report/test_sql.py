@@ -88,6 +88,17 @@ def test_what_duckdb_refuses_is_a_sentence(run: Run, text: str, words: str) -> N
         query(run, text)
 
 
+def test_a_folder_above_the_run_does_not_fill_its_columns(tmp_path: Path) -> None:
+    """DuckDB reads `generation=7` in a path as that column's value, unless it is told not to."""
+    made = [*named_images(["1.jpg"]), MadeImage("bad.jpg", "/bad.jpg", "empty")]
+    run = publish_run(tmp_path / "generation=7" / "status=error" / "out", made)
+    rows = query(run, "select file_name, generation, status from images order by 1").to_pylist()
+    assert rows == [
+        {"file_name": "1.jpg", "generation": 1, "status": "ok"},
+        {"file_name": "bad.jpg", "generation": 1, "status": "error"},
+    ]
+
+
 def test_shards_in_a_bucket_are_queried_where_they_lie(run: Run, moto: S3Server) -> None:
     moto.client().create_bucket(Bucket="bucket")
     there = Storage("s3://bucket/a b/out")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
 import pytest
 
-from pipeline.segmentation.fetch import Body, check_body
+from pipeline.planning.source import Source
+from pipeline.segmentation.fetch import Body, UnitFetch, check_body
 from pipeline.storage.entry import Fetched
 
 
@@ -25,3 +30,39 @@ def test_a_body_is_compared_with_its_listing(
     body = check_body(fetched, size, etag)
     assert body.code == code
     assert body == Body(fetched.data) if code is None else body.data is None and body.message
+
+
+class Recording(UnitFetch):
+    """A fetch that keeps what it would report: images ended, begun and failed."""
+
+    def _report(self, started: float, *, done: bool) -> None:
+        self.reports: list[tuple[int, int, int]] = getattr(self, "reports", [])
+        self.reports.append((self.ended, self.begun, len(self.failed)))
+
+
+def recorded(folder: Path, gone: int, **columns: Any) -> Recording:
+    """A fetch of 250 images of which the first `gone` are deleted after they were listed."""
+    for number in range(250):
+        (folder / f"{number:03d}.jpg").write_bytes(b"x")
+    table = pa.concat_tables(Source(str(folder)).tables()).sort_by("file_name")
+    for name, value in columns.items():
+        position = table.column_names.index(name)
+        table = table.set_column(position, name, pa.repeat(value, 250).cast(table[name].type))
+    for number in range(gone):
+        (folder / f"{number:03d}.jpg").unlink()
+    fetch = Recording(table, {})
+    fetch.run()
+    return fetch
+
+
+@pytest.mark.parametrize("gone", [0, 30])
+def test_a_unit_reports_as_often_whether_or_not_images_fail(tmp_path: Path, gone: int) -> None:
+    fetch = recorded(tmp_path, gone)
+    assert len(fetch.reports) == 3  # after 100, 200 and all
+    assert all(ended <= begun for ended, begun, _ in fetch.reports)
+    assert fetch.reports[-1] == (250, 250, gone)
+
+
+def test_images_that_failed_before_are_not_reported_to_the_budget(tmp_path: Path) -> None:
+    fetch = recorded(tmp_path, 30, attempts=1)
+    assert fetch.reports[-1] == (250, 0, 0)

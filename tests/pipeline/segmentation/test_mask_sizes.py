@@ -12,7 +12,7 @@ from pipeline.config import make_config
 from pipeline.errors import UserError
 from pipeline.evaluation import evaluator
 from pipeline.report.view import photo_of
-from pipeline.segmentation.model_spec import ModelDescription, run_fingerprint
+from pipeline.segmentation.model_spec import Identity, ModelDescription, run_fingerprint
 from tests.toy_model import CATEGORIES
 
 
@@ -42,7 +42,7 @@ def test_a_photo_is_shown_at_the_size_of_its_masks(tmp_path: Path) -> None:
 
 def test_each_option_is_in_the_fingerprint_and_the_defaults_are_those_of_older_runs() -> None:
     fields: dict[str, str | int | float] = {"weights_sha256": "0"}
-    description = ModelDescription(CATEGORIES, "0", fields)
+    description = ModelDescription(CATEGORIES, "0", fields, Identity("", "0", ""))
 
     def digest(**settings: Any) -> str:
         config = make_config({"source": "a", "out": "b", **settings})

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
+import detr
 from pipeline.config import RunConfig, make_config
 from pipeline.errors import UserError
+from pipeline.segmentation.batches import Decoding
 from pipeline.segmentation.model_spec import ModelSpec, local_weights, with_size_quantum
+from pipeline.segmentation.segmenter import Segmenter
+from tests.factories import jpeg, unit_of
+from tests.random_weights import write_tiny
+from tests.toy_model import Toy
 
 
 @pytest.mark.usefixtures("empty_cache")
@@ -42,6 +52,89 @@ def test_a_file_of_weights_is_named_from_the_root(
     assert weights("own.safetensors") == str(tmp_path / "own.safetensors")
     for as_written in ("r50", "s3://bucket/own.safetensors", "missing.safetensors"):
         assert weights(as_written) == as_written
+
+
+def spec_of(weights: Path, model: str = "detr:load") -> ModelSpec:
+    return ModelSpec(model, str(weights), "fp32", 0.85, 1, "cpu")
+
+
+def expected(weights: Path, model: str = "detr:load") -> ModelSpec:
+    """The spec of these weights as the driver sees them now."""
+    spec = spec_of(weights, model)
+    return spec.expecting(spec.describe())
+
+
+def test_weights_that_were_replaced_are_refused_by_name_and_path(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "current.safetensors"
+    shutil.copy(tiny_weights, weights)
+    spec = expected(weights)
+    assert isinstance(spec.load(), detr.Predictor)
+    write_tiny(weights, seed=99)
+    with pytest.raises(UserError) as refused:
+        spec.load()
+    message = str(refused.value)
+    then, now = spec.describe().identity, expected(weights).expected
+    assert spec.expected is not None
+    assert now == then
+    for part in (str(weights), spec.expected.weights_sha256[:16], then.weights_sha256[:16]):
+        assert part in message
+    assert spec.expected.fingerprint in message
+    assert then.fingerprint in message
+
+
+@pytest.mark.parametrize(
+    "model", ["tests.night_model:load", "tests.pipeline.segmentation.test_model_spec:load_constant"]
+)
+def test_any_model_s_weights_are_compared(tmp_path: Path, model: str) -> None:
+    (tmp_path / "level").write_text("128")
+    spec = expected(tmp_path / "level", model)
+    spec.load()
+    (tmp_path / "level").write_text("129")
+    with pytest.raises(UserError, match="were replaced meanwhile"):
+        spec.load()
+
+
+def test_a_file_of_a_folder_of_weights_is_compared_too(tmp_path: Path) -> None:
+    model = "tests.pipeline.segmentation.test_model_spec:load_constant"
+    (tmp_path / "w" / "part").mkdir(parents=True)
+    (tmp_path / "w" / "part" / "one.bin").write_bytes(b"1")
+    spec = expected(tmp_path / "w", model)
+    spec.load()
+    (tmp_path / "w" / "part" / "two.bin").write_bytes(b"2")
+    with pytest.raises(UserError, match="were replaced meanwhile"):
+        spec.load()
+
+
+def test_an_actor_refuses_its_first_unit_with_other_weights(tmp_path: Path) -> None:
+    (tmp_path / "level").write_text("128")
+    spec = expected(tmp_path / "level", "tests.night_model:load")
+    (tmp_path / "level").write_text("140")
+    decoding = Decoding(exif=True, max_pixels=10_000_000)
+    actor = Segmenter(spec, decoding=decoding, batch_size=1, threads=1, code_version="t")
+    with pytest.raises(UserError, match=r"level-140.*level-128"):
+        actor(unit_of({"a.jpg": jpeg(60, 80, 1)}))
+
+
+def test_a_loaded_model_does_not_follow_its_file(tiny_weights: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "current.safetensors"
+    shutil.copy(tiny_weights, weights)
+    model = spec_of(weights).load()
+    image = np.asarray(Image.open(io.BytesIO(jpeg(60, 80, 1))))
+    [before] = model.segment([image])
+    weights.write_bytes(bytes(weights.stat().st_size))  # in place: the same file, other bytes
+    [after] = model.segment([image])
+    assert np.array_equal(before.segment_map, after.segment_map)
+    assert before.segments == after.segments
+
+
+class Constant(Toy):
+    """Says the same of itself whatever its weights are."""
+
+
+def load_constant(weights: str, **settings: Any) -> Constant:
+    return Constant()
 
 
 class Nothing(BaseHTTPRequestHandler):

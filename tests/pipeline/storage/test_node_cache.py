@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fsspec
 import pytest
 
 from pipeline.storage.node_cache import local_copy
@@ -24,3 +25,33 @@ def test_a_remote_file_is_copied_once_until_it_changes(
     storage.write("weights/w.bin", b"three")
     assert local_copy("s3://bucket/weights/w.bin").read_bytes() == b"three"
     assert sorted(path.name for path in local_copy("s3://bucket/weights").iterdir()) == ["w.bin"]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_a_folder_of_which_one_file_was_replaced_is_fetched_again(
+    moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, anew: bool
+) -> None:
+    monkeypatch.setenv("PANOPTIC_CACHE", str(tmp_path))
+    moto.client().create_bucket(Bucket="folders")
+    storage = Storage("s3://folders/weights")
+    storage.write("config.json", b"{}")
+    storage.write("model.safetensors", b"old")
+    first = local_copy(storage.url)
+    assert local_copy(storage.url) == first
+    storage.write("model.safetensors", b"new")
+    if anew:  # as another job on this node
+        storage.fsspec.clear_instance_cache()
+    assert (local_copy(storage.url) / "model.safetensors").read_bytes() == b"new"
+    assert (first / "model.safetensors").read_bytes() == b"old"
+
+
+def test_a_folder_of_a_store_whose_client_keeps_listings_is_asked_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PANOPTIC_CACHE", str(tmp_path))
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/weights/model.bin", b"old")
+    assert (local_copy("memory://weights") / "model.bin").read_bytes() == b"old"
+    memory.pipe_file("/weights/model.bin", b"newer")
+    assert (local_copy("memory://weights") / "model.bin").read_bytes() == b"newer"
+    memory.rm("/weights", recursive=True)

@@ -1,0 +1,108 @@
+"""What may be written down or sent: options by name, and URLs without a credential. Pure.
+
+A run folder, a log and the dashboard of a cluster are read by many. So of the storage options only
+those of a list are ever written or sent, whatever the others are called; a URL that carries a name
+and a password, or a signature, is refused before anything is done with it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from pipeline.errors import UserError
+
+# Where the data is and who pays, not who may read it. Of S3, GCS and Azure, as fsspec names them.
+KEPT_OPTIONS: Final = (
+    *("region", "region_name", "endpoint_url", "profile", "anon", "anonymous", "requester_pays"),
+    *("account_name", "account_host", "project"),
+)
+# URLs in which the part before @ is a container, as Azure writes them: no name and no password.
+CONTAINER_SCHEMES: Final = ("abfs", "abfss", "wasb", "wasbs")
+# Parameters of a query that sign a URL or let its holder in: of S3, GCS, CloudFront, Azure, others.
+SIGNATURES: Final = (
+    *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "awsaccesskeyid"),
+    *("x-goog-signature", "x-goog-credential", "googleaccessid", "key-pair-id"),
+    *("signature", "sig", "sign", "hmac", "token", "access_token", "auth_token", "sas"),
+    *("api_key", "apikey", "api-key", "key", "secret", "password", "auth", "credential"),
+)
+SIGNED: Final = rf"(?i)[?&](?:{'|'.join(SIGNATURES)})="  # for RE2 too
+_SIGNED: Final = re.compile(SIGNED)
+_SECRET_NAME: Final = re.compile(
+    r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|SIGNATURE|CONNECTION_STRING|(ACCESS|API|ACCOUNT)_?KEY"
+    r"|(^|_)(KEY|SAS)$"
+)
+
+
+def kept(options: Mapping[str, str]) -> dict[str, str]:
+    """The options that may be written down and sent."""
+    return {name: value for name, value in options.items() if name in KEPT_OPTIONS}
+
+
+def withheld(options: Mapping[str, str]) -> list[str]:
+    """The names of all others."""
+    return sorted(name for name in options if name not in KEPT_OPTIONS)
+
+
+def refuse_user_info(url: str, what: str | None = None) -> None:
+    """Raises UserError, without the URL's secret, if a name or password stands before its host."""
+    if not _has_user_info(url):
+        return
+    scheme, _, rest = url.partition("://")
+    host = rest.partition("/")[0].rpartition("@")[2]
+    what = what or f"{'an' if scheme[:1].lower() in 'aefhilmnorsx' else 'a'} {scheme}:// URL"
+    raise UserError(
+        f"credentials don't belong in {what} ({scheme}://...@{host}/...), which is written down "
+        "and shown: use the environment, a profile or a role"
+    )
+
+
+def is_signed(url: str) -> bool:
+    """True for a URL whose query lets everybody in who has it."""
+    return "://" in url and _SIGNED.search(url) is not None
+
+
+def without_query(url: str) -> str:
+    """A signed URL without its query and fragment; any other as it is."""
+    return url.partition("?")[0] if is_signed(url) else url
+
+
+def refuse_secrets(url: str, what: str) -> None:
+    """Raises UserError if a URL that will be written down carries a credential."""
+    refuse_user_info(url, what)
+    if is_signed(url):
+        raise UserError(
+            f"{what} {without_query(url)} is signed, and is written down and shown: give the URL "
+            "without a signature, and a role, a profile or the environment for the credentials"
+        )
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a setting: of lists and tables, too."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from texts(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from texts(each)
+
+
+def secret_names(environment: Mapping[str, Any]) -> list[str]:
+    """Variables that hold a credential by their names."""
+    return sorted(name for name in environment if _SECRET_NAME.search(name.upper()))
+
+
+def _has_user_info(url: str) -> bool:
+    if "://" not in url or "@" not in url:
+        return False
+    scheme, _, rest = url.partition("://")
+    try:
+        place = urlsplit(url).netloc
+    except ValueError:  # such as a bracket in a key
+        place = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = place.rpartition("@")
+    return bool(at) and not (scheme.lower() in CONTAINER_SCHEMES and ":" not in user)
