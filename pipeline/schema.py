@@ -18,7 +18,10 @@ TRANSIENT_CODES: Final = frozenset(
     {"not_found", "forbidden", "timeout", "unavailable", "changed", "archived", "out_of_memory"}
 )
 PERMANENT_CODES: Final = frozenset(
-    {"empty", "truncated", "corrupt", "not_an_image", "unsupported", "too_large", "too_thin"}
+    {
+        *("empty", "truncated", "corrupt", "not_an_image", "unsupported"),
+        *("too_large", "too_thin", "too_slow"),
+    }
 )
 ERROR_CODES: Final = TRANSIENT_CODES | PERMANENT_CODES
 
