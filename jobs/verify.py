@@ -32,6 +32,9 @@ def verify(
     weights: Annotated[
         str | None, typer.Option(help="Where the same weights are now, if they moved.")
     ] = None,
+    categories: Annotated[
+        str | None, typer.Option(help="Where the same --categories are now, if they moved.")
+    ] = None,
     source_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Storage option of the source; repeatable."),
@@ -54,7 +57,11 @@ def verify(
     result = verify_run(run, snapshot)
     facts: dict[str, Any] = {**asdict(result), "holds": result.holds}
     if sample:
-        moved = {"weights": weights, "source_options": parse_options(source_option, "")}
+        moved = {
+            "weights": weights,
+            "categories": categories,
+            "source_options": parse_options(source_option, ""),
+        }
         facts["sample"] = _recompute(run, moved, sample, result.snapshot, seed)
         facts["holds"] &= (
             not facts["sample"]["other"] and facts["sample"]["mean_difference"] <= max_difference

@@ -64,6 +64,9 @@ SHARD_SCHEMA: Final = pa.schema(
     ]
 )
 
+# What rows carry beside these on their way from the fetch to the sink, and in the SQL views.
+INTERNAL_COLUMNS: Final = ("data", "shard", "generation", "segments", "file_row_number")
+
 # Rows that leave the snapshot a generation is made from: where they were computed, and why they go.
 DROPPED_SCHEMA: Final = pa.schema(
     [

@@ -245,6 +245,11 @@ def header_size(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True)
     return (width, height) if turned else (height, width)
 
 
+def stored_orientation(data: bytes, *, max_pixels: int = MAX_PIXELS) -> int:
+    """The orientation tag (1..8) that `decode` follows; 1 without one. Raises ImageError."""
+    return _orientation(_open(data, max_pixels)[0])
+
+
 def plain_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> int | None:
     """The orientation (1..8) of a JPEG that any decoder reads as PIL does; None of another file.
 
@@ -293,6 +298,11 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, bytes]:
     if (known := known_format(data)) is not None:
         raise ImageError("unsupported", f"{known} files can't be read")
     raise ImageError("not_an_image", f"no image format begins with {bytes(data[:12])!r}")
+
+
+def begins_as_picture(data: bytes) -> bool:
+    """Whether the first bytes are those of a picture, of a format that is read here or not."""
+    return any(_begins_as(data, name) for name in _FORMATS) or known_format(data) is not None
 
 
 def _begins_as(data: bytes, name: str) -> bool:
@@ -354,6 +364,8 @@ def _rare_process(data: bytes) -> int | None:
 def _check_png(data: bytes) -> None:
     """Compare the checksums of a PNG's critical chunks, which PIL skips for the pixels."""
     view = memoryview(data)
+    if data[25] == 3 and b"PLTE" not in data:  # PIL would show black
+        raise ImageError("corrupt", "damaged PNG: it has no palette")
     start = 8
     while start + 12 <= len(view):
         length = int.from_bytes(view[start : start + 4], "big")

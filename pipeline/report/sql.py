@@ -141,7 +141,7 @@ def _scan(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str])
     """`from read_parquet(...)` of objects of the run folder, on whatever store it is."""
     urls = [url_of(connection, run.storage, path) for path in paths]
     listed = ", ".join("'" + _literal(url) + "'" for url in urls)
-    return f"from read_parquet([{listed}])"
+    return f"from read_parquet([{listed}], hive_partitioning = false)"
 
 
 def _literal(path: str) -> str:

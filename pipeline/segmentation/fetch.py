@@ -27,6 +27,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from detr.inference.decode import begins_as_picture
 from pipeline.cluster.progress_actor import begin, check_budget
 from pipeline.error_budget import failures_of
 from pipeline.run.run import Run
@@ -85,7 +86,9 @@ def fetch_units(
         except Exception as error:
             raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
         assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
-        bodies = UnitFetch(manifest, source_options, tally, unit.key).run()
+        any_suffix = bool(run.info.source.get("any_suffix"))
+        fetch = UnitFetch(manifest, source_options, tally, unit.key, any_suffix=any_suffix)
+        bodies = fetch.run()
         tables.append(_with_bodies(manifest, unit, bodies))
     return pa.concat_tables(tables)
 
@@ -101,6 +104,7 @@ class UnitFetch:
     retries: Counter[str] = field(default_factory=Counter)
     ended: list[tuple[str | None, str, str | None]] = field(default_factory=list)
     bytes: int = 0
+    any_suffix: bool = False  # then the first bytes say whether a file is a picture
 
     def __post_init__(self) -> None:
         self.gets = Gets(self.options)
@@ -117,6 +121,9 @@ class UnitFetch:
         async def fetch(uri: str, size: int | None, etag: str | None) -> Body:
             async with gate:
                 body = await self._image(uri, size, etag)
+            if self.any_suffix and body.data and not begins_as_picture(body.data):
+                start = bytes(body.data[:12])
+                body = Body(None, "not_an_image", f"no image format begins with {start!r}")
             self.ended.append((body.code, uri, body.message))
             self.bytes += len(body.data or b"")
             if body.code and len(self.ended) % REPORT_IMAGES == 0:

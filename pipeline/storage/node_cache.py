@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.scratch import cache_folder
 from pipeline.storage.local import TEMPORARY
 from pipeline.storage.storage import Storage, normalize
 
@@ -46,8 +47,3 @@ def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return target
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `$PANOPTIC_CACHE`, else `~/.cache/panoptic`."""
-    return Path(os.environ.get("PANOPTIC_CACHE") or Path.home() / ".cache" / "panoptic")

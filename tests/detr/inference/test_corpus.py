@@ -61,17 +61,16 @@ def check(variants: Iterable[tuple[Picture, str, bytes]]) -> int:
         format = entry.name.partition("-")[0]
         if not data:
             assert found == "empty"
-        elif isinstance(entry.expected, str) and damage.startswith("cut"):
-            assert found != "picture", (entry.name, damage)
+        elif isinstance(entry.expected, str):
+            assert found != "picture" or damage.startswith("bit"), (entry.name, damage)
+        elif format == "png" and found == "picture":
+            # Checksums guard the pixels: what passes shows what was there.
+            if "orientation" not in entry.name:
+                np.testing.assert_array_equal(decode(data), entry.expected, entry.name)
         elif format in ("jpeg", "png", "gif", "webp", "avif") and damage.startswith("cut"):
-            junk = ("junk", "thousand", "late", "comment", "other-bytes")  # the cut may be in there
+            junk = ("junk", "comment", "other-bytes")  # the cut may be in there
             if not any(word in entry.name for word in junk):
                 assert found in ("truncated", "not_an_image"), (entry.name, damage)
-        elif format == "png" and damage.startswith("bit") and found == "picture":
-            # Checksums guard the pixels: what passes shows what was there.
-            pixels = decode(data, exif=False)
-            if "orientation" not in entry.name and not isinstance(entry.expected, str):
-                np.testing.assert_array_equal(pixels, entry.expected, entry.name)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < GROWTH
     return count
@@ -113,7 +112,7 @@ fuzz = given(SPLICES.map(spliced) | st.binary(max_size=200))
 relaxed = {"deadline": None, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=400, **relaxed)
+@settings(max_examples=250, **relaxed)
 @fuzz
 def test_any_bytes_have_one_outcome(data: bytes) -> None:
     with warnings.catch_warnings():
