@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import colorsys
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -48,9 +49,12 @@ class Categories(Sequence[Category]):
     def from_json(cls, categories: Sequence[Mapping[str, Any]]) -> Categories:
         """A label set from the `categories` list of a COCO JSON.
 
-        Without `isthing` (instance files have none) a category is a thing; without `color` it gets
-        one from its id, the same in every process. Raises ModelError naming the entry at fault.
+        Without `isthing` (instance files have none) a category is a thing; without a `color` that
+        can be drawn it gets one from its id, the same in every process. Raises ModelError naming
+        the entry at fault.
         """
+        if not isinstance(categories, Sequence) or isinstance(categories, (str, bytes)):
+            raise ModelError(f"`categories` must be a list, not {str(categories)[:80]!r}")
         if not categories:
             raise ModelError("the label set is empty: `categories` must list at least one category")
         return cls(_category(index, entry) for index, entry in enumerate(categories))
@@ -110,21 +114,69 @@ class Categories(Sequence[Category]):
         return f"Categories({things} things, {len(self) - things} stuff)"
 
 
+def as_int(value: Any) -> int | None:
+    """A JSON's whole number: 7 and 7.0 are 7; None for whatever isn't plainly one.
+
+    Tables that went through pandas write ids as floats, which Python's dicts, and so panopticapi,
+    take for the same. "7" is another key there, and `true` a mistake worth naming.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        return int(value)
+    return None
+
+
+def as_flag(value: Any) -> bool | None:
+    """0 or 1 as panopticapi tests it, `== 1`; None where that test and the meaning may differ.
+
+    "0" is no 1 by both; "1" would be a crowd to its writer and none to panopticapi.
+    """
+    if isinstance(value, str):
+        return False if value == "0" else None
+    return value == 1 if value in (0, 1) else None
+
+
 def _category(index: int, entry: Mapping[str, Any]) -> Category:
-    category_id, name = entry.get("id"), entry.get("name")
-    isthing, color = entry.get("isthing", 1), entry.get("color")
-    # bool is an int in Python, and `true` as an id is a mistake worth naming.
-    if not isinstance(category_id, int) or isinstance(category_id, bool) or category_id < 0:
-        raise ModelError(f"categories[{index}].id must be a whole number >= 0, not {category_id!r}")
+    if not isinstance(entry, Mapping):
+        raise ModelError(f"categories[{index}] must be an object with id and name, not {entry!r}")
+    stated, name = entry.get("id"), entry.get("name")
+    category_id = as_int(stated)
+    if category_id is None or not 0 <= category_id < 2**31:
+        raise ModelError(
+            f"categories[{index}].id must be a whole number in 0..2147483647, not {stated!r}"
+        )
     if not isinstance(name, str) or not name:
         raise ModelError(f"categories[{index}].name must be a name, not {name!r}")
-    if isthing not in (0, 1):
-        raise ModelError(f"categories[{index}].isthing must be 0 or 1, not {isthing!r}")
-    if color is None:
-        color = _color(category_id)
-    if len(color) != 3 or not all(isinstance(c, int) and 0 <= c <= 255 for c in color):
-        raise ModelError(f"categories[{index}].color must be three numbers 0..255, not {color!r}")
-    return Category(category_id, name, bool(isthing), (color[0], color[1], color[2]))
+    isthing = as_flag(entry.get("isthing", 1))  # instance files have none
+    if isthing is None:
+        raise ModelError(
+            f"categories[{index}].isthing must be the number 0 or 1, not {entry['isthing']!r}"
+        )
+    return Category(
+        category_id,
+        name,
+        isthing,
+        _stated_color(entry.get("color")) or _color(category_id),
+    )
+
+
+def _stated_color(value: Any) -> tuple[int, int, int] | None:
+    """RGB of a list of three or four numbers, or of "#rrggbb"; None of anything else.
+
+    A colour says how a class is drawn, and nothing of what it is: an odd one is no reason to refuse
+    a label set.
+    """
+    if isinstance(value, str) and re.fullmatch(r"#?[0-9a-fA-F]{6}", value):
+        digits = value.removeprefix("#")
+        red, green, blue = (int(digits[k : k + 2], 16) for k in (0, 2, 4))
+        return red, green, blue
+    if isinstance(value, (list, tuple)) and len(value) in (3, 4):
+        numbers = [as_int(each) for each in value[:3]]
+        if all(number is not None and 0 <= number <= 255 for number in numbers):
+            red, green, blue = (number or 0 for number in numbers)
+            return red, green, blue
+    return None
 
 
 def _color(category_id: int) -> tuple[int, int, int]:

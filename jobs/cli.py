@@ -6,6 +6,9 @@ Only the module of the verb that was asked for is imported: Ray and torch take s
 
 from __future__ import annotations
 
+import codecs
+import locale
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,13 +20,14 @@ from typer.exceptions import TyperException
 from detr.config import ModelError
 from jobs.verbs import make_app
 from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, UserError
-from pipeline.storage.entry import store_failure
+from pipeline.storage.entry import machine_failure, store_failure
 
 EXIT_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt, ours at SIGTERM included
 
 
 def main() -> None:
     """Entry point. Everything the user can mend is one sentence on stderr."""
+    _use_utf8()
     signal.signal(signal.SIGTERM, _stop)
     sys.exit(run(sys.argv[1:]))
 
@@ -47,13 +51,24 @@ def run(arguments: Sequence[str]) -> int:
             return _say(str(error), EXIT_USAGE)
         raise
     except Exception as error:
-        sentence = store_failure(error)
+        sentence = store_failure(error) or machine_failure(error)
         if sentence is None:
             raise
         return _say(str(sentence), sentence.exit_code)
     if code == EXIT_INTERRUPTED:
         return _stopped()
     return code if isinstance(code, int) else 0
+
+
+def _use_utf8() -> None:
+    """Start again in Python's UTF-8 mode under a locale of another encoding.
+
+    Else names of files, texts and what is printed would be taken for that encoding's, in silence.
+    """
+    if sys.flags.utf8_mode or codecs.lookup(locale.getencoding()).name == "utf-8":
+        return
+    os.environ["PYTHONUTF8"] = "1"
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _stopped() -> int:

@@ -51,6 +51,9 @@ def doctor(
     source: Annotated[str, typer.Argument(help="The images, as for segment.")],
     out: Annotated[str, typer.Argument(help="The run folder, as for segment.")],
     weights: Annotated[str | None, typer.Option(help="Check these weights too.")] = None,
+    categories: Annotated[
+        str | None, typer.Option(help="COCO categories JSON of the weights' classes.")
+    ] = None,
     source_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="As for segment.")
     ] = None,
@@ -76,6 +79,7 @@ def doctor(
     if address is not None and address.startswith(("http://", "https://")):
         words = ["doctor", source, out, "--address", "auto"]
         words += ["--weights", weights] if weights else []
+        words += ["--categories", categories] if categories else []
         words += [f"--source-option={pair}" for pair in source_option or ()]
         words += [f"--out-option={pair}" for pair in out_option or ()]
         raise typer.Exit(_submit(address, [*words, *(["--json"] if json_output else [])]))
@@ -85,6 +89,7 @@ def doctor(
             "source": source,
             "out": out,
             "weights": weights,
+            "categories": categories,
             "source_options": options,
             "out_options": parse_options(out_option, "--out-option"),
         }

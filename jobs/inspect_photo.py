@@ -30,6 +30,9 @@ from pipeline.storage.storage import open_file
 def inspect(
     photo: Annotated[str, typer.Argument(metavar="PHOTO", help="A photo; any fsspec URL.")],
     weights: Annotated[str, typer.Option(help="r50, r50-dc5, r101, or a file or folder.")],
+    categories: Annotated[
+        str | None, typer.Option(help="COCO categories JSON of the weights' classes.")
+    ] = None,
     queries: Annotated[
         int, typer.Option(min=0, max=100, help="How many kept queries to follow, surest first.")
     ] = 8,
@@ -56,7 +59,13 @@ def inspect(
     """
     options = parse_options(source_option, "--source-option")
     image = read_image(photo, options)
-    model = ModelSpec("detr:load", weights, dtype, threshold, 1, device, options=options).load()
+    spec = ModelSpec(
+        *("detr:load", weights, dtype, threshold, 1, device),
+        options=options,
+        categories=categories,
+        categories_options=options,
+    )
+    model = spec.load()
     if not isinstance(model, Predictor):
         raise UserError("inspect looks into DETR; other models have no such stages")
     seen = inspect_image(model, image, queries)

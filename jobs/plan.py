@@ -72,7 +72,9 @@ def plan(
 def _listed(settings: RunConfig, reporter: ConsoleReporter) -> dict[str, Any]:
     """A run that isn't there yet: everything in the source."""
     with Staging() as staging:
-        images, size = stage_listing(staging, Source.of(settings), settings.limit, reporter.listed)
+        images, size = stage_listing(
+            staging, Source.of(settings), settings.limit, reporter.listed, reporter.note
+        )
     return {
         "images": images,
         "bytes": size,

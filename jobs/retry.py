@@ -27,6 +27,9 @@ def retry(
     weights: Annotated[
         str | None, typer.Option(help="Where the same weights are now, if they moved.")
     ] = None,
+    categories: Annotated[
+        str | None, typer.Option(help="Where the same --categories are now, if they moved.")
+    ] = None,
     max_error_rate: Annotated[float | None, typer.Option(help="As for segment.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="As for segment.")] = None,
     device: Annotated[str | None, typer.Option(help="As for segment.")] = None,
@@ -55,6 +58,7 @@ def retry(
     run = open_run(out, options)
     flags = {
         "weights": weights,
+        "categories": categories,
         "max_error_rate": max_error_rate,
         "batch_size": batch_size,
         "device": device,

@@ -27,7 +27,7 @@ from pipeline.cluster import ray_session
 from pipeline.errors import UserError
 from pipeline.run.lease import lease
 from pipeline.storage.storage import Storage
-from pipeline.train.dataset import PanopticDataset, hold_out, open_dataset
+from pipeline.train.dataset import LEFT, TURNED, PanopticDataset, hold_out, open_dataset
 from pipeline.train.init_weights import digest, start
 from pipeline.train.loop import WEIGHTS, Plan, Schedule, Task, read_checkpoint
 
@@ -53,6 +53,14 @@ def train(
     ] = None,
     val_images: Annotated[str | None, _option("As --images, of --val.", Data)] = None,
     val_masks: Annotated[str | None, _option("As --masks, of --val.", Data)] = None,
+    exif: Annotated[
+        bool,
+        typer.Option(
+            "--exif/--no-exif",
+            help="Turn photos by their EXIF tag where they fit their maps either way.",
+            rich_help_panel=Data,
+        ),
+    ] = True,
     hold: Annotated[
         int | None,
         typer.Option(
@@ -61,6 +69,10 @@ def train(
     ] = None,
     weights: Annotated[
         str | None, _option("Start from r50, r50-dc5, r101 or a file.", Recipe)
+    ] = None,
+    categories: Annotated[
+        str | None,
+        _option("COCO categories JSON of --weights' classes, if they carry none.", Recipe),
     ] = None,
     architecture: Annotated[
         str, _option("From scratch: small, r50, r50-dc5, r101, or a TOML file.", Recipe)
@@ -135,9 +147,11 @@ def train(
     )
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    training = open_dataset(dataset, images=images, masks=masks)
+    training = open_dataset(dataset, images=images, masks=masks, exif=exif)
     training, validation = _validation(training, val, val_images, val_masks, hold)
-    config, initial = start(weights, architecture, size, training.categories, phase)
+    config, initial = start(
+        weights, architecture, size, training.categories, phase, known=categories
+    )
     lr = (5e-4 if initial is None else 1e-4) if lr is None else lr
     if backbone_lr is None:
         backbone_lr = lr if initial is None else lr / 10
@@ -175,9 +189,11 @@ def train(
             f"{len(training.examples):,} images to learn from, {len(validation.examples):,} to "
             f"validate on, {len(training.categories)} classes; step {begun:,} of {steps:,}"
         )
-        if not begun:
-            training.check()
-            validation.check()
+        if not begun and (turns := training.check() + validation.check()):
+            console.print(
+                f"photos with an EXIF turn: {turns[TURNED]:,} turned upright as their maps "
+                f"are, {turns[LEFT]:,} left as stored"
+            )
         ray_session.connect(address, verbose=verbose)
         use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
         launch(
@@ -230,7 +246,10 @@ def _validation(
     if val is None:
         count = max(1, min(500, len(training.examples) // 10)) if hold is None else hold
         return hold_out(training, count)
-    return training, open_dataset(val, images=images, masks=masks, categories=training.categories)
+    validation = open_dataset(
+        val, images=images, masks=masks, categories=training.categories, exif=training.exif
+    )
+    return training, validation
 
 
 def _phase(phase: str) -> Phase:

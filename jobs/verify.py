@@ -32,6 +32,9 @@ def verify(
     weights: Annotated[
         str | None, typer.Option(help="Where the same weights are now, if they moved.")
     ] = None,
+    categories: Annotated[
+        str | None, typer.Option(help="Where the same --categories are now, if they moved.")
+    ] = None,
     source_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Storage option of the source; repeatable."),
@@ -56,7 +59,11 @@ def verify(
     if sample:
         given = parse_options(source_option, "--source-option")
         kept = run.info.config.get("source_options", {})
-        moved = {"weights": weights, "source_options": {**kept, **given}}
+        moved = {
+            "weights": weights,
+            "categories": categories,
+            "source_options": {**kept, **given},
+        }
         facts["sample"] = _recompute(run, moved, sample, result.snapshot, seed)
         facts["holds"] &= (
             not facts["sample"]["other"] and facts["sample"]["mean_difference"] <= max_difference

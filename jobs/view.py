@@ -57,6 +57,9 @@ def view(
     weights: Annotated[
         str | None, typer.Option(help="For a photo: r50, r50-dc5, r101, or a file or folder.")
     ] = None,
+    categories: Annotated[
+        str | None, typer.Option(help="COCO categories JSON of the weights' classes.")
+    ] = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -122,7 +125,12 @@ def view(
             "run to show: panoptic view OUT FILE_NAME, or --random 20"
         )
     else:
-        spec = ModelSpec(model, weights, "auto", threshold, 1, device, options=options)
+        spec = ModelSpec(
+            *(model, weights, "auto", threshold, 1, device),
+            options=options,
+            categories=categories,
+            categories_options=options,
+        )
         views = {target: view_photo(target, spec, options)}
         photos = normalize(target).rpartition("/")[0]
     drawn = {name: seen.overlay(opacity=opacity, labels=labels) for name, seen in views.items()}

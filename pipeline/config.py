@@ -22,17 +22,20 @@ from pipeline.secrets import refuse_secrets, texts
 from pipeline.sharding import IMAGES_PER_SHARD
 
 IMAGE_SUFFIXES: Final = (
-    *("jpg", "jpeg", "png", "webp", "bmp", "gif"),
-    *("tif", "tiff", "avif", "heic", "jp2"),
+    *("jpg", "jpeg", "jpe", "jfif", "jfi", "jif", "pjpeg", "pjp", "mpo"),
+    *("png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff"),
+    *("avif", "avifs", "heic", "heif", "hif", "jp2", "j2k", "j2c", "jpc", "jpx", "jpf"),
+    *("ppm", "pgm", "pbm", "pnm"),
 )
 RESULT_FIELDS: Final = (
-    *("model", "threshold", "size_quantum", "dtype", "compile"),
+    *("model", "categories", "threshold", "size_quantum", "dtype", "compile"),
     *("decode", "exif", "max_pixels", "output_size"),
 )
 SOURCE_FIELDS: Final = (
     "source",
     "include",
     "exclude",
+    "any_suffix",
     "image_root",
     "uri_column",
     "name_column",
@@ -56,6 +59,9 @@ class RunConfig(BaseModel):
         "detr:load", pattern=r"^[\w.]+:\w+$", description="Any panoptic model: package.module:load."
     )
 
+    categories: str | None = Field(
+        None, description="COCO categories JSON of the weights' classes, where they carry none."
+    )
     threshold: float = Field(0.85, ge=0, lt=1, description="Least class probability of a segment.")
     size_quantum: int | None = Field(
         None,
@@ -82,6 +88,9 @@ class RunConfig(BaseModel):
 
     include: tuple[str, ...] = Field((), description="Only paths like this glob; repeatable.")
     exclude: tuple[str, ...] = Field((), description="No paths like this glob; repeatable.")
+    any_suffix: bool = Field(
+        False, description="Take files of any suffix, or none; the first bytes decide."
+    )
     image_root: str | None = Field(None, description="Folder of a COCO JSON's or a list's images.")
     uri_column: str | None = Field(None, description="Column of a list that holds the images.")
     name_column: str | None = Field(None, description="Column of unique names; default the URI.")
@@ -169,7 +178,7 @@ def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -
     values: dict[str, Any] = {}
     if toml is not None:
         try:
-            values = tomllib.loads(Path(toml).read_text())
+            values = tomllib.loads(Path(toml).read_text("utf-8-sig"))
         except FileNotFoundError:
             raise UserError(f"--config {toml}: no such file") from None
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -18,7 +18,10 @@ TRANSIENT_CODES: Final = frozenset(
     {"not_found", "forbidden", "timeout", "unavailable", "changed", "archived", "out_of_memory"}
 )
 PERMANENT_CODES: Final = frozenset(
-    {"empty", "truncated", "corrupt", "not_an_image", "unsupported", "too_large", "too_thin"}
+    {
+        *("empty", "truncated", "corrupt", "not_an_image", "unsupported"),
+        *("too_large", "too_thin", "too_slow"),
+    }
 )
 ERROR_CODES: Final = TRANSIENT_CODES | PERMANENT_CODES
 
@@ -60,6 +63,9 @@ SHARD_SCHEMA: Final = pa.schema(
         pa.field("generation", pa.int32(), nullable=False),
     ]
 )
+
+# What rows carry beside these on their way from the fetch to the sink, and in the SQL views.
+INTERNAL_COLUMNS: Final = ("data", "shard", "generation", "segments", "file_row_number")
 
 # Rows that leave the snapshot a generation is made from: where they were computed, and why they go.
 DROPPED_SCHEMA: Final = pa.schema(

@@ -14,14 +14,21 @@ scaled instead of clipped to white, and a photo's orientation tag is followed.
 torchvision's decoder dies with a segmentation fault on a PNG with one flipped byte and turbojpeg
 returns the top of a truncated file with a warning: both were rejected. Damage in the middle of a
 JPEG is invisible to every decoder; the fetch compares sizes and checksums for that.
+
+PIL is strict about things that are no pixels, too: such a file is read without them (`bare`). The
+time that a file may take is bounded as its pixels are (`heavy`).
 """
 
 from __future__ import annotations
 
 import io
+import json
+import re
 import struct
+import sys
 import zlib
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +46,15 @@ from PIL import (  # imported for what they register
     WebPImagePlugin,  # noqa: F401
 )
 
+from detr.inference.bare import MOST_PARTS, bare, header_is_endless, jpeg_parts, with_end
 from detr.inference.formats import is_cut_short, known_format
+from detr.inference.heavy import (
+    SECONDS,
+    TooSlowError,
+    decode_in_process,
+    heavy_work,
+    start_alarm,
+)
 
 # Twice PIL's own warning level, where PIL refuses: 0.5 GB as RGB.
 MAX_PIXELS: Final = 178_956_970
@@ -76,10 +91,19 @@ _DAMAGE: Final = (
 )
 
 
+# What PIL says of whole files for which it has no code: it says so with errors of any type.
+_NO_CODE: Final = re.compile(
+    r"unsupported|not (yet )?supported|not available|cannot handle \d+-(bit|layer)|"
+    r"unknown (pixel mode|data organization)|samples per pixel|unable to determine J2K image mode",
+    re.IGNORECASE,
+)
+
+
 class ImageError(Exception):
     """Why the bytes of one file give no picture.
 
-    `code` is one of empty, truncated, corrupt, not_an_image, unsupported, too_large, too_thin.
+    `code` is one of empty, truncated, corrupt, not_an_image, unsupported, too_large, too_thin,
+    too_slow.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -106,23 +130,107 @@ def decode(
     Raises ImageError. Safe in threads; PIL releases the interpreter while it decodes. TIFF's own
     orientation tag is part of the format and always followed.
     """
-    image = _open(data, max_pixels)
+    image, file = _open(data, max_pixels)
+    name = image.format or ""
+    if (why := heavy_work(file, name, image.mode, image.width * image.height)) is not None:
+        settings = {"max_pixels": max_pixels, "exif": exif, "at_least": at_least}
+        return _elsewhere(data, settings, why)
+    return _decode(image, file, exif=exif, at_least=at_least)
+
+
+def _decode(
+    image: ImageFile.ImageFile, data: bytes, *, exif: bool, at_least: tuple[int, int] | None
+) -> NDArray[np.uint8]:
     if image.format == "PNG":
         _check_png(data)
     orientation = _orientation(image) if exif else 1
+    size = None
     if at_least is not None:  # of the upright picture
         height, width = at_least if orientation < 5 else at_least[::-1]
-        image.draft(None, (width, height))
-    try:
-        image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError("too_large", str(error)) from error
-    except _DAMAGE as error:
-        raise _damaged(data, image.format or "", error) from error
-    rgb = _to_rgb(image)
+        size = (width, height)
+    rgb = _to_rgb(_loaded(image, data, size))
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
     return np.array(rgb)
+
+
+def _loaded(
+    image: ImageFile.ImageFile, data: bytes, size: tuple[int, int] | None
+) -> ImageFile.ImageFile:
+    """The image with its pixels; without its extras if PIL gives none with them."""
+    name = image.format or ""
+
+    def load(opened: ImageFile.ImageFile) -> ImageFile.ImageFile:
+        if size is not None:
+            opened.draft(None, size)
+        opened.load()
+        return opened
+
+    try:
+        return load(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("too_large", str(error)) from error
+    except _DAMAGE as error:
+        for copy in _mended(data, name):
+            try:
+                return load(_factory(name)(io.BytesIO(copy), ""))
+            except _DAMAGE:
+                pass
+        raise _damaged(data, name, error) from error
+
+
+def _mended(data: bytes, name: str) -> list[bytes]:
+    """Copies of a file that PIL doesn't load, of which it may load one: with the same pixels."""
+    if name == "PNG":
+        copy = bare(data, name, _accepts(name))
+        return [] if copy is None else [copy]
+    if name == "JPEG" and (ended := with_end(data)) is not None and _all_there(ended):
+        return [ended[0]]
+    return []
+
+
+def _all_there(copies: list[bytes]) -> bool:
+    """Whether JPEGs that differ in what follows their last block show the same."""
+    pixels = []
+    for copy in copies:
+        image = _factory("JPEG")(io.BytesIO(copy), "")
+        try:
+            image.load()
+        except _DAMAGE:
+            return False
+        pixels.append(image.tobytes())
+        if pixels[-1] != pixels[0]:
+            return False
+    return True
+
+
+def decode_for_another() -> None:
+    """The other side of `heavy.decode_in_process`: a file on stdin, its pixels on stdout."""
+    settings: dict[str, Any] = json.loads(sys.argv[1])
+    data = sys.stdin.buffer.read()
+    start_alarm()
+    out = sys.stdout.buffer
+    try:
+        image, file = _open(data, settings["max_pixels"])
+        least = settings["at_least"]
+        pixels = _decode(
+            image, file, exif=settings["exif"], at_least=tuple(least) if least else None
+        )
+    except ImageError as error:
+        out.write(json.dumps({"code": error.code, "message": error.message}).encode() + b"\n")
+        return
+    out.write(json.dumps({"shape": pixels.shape}).encode() + b"\n")
+    out.write(pixels.tobytes())
+
+
+def _elsewhere(data: bytes, settings: dict[str, Any], why: str) -> NDArray[np.uint8]:
+    try:
+        answer = decode_in_process(data, settings)
+    except TooSlowError:
+        raise ImageError("too_slow", f"{why} were not decoded in {SECONDS} seconds") from None
+    if isinstance(answer, dict):
+        raise ImageError(**answer)
+    return answer
 
 
 def header_size(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> tuple[int, int]:
@@ -131,20 +239,28 @@ def header_size(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True)
     Raises the ImageErrors that the header shows: empty, not_an_image, unsupported, too_large, and
     truncated or corrupt if the header itself is damaged.
     """
-    image = _open(data, max_pixels)
+    image, _ = _open(data, max_pixels)
     width, height = image.size
     turned = exif and _orientation(image) >= 5
     return (width, height) if turned else (height, width)
 
 
+def stored_orientation(data: bytes, *, max_pixels: int = MAX_PIXELS) -> int:
+    """The orientation tag (1..8) that `decode` follows; 1 without one. Raises ImageError."""
+    return _orientation(_open(data, max_pixels)[0])
+
+
 def plain_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> int | None:
     """The orientation (1..8) of a JPEG that any decoder reads as PIL does; None of another file.
 
-    Another file is: no JPEG, cut short, or of colours other than grey and YCbCr.
+    Another file is: no JPEG, cut short, of colours other than grey and YCbCr, too much work, or one
+    that PIL reads only in part.
     """
     try:
-        image = _open(data, max_pixels)
+        image, file = _open(data, max_pixels)
     except ImageError:
+        return None
+    if file is not data or heavy_work(data, "JPEG", image.mode, image.width * image.height):
         return None
     if image.format != "JPEG" or image.mode not in ("L", "RGB") or is_cut_short(data, "JPEG"):
         return None
@@ -164,17 +280,21 @@ def _stores_rgb(image: ImageFile.ImageFile) -> bool:
     return names == [ord(letter) for letter in "RGB"]
 
 
-def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
-    """Parse the header and judge the size."""
+def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, bytes]:
+    """Parse the header and judge the size; the file that was parsed is `data`, or a bare copy."""
     if not data:
         raise ImageError("empty", "the file has 0 bytes")
     failure: ImageError | None = None
     for name in _FORMATS:
-        factory, accept = Image.OPEN[name]
-        if accept is None or accept(bytes(data[:16])) is not True:
-            continue  # a string says that this build of PIL has no decoder: unsupported below
+        if not _begins_as(data, name):
+            continue
+        file = data
+        if header_is_endless(data, name):
+            file = bare(data, name, lambda _: False) or data
+            if header_is_endless(file, name):
+                raise ImageError("too_slow", f"the {name}'s header has over {MOST_PARTS} parts")
         try:
-            image = factory(io.BytesIO(data), "")
+            image, file = _read_header(file, name)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise ImageError("too_large", str(error)) from error
         except _DAMAGE as error:
@@ -185,25 +305,80 @@ def _open(data: bytes, max_pixels: int) -> ImageFile.ImageFile:
             raise ImageError(
                 "too_large", f"{width} x {height} pixels are more than the limit of {max_pixels}"
             )
-        return image
+        return image, file
     if failure is not None:
         raise failure
-    if (name := known_format(data)) is not None:
-        raise ImageError("unsupported", f"{name} files can't be read")
+    if (known := known_format(data)) is not None:
+        raise ImageError("unsupported", f"{known} files can't be read")
     raise ImageError("not_an_image", f"no image format begins with {bytes(data[:12])!r}")
 
 
+def begins_as_picture(data: bytes) -> bool:
+    """Whether the first bytes are those of a picture, of a format that is read here or not."""
+    return any(_begins_as(data, name) for name in _FORMATS) or known_format(data) is not None
+
+
+def _begins_as(data: bytes, name: str) -> bool:
+    accept = Image.OPEN[name][1]
+    # A string says that this build of PIL has no decoder: unsupported.
+    return accept is not None and accept(bytes(data[:16])) is True
+
+
+def _factory(name: str) -> Callable[[io.BytesIO, str], ImageFile.ImageFile]:
+    return Image.OPEN[name][0]
+
+
+def _read_header(data: bytes, name: str) -> tuple[ImageFile.ImageFile, bytes]:
+    """The image and the file that it is read from; raises what PIL raises for `data`."""
+    try:
+        return _factory(name)(io.BytesIO(data), ""), data
+    except _DAMAGE:
+        copy = bare(data, name, _accepts(name))
+        if copy is None or not _accepts(name)(copy):
+            raise
+        return _factory(name)(io.BytesIO(copy), ""), copy
+
+
+def _accepts(name: str) -> Callable[[bytes], bool]:
+    def accepts(file: bytes) -> bool:
+        try:
+            _factory(name)(io.BytesIO(file), "")
+        except _DAMAGE:
+            return False
+        return True
+
+    return accepts
+
+
 def _damaged(data: bytes, name: str, error: BaseException) -> ImageError:
-    if isinstance(error, NotImplementedError):
+    if isinstance(error, NotImplementedError) or _NO_CODE.search(str(error)):
         return ImageError("unsupported", f"{name}: {error}")
+    if name == "TIFF" and isinstance(error.__cause__, KeyError):  # of its table of compressions
+        return ImageError("unsupported", f"TIFF: unknown compression {error}")
+    if name == "PNG" and data[12:16] == b"CgBI":
+        return ImageError("unsupported", "PNG of Apple's own kind (CgBI)")
     if is_cut_short(data, name) or "truncated" in str(error).lower():
         return ImageError("truncated", f"the {name} ends before its picture does: {error}")
+    if name == "JPEG" and (process := _rare_process(data)) is not None:
+        return ImageError("unsupported", f"JPEG of process SOF{process}: {error}")
     return ImageError("corrupt", f"damaged {name}: {error}")
+
+
+def _rare_process(data: bytes) -> int | None:
+    """The number of a JPEG's frame header if that is neither sequential nor progressive Huffman."""
+    frames = [
+        part.kind[0] - 0xC0
+        for part in jpeg_parts(data, MOST_PARTS)
+        if 0xC3 <= part.kind[0] <= 0xCF and part.kind[0] not in (0xC4, 0xC8, 0xCC)
+    ]
+    return frames[0] if frames else None
 
 
 def _check_png(data: bytes) -> None:
     """Compare the checksums of a PNG's critical chunks, which PIL skips for the pixels."""
     view = memoryview(data)
+    if data[25] == 3 and b"PLTE" not in data:  # PIL would show black
+        raise ImageError("corrupt", "damaged PNG: it has no palette")
     start = 8
     while start + 12 <= len(view):
         length = int.from_bytes(view[start : start + 4], "big")

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from detr.categories import COCO_PANOPTIC, Categories
 from detr.config import RECIPES, DetrConfig, ModelError
 from detr.models.detr import DetrPanoptic
+from detr.weights.hf_labels import COCO_CLASSES, own_labels, read_json
 from detr.weights.hf_names import is_hugging_face, to_official
 from detr.weights.infer_config import infer_config
 
@@ -98,12 +99,14 @@ def open_checkpoint(
             shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
         config, own = infer_config(path.name, shapes), None
         config = RECIPES[recipe].config if recipe else replace(config, dilation=dilation)
+        if kind == "hugging face" and recipe is None:
+            own = own_labels(path.parent, config.num_classes)
     _check_shapes(path, config, shapes)
-    labels = categories or own or (COCO_PANOPTIC if config.num_classes == 250 else None)
+    labels = categories or own or (COCO_PANOPTIC if config.num_classes == COCO_CLASSES else None)
     if labels is None:
         raise ModelError(
-            f"{path.name} has {config.num_classes} classes and no label set: "
-            "pass the categories (a COCO categories list)"
+            f"{path.name} has {config.num_classes} classes and no label set: give it with "
+            "--categories FILE, a COCO categories JSON (in Python: categories=)"
         )
     labels.class_ids(config.num_classes)
     return Checkpoint(path, config, labels, sha256, kind, loaded)
@@ -142,10 +145,9 @@ def _locate(path: Path) -> tuple[Path, dict[str, Any]]:
         raise ModelError(f"the folder {path} holds neither {' nor '.join(_HF_FILES)}")
     config = path / "config.json"
     try:
-        values = json.loads(config.read_text()) if config.is_file() else {}
+        return files[0], read_json(config)
     except ValueError:
         raise ModelError(f"{config} is not JSON") from None
-    return files[0], values if isinstance(values, dict) else {}
 
 
 def _is_dilated(hf_config: dict[str, Any]) -> bool:

@@ -13,16 +13,22 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any, Final
 
 import ray
 from ray._private import worker as ray_worker
 
-from pipeline.errors import TryAgainError
+from pipeline.errors import TryAgainError, UserError
+from pipeline.scratch import temporary_folder
 
 STARTS: Final = 3
 SLOW_START: Final = "timed out during startup"
 IDLE_MILLISECONDS: Final = 300_000
+# What a socket's path may hold, and what Ray adds to its folder: a session's and a socket's name.
+SOCKET_BYTES: Final = 107
+RAY_BYTES: Final = len("/session_2026-11-27_13-00-00_123456_4194304/sockets/plasma_store.123")
+PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
 def connect(address: str | None, *, verbose: bool = False) -> None:
@@ -86,6 +92,9 @@ def start_here(**settings: Any) -> None:
     more workers than CPUs, and the next unit's fetch or write would pay two seconds of imports.
     """
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_MILLISECONDS))
+    _reach_this_machine_without_proxy()
+    if (folder := short_folder()) is not None:
+        settings = {**settings, "_temp_dir": folder}
     for left in reversed(range(STARTS)):
         try:
             ray.init(address="local", include_dashboard=False, **settings)
@@ -99,6 +108,39 @@ def start_here(**settings: Any) -> None:
                     "Ray did not start on this machine, most likely because it is too busy: run "
                     "the same command again"
                 ) from error
+
+
+def short_folder() -> str | None:
+    """A folder for Ray in which sockets' paths are short enough; None where Ray's own will do.
+
+    Schedulers and macOS set long temporary folders. Raises UserError if there is no shorter one.
+    """
+    wanted = os.environ.get("RAY_TMPDIR") or temporary_folder()
+    if len(os.fsencode(wanted)) + len("/ray") + RAY_BYTES <= SOCKET_BYTES:
+        return None
+    for place in ("/tmp", "/var/tmp", "/dev/shm"):
+        folder = Path(place, f"ray-{os.getuid()}")
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError:
+            continue
+        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+            return str(folder)
+    raise UserError(
+        f"the temporary folder {wanted} is too long for Ray, whose sockets may have paths of "
+        f"{SOCKET_BYTES} bytes: set RAY_TMPDIR to a shorter one"
+    )
+
+
+def _reach_this_machine_without_proxy() -> None:
+    """Ray's processes talk to each other by this machine's address: no proxy leads there."""
+    names = {name.lower() for name in os.environ}
+    if names.isdisjoint(PROXIES):
+        return
+    own = ["localhost", "127.0.0.1", "::1", ray.util.get_node_ip_address()]
+    for name in ("no_proxy", "NO_PROXY"):
+        there = [each for each in os.environ.get(name, "").split(",") if each.strip()]
+        os.environ[name] = ",".join(dict.fromkeys([*there, *own]))
 
 
 def _keep_stdout_for_results() -> None:

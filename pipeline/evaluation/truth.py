@@ -36,6 +36,7 @@ from pipeline.planning.manifest import stage_manifest
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.run import Run
 from pipeline.storage.entry import Entry, as_user_error
+from pipeline.storage.objects import place_of, read_named
 from pipeline.storage.storage import Storage
 
 VERSION: Final = 2
@@ -286,10 +287,11 @@ def write_part(table: pa.Table, target: Storage, folder: str, path: str) -> Part
 
 def convert_row(row: dict[str, Any], masks: Storage, *, truth: bool = True) -> dict[str, Any]:
     """The row of one annotation; a PNG that is missing or unreadable is a problem in it."""
+    where = place_of(masks.url, row["png"])
     try:
-        data = masks.read(row["png"])
+        data = read_named(masks, row["png"])
     except FileNotFoundError:
-        return problem_row(row, f"{masks.join(row['png'])} is missing")
+        return problem_row(row, f"{where} is missing")
     except OSError as error:
-        raise as_user_error(error, f"can't read {masks.join(row['png'])}") from error
+        raise as_user_error(error, f"can't read {where}") from error
     return row_of(row, data, truth=truth)

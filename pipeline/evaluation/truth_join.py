@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from detr.categories import Categories
 from pipeline.errors import UserError
 from pipeline.planning.coco_panoptic import CocoFile, categories_of, panoptic
-from pipeline.planning.scratch_db import Staging
+from pipeline.planning.scratch_db import Staging, parquet
 
 STAGED_ROWS: Final = 2_000
 _SEGMENTS: Final = [
@@ -96,8 +96,7 @@ def _stage(staging: Staging, file: CocoFile, *, truth: bool, prefix: str) -> lis
         # Of repeated ids the last wins, as in panopticapi's dicts.
         staging.connection.execute(
             f"create table {prefix}{kind}s as select * exclude file_row_number "
-            f"from read_parquet('{paths[kind]}', file_row_number = true, "
-            "hive_partitioning = false) "
+            f"from {parquet(paths[kind], numbered=True)} "
             "qualify row_number() over (partition by image_id order by file_row_number desc) = 1"
         )
     return listed
@@ -113,7 +112,7 @@ def resolve(staging: Staging, truth_url: str) -> None:
     connection = staging.connection
     connection.execute(
         "create table exact as select image_id, name, file_name, hash from truth "
-        "join manifest on name = file_name"
+        "join (select hash, file_name from manifest) on name = file_name"
     )
     connection.execute(
         "create table tails as "

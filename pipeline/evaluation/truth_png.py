@@ -19,8 +19,9 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from detr.inference.decode import ImageError, decode
 from pipeline.panoptic import rle
 
 TRUTH_SCHEMA: Final = pa.schema(
@@ -59,17 +60,13 @@ def read_png(data: bytes) -> NDArray[np.uint32]:
             f"it is a {depth}-bit {kind} PNG, panoptic ids need 8-bit RGB (R + 256 G + 65536 B)"
         )
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > PIXELS:
-                raise MaskError(f"{image.width} x {image.height} is too large for a map")
-            raw = image.convert("RGB").tobytes("raw", "RGBX")
-            size = (image.height, image.width)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        pixels = decode(data, max_pixels=PIXELS, exif=False)
+    except ImageError as error:
         raise MaskError(f"it is a broken PNG: {error}") from error
-    except Image.DecompressionBombError as error:
-        raise MaskError(str(error)) from error
     # Four bytes a pixel, the last one padding: the id, little-endian, in its low 24 bits.
-    return (np.frombuffer(raw, dtype="<u4") & np.uint32(0xFFFFFF)).reshape(size)
+    padded = np.zeros((*pixels.shape[:2], 4), np.uint8)
+    padded[..., :3] = pixels
+    return padded.view("<u4")[..., 0]
 
 
 def write_png(segment_map: NDArray[Any]) -> bytes:

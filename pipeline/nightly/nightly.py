@@ -150,7 +150,7 @@ class _Night:
         config = self.config
         with Staging() as staging:
             images, size = stage_listing(
-                staging, self._source(), config.limit, self.reporter.listed
+                staging, self._source(run), config.limit, self.reporter.listed, self.reporter.note
             )
             if self.live is not None:
                 refuse_short(images, self.live, config)
@@ -163,7 +163,8 @@ class _Night:
                 self._brake(None)
             storage = self.nights.run_storage(self.name)
             run = run or create_run(
-                storage, describe_run(self.settings, self.description, self.device)
+                storage,
+                describe_run(self.settings, self.description, self.device, self._suffixes()),
             )
             say_withheld(run, self.reporter)
             plan_first(run, staging, images, size, config.images_per_shard)
@@ -176,7 +177,7 @@ class _Night:
         free = config.allow_full or self.live is None or not self.same_weights
         generation = plan_refresh(
             run,
-            self._source(),
+            self._source(run),
             config.limit,
             images_per_shard=config.images_per_shard,
             brakes=Brakes(
@@ -186,6 +187,7 @@ class _Night:
                 retries=config.retries,
             ),
             progress=self.reporter.listed,
+            note=self.reporter.note,
         )
         if generation is None:
             return False
@@ -299,9 +301,16 @@ class _Night:
             and self.live.number == edition.number
         )
 
-    def _source(self) -> Source:
-        """The source; images are not looked for in the folder of nights if it lies inside."""
-        return dataclasses.replace(Source.of(self.settings), output_url=normalize(self.config.out))
+    def _source(self, run: Run | None) -> Source:
+        """The source, listed as the run was, or as the live one before it; images are not looked
+        for in the folder of nights if it lies inside."""
+        before = run or (self.live.run if self.live else None)
+        source = Source.of(self.settings, before.info.source if before else None)
+        return dataclasses.replace(source, output_url=normalize(self.config.out))
+
+    def _suffixes(self) -> tuple[str, ...]:
+        """Those that a new run is listed by."""
+        return self._source(None).photos.suffixes
 
     def _refuse_withdrawn(self) -> None:
         pointer = self.nights.pointer() or {}

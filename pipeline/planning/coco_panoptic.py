@@ -1,4 +1,12 @@
-"""A COCO panoptic JSON, read as a stream: the file of a million images is never whole in memory.
+"""A COCO JSON, read as a stream: the file of a million images is never whole in memory.
+
+`segment`, `evaluate` and `train` all read through this file, so that one set of rules holds: what
+counts as a number, which keys must be there, and that of repeated ids the last wins, as in
+panopticapi's dicts. (What a name means is `place_of` of `storage.objects`.) What is missing or of
+the wrong kind is one sentence with its place in the file. A value is taken in another form than
+COCO's only where it can mean one thing alone and the reference takes it, too: an id as 1.0. A size,
+which decides no score, may also be text. `iscrowd` is a crowd's
+where panopticapi's own test says so: where it equals 1.
 
 `json.load` of a 1 GB file takes 8 GB. A COCO file is one object of a few long lists, so each list
 is cut into its elements as they come, each parsed by the standard decoder; what is larger than an
@@ -13,7 +21,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from detr.categories import Categories
+from detr.categories import Categories, as_flag, as_int
 from detr.config import ModelError
 from pipeline.errors import UserError
 from pipeline.storage.entry import as_user_error
@@ -43,10 +51,33 @@ class CocoFile:
         try:
             with storage.open(name) as file:
                 text = _Text(file, digest)
-                yield from _items(text)
-                text.finish()
-        except (UnicodeDecodeError, json.JSONDecodeError, _MalformedError) as error:
-            raise UserError(f"{self.url} is not a COCO JSON: {error}") from error
+                try:
+                    yield from _items(text)
+                    text.finish()
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"{self.url} is not a COCO JSON: it is not UTF-8 from line {text.line} on "
+                        f"({error.reason}): save it as UTF-8"
+                    ) from error
+                except json.JSONDecodeError as error:
+                    raise UserError(
+                        f"{self.url} is not a COCO JSON: {error.msg}, line "
+                        f"{text.line_at(error.pos)}"
+                    ) from error
+                except (_MalformedError, RecursionError, ValueError) as error:
+                    if isinstance(error, UserError):
+                        raise
+                    reason = (
+                        "it is nested too deeply" if isinstance(error, RecursionError) else error
+                    )
+                    raise UserError(
+                        f"{self.url} is not a COCO JSON: {reason}, line "
+                        f"{text.line_at(text.position)}"
+                    ) from error
+        except FileNotFoundError as error:
+            raise UserError(f"can't read {self.url}: there is no such file") from error
+        except IsADirectoryError as error:
+            raise UserError(f"{self.url} is a folder, not a COCO JSON") from error
         except OSError as error:
             raise as_user_error(error, f"can't read {self.url}") from error
         self.sha256 = digest.hexdigest()
@@ -66,13 +97,19 @@ class _Text:
         self.text = ""
         self.position = 0
         self.ended = False
+        self.line = 1  # of the text's first character
+
+    def line_at(self, position: int) -> int:
+        return self.line + self.text.count("\n", 0, position)
 
     def more(self) -> None:
         data = self._file.read(max(CHUNK, len(self.text)))  # doubles while one element won't end
         self._digest.update(data)
         self.ended = not data
-        self.text = self.text[self.position :] + self._decoder.decode(data, final=self.ended)
+        self.line += self.text.count("\n", 0, self.position)
+        self.text = self.text[self.position :]
         self.position = 0
+        self.text += self._decoder.decode(data, final=self.ended)
 
     def finish(self) -> None:
         """Read to the end. Raises _MalformedError if anything but space follows."""
@@ -145,7 +182,8 @@ def panoptic(
 ) -> Iterator[tuple[str, dict[str, Any] | list[dict[str, Any]]]]:
     """("image", row) and ("annotation", row) as they come, checked; last ("categories", list).
 
-    An image row: image_id (as text), name. An annotation row: image_id, png, and of its segments
+    An image row: image_id (as text), name, and id, height and width as they stand there, for
+    `size_of`. An annotation row: image_id, png, and of its segments
     segment_id, category_id, iscrowd, area (None where the file has none), in the file's order; of
     repeated segment ids the last wins, in the place of the first, as in panopticapi's dicts.
     Raises UserError naming image and segment for what is missing or of the wrong kind.
@@ -153,9 +191,17 @@ def panoptic(
     categories: list[dict[str, Any]] = []
     for key, item in file.items():
         if key == "categories":
+            # A list gives its elements; an object that stands where the list belongs, itself.
+            if not isinstance(item, dict) or "id" not in item:
+                raise UserError(
+                    f"{file.url}: categories must be a list of objects with id and name, found "
+                    f"{_shown(item)}"
+                )
             categories.append(item)
         elif key == "images":
-            yield "image", {"image_id": _id_of(item, "id", file), "name": _name_of(item, file)}
+            image_id = id_of(item, "id", file, "images")
+            size = {key: item.get(key) for key in ("id", "height", "width")}
+            yield "image", {"image_id": image_id, "name": file_name_of(item, file), **size}
         elif key == "annotations":
             yield "annotation", _annotation(item, file, truth=truth)
     yield "categories", categories
@@ -170,58 +216,133 @@ def categories_of(listed: list[dict[str, Any]], file: CocoFile) -> Categories:
 
 
 def _annotation(item: Any, file: CocoFile, *, truth: bool) -> dict[str, Any]:
-    image_id = _id_of(item, "image_id", file)
-    listed = item.get("segments_info")
-    if not isinstance(listed, list) or not isinstance(item.get("file_name"), str):
+    image_id = id_of(item, "image_id", file, "annotations")
+    listed, png = item.get("segments_info"), item.get("file_name")
+    if not isinstance(listed, list) or not isinstance(png, str) or not png:
+        lacking = "file_name" if isinstance(listed, list) else "segments_info"
         raise UserError(
             f"{file.url}: the annotation of image {image_id} must have file_name and "
-            "segments_info: is this a panoptic JSON?"
+            f"segments_info (its {lacking} is {_shown(item.get(lacking))}): is this a panoptic "
+            "JSON?"
         )
     segments: dict[int, dict[str, Any]] = {}
     for segment in listed:
-        number, category = segment.get("id"), segment.get("category_id")
-        where = f"{file.url}: segment {number!r} of image {image_id}"
-        if not _is_int(number) or not 0 <= number <= MAX_ID:
-            raise UserError(f"{where} must have an id in 0..{MAX_ID}, as its PNG's colours do")
-        if not _is_int(category):
-            raise UserError(f"{where} has no category_id")
+        if not isinstance(segment, dict):
+            raise UserError(
+                f"{file.url}: a segment of image {image_id} is no object but {_shown(segment)}"
+            )
+        number, category = (as_int(segment.get(key)) for key in ("id", "category_id"))
+        where = f"{file.url}: segment {_shown(segment.get('id'))} of image {image_id}"
+        if number is None or not 0 <= number <= MAX_ID:
+            raise UserError(
+                f"{where} must have an id that is a whole number in 0..{MAX_ID}, as its PNG's "
+                "colours do"
+            )
+        if category is None or not 0 <= category < 2**31:
+            if segment.get("category_id") is None:
+                raise UserError(f"{where} has no category_id")
+            raise UserError(
+                f"{where} has the category_id {_shown(segment['category_id'])}, which is no whole "
+                "number of a category"
+            )
         if truth and number == 0:
             raise UserError(f"{where}: id 0 is void in ground truth, give the segment another id")
-        segments[number] = segment
-    areas = [s.get("area") for s in segments.values()]
+        segments[number] = {
+            "category_id": category,
+            "iscrowd": _is_crowd(segment, where),
+            "area": as_int(segment.get("area")),
+        }
+    values = segments.values()
     return {
         "image_id": image_id,
-        "png": item["file_name"],
+        "png": png,
         "segment_id": list(segments),
-        "category_id": [s["category_id"] for s in segments.values()],
-        "iscrowd": [bool(s.get("iscrowd", 0)) for s in segments.values()],
-        "area": [a if _is_int(a) else None for a in areas],
+        "category_id": [segment["category_id"] for segment in values],
+        "iscrowd": [segment["iscrowd"] for segment in values],
+        "area": [segment["area"] for segment in values],
     }
 
 
-def _id_of(item: Any, field: str, file: CocoFile) -> str:
-    value = item.get(field) if isinstance(item, dict) else None
-    if not _is_int(value) and not isinstance(value, str):
-        raise UserError(f"{file.url}: an entry has no {field}: {str(item)[:80]}")
-    return str(value)
+def _is_crowd(segment: Mapping[str, Any], where: str) -> bool:
+    value = segment.get("iscrowd")
+    flag = False if value is None else as_flag(value)
+    if flag is None:
+        raise UserError(f"{where} has iscrowd {_shown(value)}: it must be the number 0 or 1")
+    return flag
 
 
-def _name_of(item: dict[str, Any], file: CocoFile) -> str:
+def id_of(item: Any, field: str, file: CocoFile, key: str) -> str:
+    """An image's id as text, the same for 7, 7.0 and "7", another for "07". Raises UserError."""
+    if not isinstance(item, dict):
+        raise UserError(f"{file.url}: {key} must be a list of objects, found {_shown(item)}")
+    value = item.get(field)
+    if (number := as_int(value)) is not None:
+        return str(number)
+    if isinstance(value, str) and value:
+        return value
+    if value is None:
+        raise UserError(f"{file.url}: an entry of {key} has no {field}: {_shown(item)}")
+    raise UserError(
+        f"{file.url}: the {field} {_shown(value)} of an entry of {key} is neither a whole number "
+        "nor a name"
+    )
+
+
+def file_name_of(item: Any, file: CocoFile) -> str:
+    """An image's file_name. Raises UserError without one."""
+    if not isinstance(item, dict):
+        raise UserError(f"{file.url}: images must be a list of objects, found {_shown(item)}")
     name = item.get("file_name")
     if not isinstance(name, str) or not name:
-        raise UserError(f"{file.url}: image {item.get('id')} has no file_name")
+        raise UserError(
+            f"{file.url}: image {_shown(item.get('id'))} has no file_name (an entry of `images` "
+            f"must have one), found {_shown(name)}"
+        )
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{file.url}: the file_name {name!r} of image {_shown(item.get('id'))} is no text: it "
+            "holds half a character"
+        ) from None
     return name
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def size_of(item: Mapping[str, Any], file: CocoFile) -> tuple[int, int] | None:
+    """(height, width) of an image's entry; None where it has neither. Raises UserError."""
+    stated = [item.get(key) for key in ("height", "width")]
+    if all(value is None for value in stated):
+        return None
+    sizes = [_as_size(value) for value in stated]
+    for key, value, size in zip(("height", "width"), stated, sizes, strict=True):
+        if size is None or size < 1:
+            raise UserError(
+                f"{file.url}: image {_shown(item.get('id'))} has the {key} {_shown(value)}, which "
+                "is no number of pixels: mend it, or leave both height and width out"
+            )
+    height, width = sizes
+    assert height is not None
+    assert width is not None
+    return height, width
+
+
+def _as_size(value: Any) -> int | None:
+    """A number of pixels, also as text."""
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 10:
+        return int(value)
+    return as_int(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def category_names(listed: Any) -> dict[int, str]:
     """Names by id of a JSON's `categories`, of those that have both: they may be absent or odd."""
     entries = [entry for entry in listed if isinstance(entry, dict)] if listed else []
-    pairs = [(entry.get("id"), entry.get("name")) for entry in entries]
-    return {i: name for i, name in pairs if isinstance(i, int) and isinstance(name, str)}
+    pairs = [(as_int(entry.get("id")), entry.get("name")) for entry in entries]
+    return {i: name for i, name in pairs if i is not None and isinstance(name, str)}
 
 
 def renamed(categories: Categories, names: Mapping[int, str]) -> list[tuple[int, str, str]]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
@@ -17,7 +18,7 @@ from pipeline.error_budget import exceeds
 from pipeline.errors import UserError
 from pipeline.planning.manifest import clear_plan, stage_manifest, write_dropped, write_parts
 from pipeline.planning.object_info import stage_marks, unknown_bytes
-from pipeline.planning.scratch_db import Staging
+from pipeline.planning.scratch_db import Staging, quoted
 from pipeline.planning.source import Source
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
@@ -25,6 +26,7 @@ from pipeline.schema import DROPPED_SCHEMA
 from pipeline.sharding import Generation, rewrites_for, shard_count, shard_of
 
 Progress = Callable[[int], None]
+Note = Callable[[str], None]
 _NOW = "case when marks.file_name is null then manifest.{0} else marks.{0} end"
 MARKS = ("size", "etag", "last_modified")
 # A name is changed if the store's marks of it are: the ETag where both have one, else size or time.
@@ -36,21 +38,28 @@ CHANGED = """
 
 
 def stage_listing(
-    staging: Staging, source: Source, limit: int | None, progress: Progress
+    staging: Staging,
+    source: Source,
+    limit: int | None,
+    progress: Progress,
+    note: Note = lambda text: None,
 ) -> tuple[int, int]:
     """List the source into the view `listing`; returns its images and their bytes, as far as the
     listing or a sample of the images tells.
 
-    `limit` keeps the smallest hashes: a uniform sample that a later, larger one contains.
-    Raises UserError if nothing is found or a name stands twice.
+    `limit` keeps the smallest hashes: a uniform sample that a later, larger one contains. `note`
+    is told what was left out. Raises UserError if nothing is found or a name stands twice.
     """
     rows = staging.stage("everything", source.tables(progress))
+    left_out = source.left_out.sentence()
     if not rows:
         hint = " with --include/--exclude as given" if source.include or source.exclude else ""
         raise UserError(
             f"no images found in {source.url}{hint}: check the path, or name files of other "
-            "suffixes with --include '*.xyz'"
+            f"suffixes with --include '*.xyz'{f' ({left_out})' if left_out else ''}"
         )
+    if left_out:
+        note(left_out)
     staging.refuse_duplicates("everything")
     if limit:
         chosen = f"from everything order by hash, file_name limit {limit}"
@@ -132,6 +141,7 @@ def plan_refresh(
     images_per_shard: int,
     brakes: Brakes,
     progress: Progress,
+    note: Note = lambda text: None,
 ) -> Generation | None:
     """A generation of what is new or changed in the source; None if nothing is.
 
@@ -141,8 +151,9 @@ def plan_refresh(
     number = max(run.generations())
     base = run.snapshot(number)
     with Staging() as staging:
-        images, _ = stage_listing(staging, source, limit, progress)
+        images, _ = stage_listing(staging, source, limit, progress, note)
         stage_manifest(staging, "manifest", run)
+        _as_planned(staging, source)
         before = staging.count("select count(*) from manifest")
         removed = staging.count("select count(*) from manifest anti join listing using (file_name)")
         if exceeds(removed, before, brakes.max_removed_rate):
@@ -166,6 +177,31 @@ def plan_refresh(
         _add_retries(run, staging, base, brakes)
         _brake(staging, before, brakes)
         return _plan_next(run, staging, base, "refresh", images_per_shard)
+
+
+def _as_planned(staging: Staging, source: Source) -> None:
+    """Give kept columns the types that they have in the manifest: of a CSV they were guessed once.
+
+    Raises UserError for a value that such a column can't hold.
+    """
+    before, now = staging.types("manifest"), staging.types("listing")
+    casts = [
+        f"cast({quoted(name)} as {before[name]}) as {quoted(name)}"
+        for name, kind in now.items()
+        if before.get(name, kind) != kind
+    ]
+    if not casts:
+        return
+    staging.connection.execute("alter view listing rename to listed")
+    try:
+        staging.connection.execute(
+            f"create table listing as select * replace ({', '.join(casts)}) from listed"
+        )
+    except duckdb.Error as error:
+        raise UserError(
+            f"a kept column of {source.url} holds other values than when the run was made: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
 
 
 def _add_retries(run: Run, staging: Staging, base: Snapshot, brakes: Brakes) -> None:

@@ -27,6 +27,7 @@ from pipeline.errors import UserError
 from pipeline.storage.entry import Entry, bare_etag
 from pipeline.storage.storage import Storage
 
+SOURCE_BUCKET: Final = "sourceBucket"  # the key that no other JSON of a source has
 ROWS: Final = 10_000
 CSV_BLOCK: Final = 4 << 20
 # Column of the CSV -> of the Parquet files.
@@ -65,7 +66,7 @@ def newest_manifest(entries: Iterable[Entry]) -> str | None:
 
 def is_inventory(data: Any) -> bool:
     """Whether a JSON object is the `manifest.json` of an inventory."""
-    return isinstance(data, dict) and "sourceBucket" in data and "fileFormat" in data
+    return isinstance(data, dict) and SOURCE_BUCKET in data and "fileFormat" in data
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ a memory limit, so the driver's memory does not grow with the number of images.
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.processes import is_gone, me
+from pipeline.scratch import temporary_folder
 from pipeline.sharding import shard_start
 
 MEMORY_LIMIT = "1GB"  # of DuckDB; Python and Arrow come on top
@@ -31,6 +33,7 @@ class Staging:
     """A scratch DuckDB database on local disk; tables are Parquet globs, sorted out of core."""
 
     def __enter__(self) -> Staging:
+        temporary_folder()  # a sentence where there is none
         _sweep()
         self._folder = tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{me()}-")
         self.path = Path(self._folder.name)
@@ -67,9 +70,13 @@ class Staging:
             if writer is not None:
                 writer.close()
         if writer is not None:
-            scan = f"read_parquet('{path}', hive_partitioning = false)"
-            self.connection.execute(f"create view {name} as from {scan}")
+            self.connection.execute(f"create view {name} as from {parquet(path)}")
         return rows
+
+    def types(self, view: str) -> dict[str, str]:
+        """DuckDB's type of each column."""
+        rows = self.connection.execute(f"describe {view}").fetchall()
+        return {row[0]: row[1] for row in rows}
 
     def count(self, query: str) -> int:
         [(count,)] = self.connection.execute(query).fetchall()
@@ -106,6 +113,21 @@ class Staging:
     def tables(self, query: str) -> Iterator[pa.Table]:
         for batch in self.connection.sql(query).to_arrow_reader(READ_ROWS):
             yield pa.Table.from_batches([batch])
+
+
+def parquet(path: Path, *, numbered: bool = False) -> str:
+    """DuckDB's reader of one file, whatever its path: a pattern's signs and `a=b` mean nothing.
+
+    numbered: with a column file_row_number.
+    """
+    literal = re.sub(r"([*?\[])", r"[\1]", str(path)).replace("'", "''")
+    options = f"hive_partitioning = false, file_row_number = {str(numbered).lower()}"
+    return f"read_parquet('{literal}', {options})"
+
+
+def quoted(name: str) -> str:
+    """A column's name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
 
 
 def _sweep() -> None:

@@ -15,24 +15,31 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
-from pipeline.config import IMAGE_SUFFIXES, RunConfig
+from pipeline.config import RunConfig
 from pipeline.errors import UserError
-from pipeline.planning.s3_inventory import Inventory, is_dated, is_inventory, newest_manifest
-from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
+from pipeline.planning.coco_panoptic import CocoFile, file_name_of
+from pipeline.planning.lists import CHUNK, Columns, read_list, refuse_taken
+from pipeline.planning.photo_names import LeftOut, PhotoNames, is_companion, rule_of, suffix_of
+from pipeline.planning.s3_inventory import (
+    SOURCE_BUCKET,
+    Inventory,
+    is_dated,
+    is_inventory,
+    newest_manifest,
+)
+from pipeline.schema import MANIFEST_SCHEMA
 from pipeline.secrets import is_signed, refuse_user_info, without_query
 from pipeline.sharding import name_hash
-from pipeline.storage.entry import Entry, as_lost, as_user_error
+from pipeline.storage.entry import Entry, as_lost, as_user_error, of_storage
 from pipeline.storage.node_cache import local_copy
+from pipeline.storage.objects import place_of
 from pipeline.storage.storage import Storage, normalize
 
 T = TypeVar("T")
-CHUNK: Final = 10_000
 LIST_SUFFIXES: Final = ("txt", "csv", "parquet")
-URI_COLUMNS: Final = ("uri", "url", "path", "file_name", "image")
 
 
 @dataclass(frozen=True)
@@ -49,10 +56,17 @@ class Source:
     options: dict[str, str] = field(default_factory=dict)
     output_url: str = ""  # excluded, when the run folder lies inside the source
     keep_signed_urls: bool = False
+    photos: PhotoNames = field(default_factory=PhotoNames)
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False)  # filled while listing
 
     @classmethod
-    def of(cls, config: RunConfig) -> Source:
+    def of(cls, config: RunConfig, recorded: dict[str, Any] | None = None) -> Source:
+        """The source of some settings; recorded: what `run.json` says of it, if there is one."""
+        photos = PhotoNames(any_suffix=config.any_suffix)
+        if recorded is not None:
+            photos = rule_of(recorded.get("suffixes"), config.any_suffix)
         return cls(
+            photos=photos,
             url=normalize(config.source),
             include=config.include,
             exclude=config.exclude,
@@ -67,13 +81,20 @@ class Source:
 
     @property
     def kind(self) -> str:
-        suffix = self.url.rpartition("/")[2].rpartition(".")[2].lower()
+        suffix = suffix_of(self.url)
+        if "://" not in self.url and Path(self.url).is_dir():
+            return "folder"  # whatever its name
         if suffix in LIST_SUFFIXES:
             return "list"
         return "coco" if suffix == "json" else "folder"
 
     def tables(self, progress: Callable[[int], None] = lambda count: None) -> Iterator[pa.Table]:
-        """The manifest rows, unsorted. Raises UserError if the source can't be read."""
+        """The manifest rows, unsorted. Raises UserError if the source can't be read.
+
+        Only what a storage client raises is a failure of the store; what is wrong with the bytes
+        of a list is said of the list.
+        """
+        refuse_taken(self.keep_columns)
         count = 0
         try:
             reader = {"folder": self._folder, "list": self._list, "coco": self._coco}[self.kind]
@@ -86,6 +107,11 @@ class Source:
         except FileNotFoundError as error:
             raise UserError(f"--source {self.url} does not exist") from error
         except Exception as error:
+            if not of_storage(error) and self.kind != "folder":
+                reason = str(error).split("\n", 1)[0]
+                if isinstance(error, KeyError):
+                    reason = f"it lacks {reason}"
+                raise UserError(f"{self.url} can't be read: {reason}") from error
             as_sentence = as_lost if count else as_user_error
             raise as_sentence(error, f"can't list {self.url}") from error
 
@@ -137,7 +163,7 @@ class Source:
             yield _manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
 
     def _counts(self, path: str, root: str) -> bool:
-        """Whether a path under `root` is wanted and isn't the run folder's own."""
+        """Whether a path under `root` is wanted and isn't the run folder's own; counts the rest."""
         own = self.output_url.startswith(root + "/") and f"{root}/{path}".startswith(
             self.output_url + "/"
         )
@@ -147,24 +173,43 @@ class Source:
         """The default takes image suffixes in any case; `include` replaces it, `exclude` wins."""
         if any(_matches(path, pattern) for pattern in self.exclude):
             return False
-        if self.include:
-            return any(_matches(path, pattern) for pattern in self.include)
-        return path.rpartition(".")[2].lower() in IMAGE_SUFFIXES
+        if self.include and not any(_matches(path, pattern) for pattern in self.include):
+            return False
+        if self.photos.leave_companions and is_companion(path):
+            self.left_out.companions += 1
+            return False
+        if self.include or self.photos.takes(path):
+            return True
+        self.left_out.suffixes[suffix_of(path)] += 1
+        return False
 
     def _coco(self) -> Iterator[pa.Table]:
-        data = json.loads(local_copy(self.url, self.options).read_text())
-        if is_inventory(data):
-            yield from self._inventory(data)
-            return
-        if not isinstance(data, dict) or not isinstance(data.get("images"), list):
-            raise UserError(f"{self.url} is not a COCO JSON: it has no list `images`")
+        file = CocoFile(self.url, self.options)
         root = self._image_root()
-        for chunk in _chunks(data["images"]):
-            names = [image.get("file_name") for image in chunk]
-            if None in names:
-                raise UserError(f"{self.url}: an entry of `images` has no `file_name`")
-            entries = [Entry(name, -1, None, None) for name in names]
-            yield _manifest_table(entries, [f"{root}/{name}" for name in names])
+        seen: set[str] = set()
+        there = False
+        chunk: list[str] = []
+        for key, item in file.items():
+            if key == SOURCE_BUCKET:
+                data = json.loads(local_copy(self.url, self.options).read_bytes())
+                if is_inventory(data):
+                    yield from self._inventory(data)
+                    return
+            if key != "images":
+                continue
+            there = True
+            name = file_name_of(item, file)
+            if name in seen:
+                continue  # an image that is listed twice is one photo
+            seen.add(name)
+            chunk.append(name)
+            if len(chunk) == CHUNK:
+                yield _coco_table(chunk, root)
+                chunk = []
+        if not there:
+            raise UserError(f"{self.url} is not a COCO JSON: it has no list `images` with an entry")
+        if chunk:
+            yield _coco_table(chunk, root)
 
     def _newest_inventory(self, storage: Storage, found: Iterable[Entry]) -> Iterator[pa.Table]:
         path = newest_manifest(found)
@@ -193,58 +238,22 @@ class Source:
             yield _manifest_table(chunk, [f"{root}/{entry.path}" for entry in chunk])
 
     def _list(self) -> Iterator[pa.Table]:
-        path = str(local_copy(self.url, self.options))
-        if self.url.lower().endswith(".txt"):
-            with Path(path).open(encoding="utf-8") as lines:
-                stripped = (line.strip() for line in lines)
-                for chunk in _chunks(line for line in stripped if line):
-                    yield self._listed(chunk, chunk, {})
-            return
-        reader = "read_csv" if self.url.lower().endswith(".csv") else "read_parquet"
-        with duckdb.connect() as connection:
-            relation = connection.sql(
-                f"select * from {reader}(?, hive_partitioning = false)", params=[path]
-            )
-            uri_column = self._uri_column(relation.columns)
-            name_column = self.name_column or uri_column
-            for name in (name_column, *self.keep_columns):
-                if name not in relation.columns:
-                    known = ", ".join(relation.columns)
-                    raise UserError(f"{self.url} has no column {name!r} (it has: {known})")
-            for name in self.keep_columns:
-                if name in SHARD_SCHEMA.names or name in MANIFEST_SCHEMA.names:
-                    raise UserError(
-                        f"--keep-columns {name!r} is the name of a column of the shards: rename it"
-                    )
-            for batch in relation.to_arrow_reader(CHUNK):
-                kept = {name: batch[name] for name in self.keep_columns}
-                uris = batch[uri_column].cast(pa.string()).to_pylist()
-                yield self._listed(batch[name_column].cast(pa.string()).to_pylist(), uris, kept)
-
-    def _uri_column(self, columns: list[str]) -> str:
-        if self.uri_column:
-            if self.uri_column not in columns:
-                raise UserError(
-                    f"{self.url} has no column {self.uri_column!r} (it has: {', '.join(columns)})"
-                )
-            return self.uri_column
-        for name in URI_COLUMNS:
-            if name in columns:
-                return name
-        raise UserError(
-            f"{self.url}: which column holds the images? Name it with --uri-column "
-            f"(it has: {', '.join(columns)})"
-        )
-
-    def _listed(self, names: list[str], uris: list[str], kept: dict[str, Any]) -> pa.Table:
-        if None in names or None in uris:
-            raise UserError(f"{self.url} has an empty name or URI: fill it or take the row out")
+        columns = Columns(self.uri_column, self.name_column, self.keep_columns)
         root = self._image_root()
-        full = [uri if "://" in uri or uri.startswith("/") else f"{root}/{uri}" for uri in uris]
-        return _manifest_table([Entry(name, -1, None, None) for name in names], full, kept)
+        for rows in read_list(Path(local_copy(self.url, self.options)), self.url, columns):
+            if None in rows.names or None in rows.uris or "" in rows.names or "" in rows.uris:
+                raise UserError(f"{self.url} has an empty name or URI: fill it or take the row out")
+            entries = [Entry(str(name), -1, None, None) for name in rows.names]
+            uris = [place_of(root, str(uri)) for uri in rows.uris]
+            yield _manifest_table(entries, uris, rows.kept)
 
     def _image_root(self) -> str:
         return normalize(self.image_root) if self.image_root else self.url.rpartition("/")[0]
+
+
+def _coco_table(names: list[str], root: str) -> pa.Table:
+    entries = [Entry(name, -1, None, None) for name in names]
+    return _manifest_table(entries, [place_of(root, name) for name in names])
 
 
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:

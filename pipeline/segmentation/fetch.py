@@ -27,6 +27,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from detr.inference.decode import begins_as_picture
 from pipeline.cluster.progress_actor import begin, check_budget, refusals_told
 from pipeline.error_budget import failures_of
 from pipeline.run.run import Run
@@ -92,7 +93,8 @@ def _fetch_unit(
     except Exception as error:
         raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
     assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
-    bodies = UnitFetch(manifest, source_options, tally, unit.key).run()
+    any_suffix = bool(run.info.source.get("any_suffix"))
+    bodies = UnitFetch(manifest, source_options, tally, unit.key, any_suffix=any_suffix).run()
     return _with_bodies(manifest, unit, bodies)
 
 
@@ -109,6 +111,7 @@ class UnitFetch:
     begun: int = 0  # of those that no earlier generation has tried
     failed: list[tuple[str | None, str, str | None]] = field(default_factory=list)  # of these, too
     bytes: int = 0
+    any_suffix: bool = False  # then the first bytes say whether a file is a picture
 
     def __post_init__(self) -> None:
         self.gets = Gets(self.options)
@@ -126,6 +129,9 @@ class UnitFetch:
             async with gate:
                 self.begun += not attempts
                 body = await self._image(uri, size, etag)
+            if self.any_suffix and body.data and not begins_as_picture(body.data):
+                start = bytes(body.data[:12])
+                body = Body(None, "not_an_image", f"no image format begins with {start!r}")
             self.ended += 1
             self.bytes += len(body.data or b"")
             if body.code and not attempts:

@@ -18,7 +18,7 @@ from pipeline.cluster.capacity import capacity
 from pipeline.cluster.device import Device, decide_device, with_a_gpu
 from pipeline.cluster.placement import place
 from pipeline.cluster.ray_session import connect
-from pipeline.config import SOURCE_FIELDS, RunConfig
+from pipeline.config import IMAGE_SUFFIXES, SOURCE_FIELDS, RunConfig
 from pipeline.errors import UserError
 from pipeline.planning.generations import (
     Brakes,
@@ -104,7 +104,9 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
             return work(run, config, spec, device, reporter, started)
     with Staging() as staging, ExitStack() as held:
         # Listed before the lease is taken: an empty source writes nothing at all.
-        images, size = stage_listing(staging, Source.of(config), config.limit, reporter.listed)
+        images, size = stage_listing(
+            staging, Source.of(config), config.limit, reporter.listed, reporter.note
+        )
         held.enter_context(lease(storage))
         run = find_run(storage)
         if run is not None and run.generations():  # another job was quicker, and has ended
@@ -162,9 +164,11 @@ def check_same(run: Run, config: RunConfig, description: ModelDescription) -> No
                 "nowhere: give it again"
             )
     for name, value in source_fields(config).items():
-        if undated(run.info.source.get(name)) != undated(value):
+        # A run that is older than a setting was made with its default.
+        then = run.info.source.get(name, RunConfig.model_fields[name].default)
+        if undated(then) != undated(value):
             raise UserError(
-                f"{config.out} was made with {name} {run.info.source.get(name)!r}, not {value!r}: "
+                f"{config.out} was made with {name} {then!r}, not {value!r}: "
                 "a run keeps its source; use another --out"
             )
     digest, fields = run_fingerprint(description, config)
@@ -189,8 +193,16 @@ def source_fields(config: RunConfig) -> dict[str, Any]:
     return {**values, "source": normalize(config.source)}
 
 
-def describe_run(config: RunConfig, description: ModelDescription, device: Device) -> RunInfo:
-    """`run.json` of a new run. Holds storage options (profile, endpoint), never a credential."""
+def describe_run(
+    config: RunConfig,
+    description: ModelDescription,
+    device: Device,
+    suffixes: Sequence[str] | None = None,
+) -> RunInfo:
+    """`run.json` of a new run. Holds storage options (profile, endpoint), never a credential.
+
+    suffixes: of the photos, where a run before this one says them.
+    """
     digest, fields = run_fingerprint(description, config)
     settings = config.model_dump(mode="json", exclude={"refresh", "shards", "address"})
     if not config.keep_signed_urls:  # so that older versions read it
@@ -198,7 +210,7 @@ def describe_run(config: RunConfig, description: ModelDescription, device: Devic
     options = {name: getattr(config, name) for name in ("source_options", "out_options")}
     return RunInfo(
         schema_version=SCHEMA_VERSION,
-        source=source_fields(config),
+        source={**source_fields(config), "suffixes": list(suffixes or IMAGE_SUFFIXES)},
         limit=config.limit,
         weights=config.weights,
         weights_sha256=description.weights_sha256,
@@ -233,11 +245,12 @@ def _refresh(run: Run, config: RunConfig, reporter: Reporter) -> None:
         return
     generation = plan_refresh(
         run,
-        Source.of(config),
+        Source.of(config, run.info.source),
         config.limit,
         images_per_shard=config.images_per_shard,
         brakes=Brakes(config.max_removed_rate),
         progress=reporter.listed,
+        note=reporter.note,
     )
     if generation is None:
         reporter.note("the source has not changed")

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import inspect
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +30,7 @@ from detr.config import RECIPES
 from detr.panoptic import Panoptic
 from pipeline.config import RunConfig, fingerprint
 from pipeline.errors import UserError
+from pipeline.planning.coco_panoptic import CocoFile
 from pipeline.storage.entry import as_user_error, classify
 from pipeline.storage.node_cache import local_copy
 from pipeline.storage.storage import normalize
@@ -71,6 +74,8 @@ class ModelSpec:
     output_size: str = "original"
     options: dict[str, str] = field(default_factory=dict)  # storage options of the weights
     expected: Identity | None = None  # what `load` compares the model with
+    categories: str | None = None  # a JSON of the label set, in place of the weights' own
+    categories_options: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: RunConfig, *, device: str, dtype: str) -> ModelSpec:
@@ -84,6 +89,8 @@ class ModelSpec:
             compile=config.compile,
             output_size=config.output_size,
             options=config.options_of(config.weights),
+            categories=_whole_path(config.categories) if config.categories else None,
+            categories_options=config.options_of(config.categories or ""),
         )
 
     def expecting(self, description: ModelDescription) -> ModelSpec:
@@ -141,7 +148,37 @@ class ModelSpec:
         """Options that a loader need not know of until they are used."""
         asked = {"compile": self.compile, "output_size": self.output_size}
         usual = {"compile": False, "output_size": "original"}
-        return {name: value for name, value in asked.items() if value != usual[name]}
+        rare: dict[str, Any] = {k: value for k, value in asked.items() if value != usual[k]}
+        if self.categories is not None:
+            taken = inspect.signature(self._callable()).parameters.values()
+            if not any(p.name == "categories" or p.kind == p.VAR_KEYWORD for p in taken):
+                raise UserError(f"--model {self.model} brings its own classes: no --categories")
+            rare["categories"] = read_categories(self.categories, self.categories_options)
+        return rare
+
+
+def read_categories(url: str, options: Mapping[str, str] | None = None) -> Categories:
+    """The label set of a COCO categories JSON: the list alone, or any COCO JSON that has one.
+
+    Raises UserError.
+    """
+    try:
+        path = local_copy(url, options)
+        with path.open("rb") as file:
+            start = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+        if start.startswith(b"["):
+            listed = json.loads(path.read_text("utf-8-sig"))
+        else:
+            listed = [item for key, item in CocoFile(str(path)).items() if key == "categories"]
+        return Categories.from_json(listed)
+    except FileNotFoundError:
+        raise UserError(f"--categories {url}: there is no such file") from None
+    except UserError as error:
+        raise UserError(f"--categories {url}: {error}") from error
+    except ValueError as error:  # ModelError, bad JSON, bad UTF-8
+        raise UserError(f"--categories {url} is no label set: {error}") from error
+    except OSError as error:
+        raise as_user_error(error, f"can't read --categories {url}") from error
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
+import socket
 from datetime import datetime
 from typing import Final, NamedTuple
 
@@ -41,6 +43,13 @@ _HINTS = {
     "TimedOut": "nothing came any more",
     "ConnectionRefused": "nobody listens there",
 }
+# What a disk says of a name that leads to no file, or that no file can have.
+_NO_FILE: Final = frozenset(
+    {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
+)
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+# What a client raises for a key that it can't ask for, before it asks.
+_INEXPRESSIBLE: Final = ("InvalidPathError", "ParamValidationError", "InvalidURL")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 # At the first request these may be a mistyped endpoint or region as well as a store that is down.
 _NEVER_REACHED = ("kind: Connect", "Could not connect to the endpoint", "redirect without LOCATION")
@@ -64,6 +73,10 @@ def classify(error: BaseException) -> tuple[str, str]:
         return "archived", line
     if isinstance(error, FileNotFoundError) or status in ("404", "410"):
         return "not_found", line
+    if is_of_disk(error) and error.errno in _NO_FILE:  # type: ignore[attr-defined]
+        return "not_found", line
+    if isinstance(error, ValueError) or type(error).__name__ in _INEXPRESSIBLE:
+        return "not_found", f"the store's client can't ask for this name: {line}"
     if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or (
         isinstance(error, PermissionError) or status in ("401", "403")
     ):
@@ -85,6 +98,14 @@ def _status(error: BaseException) -> str:
             return str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
     groups = (group for match in _STATUS.finditer(str(error)) for group in match.groups())
     return next((group for group in groups if group), "")
+
+
+def is_of_disk(error: BaseException) -> bool:
+    """True for what the operating system says of a file of this machine."""
+    if not isinstance(error, OSError) or error.errno is None or of_client(error):
+        return False
+    of_network = isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
+    return not of_network and error.errno not in (errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 class StorageError(UserError):
@@ -134,6 +155,25 @@ def store_failure(
     return None
 
 
+def machine_failure(error: BaseException) -> UserError | None:
+    """The sentence if this machine's disk is full, or may not be written, behind `error`.
+
+    Whatever library met it: DuckDB, Ray and others say it in words of their own. None if it is
+    anything else.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (*_NO_ROOM, errno.EROFS):
+            return _of_disk(cause, "can't write on this machine", "unavailable", str(cause))
+        if "No space left on device" in str(cause) or "Disk quota exceeded" in str(cause):
+            line = next(
+                line for line in str(cause).splitlines() if "space" in line or "quota" in line
+            )
+            return UserError(f"a disk of this machine is full: {line.strip()[:300]}; make room")
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return None
+
+
 def as_lost(error: BaseException, what: str) -> UserError:
     """The same in the middle of a job: what another call may mend asks for one."""
     sentence = as_user_error(error, what)
@@ -149,6 +189,11 @@ def as_user_error(error: BaseException, what: str) -> StorageError:
     there, a bucket, credentials, a local path.
     """
     code, line = classify(error)
+    if is_of_disk(error) and code in ("unavailable", "forbidden"):
+        return _of_disk(error, what, code, line)
+    if "RequestTimeTooSkewed" in str(error):
+        clock = "this machine's clock is wrong: set it"
+        return StorageError(f"{what}: {line} ({code}: {clock})", code)
     mend = {
         "not_found": "check the path and the bucket's name",
         "forbidden": "check the credentials and the bucket's policy",
@@ -156,8 +201,21 @@ def as_user_error(error: BaseException, what: str) -> StorageError:
         "archived": "restore it from the archive tier first",
         "unavailable": "check the endpoint and the network",
     }[code]
+    if type(error) is OSError and error.errno is None and not of_client(error):
+        mend = "check the file"  # Arrow's, of bytes that it can't read
     exit_code = EXIT_TRY_AGAIN if _is_down(error, code) else EXIT_USAGE
     return StorageError(f"{what}: {line} ({code}: {mend})", code, exit_code)
+
+
+def _of_disk(error: BaseException, what: str, code: str, line: str) -> StorageError:
+    number = getattr(error, "errno", None)
+    if number in _NO_ROOM:
+        mend = "the disk is full: make room, or choose another folder"
+    elif number == errno.EROFS or code == "forbidden":
+        mend = "check who may read and write there"
+    else:
+        mend = "check the disk"
+    return StorageError(f"{what}: {line} ({mend})", code)
 
 
 def _is_down(error: BaseException, code: str) -> bool:

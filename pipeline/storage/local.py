@@ -1,5 +1,8 @@
 """A local disk as an object store: whole objects, atomic writes, listings that stream.
 
+A name on Linux is any bytes, a name in a table is text. One that isn't UTF-8 is listed with `\\xNN`
+for each odd byte, and read by that name.
+
 A write is a temporary file and a rename, so a reader sees all of it or nothing; what a killed
 writer leaves begins with `.tmp-`, is never listed, and is swept by the next owner of the lease.
 fsspec's local file system was rejected for listing: it holds a whole directory in memory and
@@ -9,8 +12,11 @@ passes over folders that it may not read without a word.
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,7 +33,13 @@ class LocalObjects:
     """Files by absolute path."""
 
     def get(self, key: str) -> Fetched:
-        return Fetched(Path(key).read_bytes(), None)
+        """Raises OSError for what is no plain file: reading a pipe would never end."""
+        path = _path(key)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise OSError(errno.EINVAL, "not a plain file", key)
+            return Fetched(file.read(), None)
 
     async def get_async(self, key: str) -> Fetched:
         return await asyncio.to_thread(self.get, key)
@@ -66,7 +78,7 @@ class LocalObjects:
         return temporary
 
     def info(self, key: str) -> Entry:
-        return _entry(key, os.stat(key))
+        return _entry(key, os.stat(_path(key)))
 
     def delete(self, key: str) -> None:
         os.unlink(key)
@@ -74,9 +86,17 @@ class LocalObjects:
     def list(self, prefix: str) -> Iterator[Entry]:
         """Every file under the folder; links are followed, a loop of them once."""
         for entry in _files(prefix):
-            if not entry.name.startswith(TEMPORARY):
-                with suppress(FileNotFoundError):  # deleted meanwhile, or a link to nowhere
-                    yield _entry(entry.path, entry.stat())
+            if entry.name.startswith(TEMPORARY):
+                continue
+            path = entry.path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            try:
+                found = entry.stat()
+            except FileNotFoundError:  # deleted meanwhile, or a link to nowhere
+                continue
+            except OSError:  # whoever reads it will meet the same, and say so of this file alone
+                yield Entry(path, -1, None, None)
+            else:
+                yield _entry(path, found)
 
     def sweep(self, prefix: str) -> int:
         """Delete what killed writers left under the folder; returns how many files."""
@@ -84,6 +104,21 @@ class LocalObjects:
         for path in found:
             Path(path).unlink(missing_ok=True)
         return len(found)
+
+
+_ODD_BYTE: Final = re.compile(rb"\\x([0-9a-f]{2})")
+
+
+def _path(key: str) -> str | bytes:
+    """The file that is listed as `key`: a part that isn't there as it is written has odd bytes."""
+    if "\\x" not in key or os.path.lexists(key):
+        return key
+    path = b""
+    for part in os.fsencode(key).split(b"/"):
+        odd = _ODD_BYTE.sub(lambda found: bytes([int(found[1], 16)]), part)
+        literal = path + part
+        path = (literal if os.path.lexists(literal) else path + odd) + b"/"
+    return path[:-1]
 
 
 def _files(folder: str) -> Iterator[os.DirEntry[str]]:

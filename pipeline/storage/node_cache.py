@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from pipeline.errors import UserError
+from pipeline.scratch import cache_folder
 from pipeline.storage.local import TEMPORARY
 from pipeline.storage.storage import Storage, normalize
 
@@ -92,8 +93,3 @@ def _keep(fetched: Path, target: Path) -> None:
     except OSError:
         if not target.exists():  # another process of this node may have been quicker
             raise
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: `$PANOPTIC_CACHE`, else `~/.cache/panoptic`."""
-    return Path(os.environ.get("PANOPTIC_CACHE") or Path.home() / ".cache" / "panoptic")

@@ -7,7 +7,32 @@ from collections.abc import Mapping
 from pipeline.storage.entry import Entry, Fetched
 from pipeline.storage.local import LocalObjects
 from pipeline.storage.s3 import S3Objects
-from pipeline.storage.storage import FsspecObjects, Objects, connect, open_file
+from pipeline.storage.storage import FsspecObjects, Objects, Storage, connect, open_file
+
+
+def place_of(root: str, name: str) -> str:
+    """Where a file lies that a list or a JSON names: an absolute path or a URL is the file itself.
+
+    Any other name is relative to the folder `root`, with `./` and `../` before it as in a path.
+    """
+    if "://" in name or name.startswith("/"):
+        return name
+    while True:
+        if name.startswith("./"):
+            name = name[2:].lstrip("/")
+        elif name.startswith("../") and root.count("/") > (2 if "://" in root else 0):
+            root, name = root.rpartition("/")[0], name[3:].lstrip("/")
+        else:
+            return f"{root}/{name}"
+
+
+def read_named(folder: Storage, name: str) -> bytes:
+    """The file that `name` means beside `folder` (`place_of`). Raises FileNotFoundError."""
+    where = place_of(folder.url, name)
+    if where == folder.join(name):
+        return folder.read(name)
+    storage, last = open_file(where, folder.options)
+    return storage.read(last)
 
 
 def info_uri(uri: str, options: Mapping[str, str]) -> Entry:

@@ -5,8 +5,9 @@ whatever `aws s3 ls` can read this can read, and an expiring token is renewed in
 own chain knows neither profiles nor SSO. Retries are the client's alone and have one budget: a
 second layer on top would multiply them.
 
-Keys that obstore cannot express (an empty, `.` or `..` segment, as in `a//b.jpg`) are legal in S3
-and do occur; they fall back to botocore, so a bucket is never listed short.
+Keys that obstore cannot express, or rewrites (an empty, `.` or `..` segment, as in `a//b.jpg`, a
+leading slash, control characters), are legal in S3 and do occur: those are fetched by botocore, and
+listings (`s3_listing`) are read from its answers, so that each object is listed once, by its name.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ import botocore.config
 import botocore.exceptions
 import botocore.session
 import obstore
-from obstore.exceptions import AlreadyExistsError, InvalidPathError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, PreconditionError
 from obstore.store import S3Store
 
 from pipeline.errors import UserError
 from pipeline.storage.entry import Entry, Fetched, bare_etag
+from pipeline.storage.s3_listing import list_objects
+from pipeline.storage.s3_options import usual_options
 
 if TYPE_CHECKING:
     from obstore import UpdateVersion
 
-OPTIONS = ("profile", "region", "endpoint_url", "anon")
 REQUEST_SECONDS = 120  # one try, and all tries of a read
 WRITE_SECONDS = 300  # all tries of a write
 SILENT_SECONDS = 20  # without a byte
 IMAGE_SECONDS = 600
 TRIES = 6
 WRITE_TRIES = 30  # where half of all tries fail, one write of a billion is lost
-LIST_CHUNK = 1000
 # obstore asks for credentials that are good for less than 5 minutes again: so, after a minute.
 CREDENTIALS_GOOD = timedelta(minutes=6)
 
@@ -48,14 +49,8 @@ class S3Objects:
     """The objects of one bucket; keys are absolute within it."""
 
     def __init__(self, bucket: str, options: Mapping[str, str]) -> None:
-        for name in options:
-            if name not in OPTIONS:
-                raise UserError(
-                    f"storage option {name!r} is not known for s3:// (use {', '.join(OPTIONS)}; "
-                    "keys and secrets come from the environment or a profile)"
-                )
         self.bucket = bucket
-        self.options = dict(options)
+        self.options = usual_options(options)
 
     @cached_property
     def _session(self) -> botocore.session.Session:
@@ -67,7 +62,25 @@ class S3Objects:
 
     @property
     def anonymous(self) -> bool:
-        return str(self.options.get("anon", "")).lower() in ("1", "true", "yes")
+        return self.options.get("anon") == "true"
+
+    @property
+    def requester_pays(self) -> bool:
+        return self.options.get("requester_pays") == "true"
+
+    @property
+    def verify(self) -> bool:
+        """Whether the certificate of the endpoint is checked."""
+        return self.options.get("verify") != "false"
+
+    @property
+    def addressing_style(self) -> str:
+        """path, virtual or auto: as the client thinks right for the endpoint."""
+        return self.options.get("addressing_style", "auto")
+
+    @property
+    def _payer(self) -> dict[str, str]:
+        return {"RequestPayer": "requester"} if self.requester_pays else {}
 
     @property
     def endpoint_url(self) -> str | None:
@@ -117,6 +130,10 @@ class S3Objects:
         if self.endpoint_url:
             config["endpoint"] = self.endpoint_url
             config["virtual_hosted_style_request"] = False
+        if self.addressing_style != "auto":
+            config["virtual_hosted_style_request"] = self.addressing_style == "virtual"
+        if self.requester_pays:
+            config["request_payer"] = True
         provider = None
         if self.anonymous:
             config["skip_signature"] = True
@@ -126,7 +143,12 @@ class S3Objects:
             self.bucket,
             config=config,  # type: ignore[arg-type]
             credential_provider=provider,
-            client_options={"allow_http": True, "connect_timeout": "5s", **limits},  # type: ignore[typeddict-item]
+            client_options={  # type: ignore[typeddict-item]
+                "allow_http": True,
+                "connect_timeout": "5s",
+                "allow_invalid_certificates": not self.verify,
+                **limits,
+            },
             retry_config=retries,  # type: ignore[arg-type]
         )
 
@@ -153,11 +175,17 @@ class S3Objects:
     @cached_property
     def _client(self) -> botocore.client.BaseClient:
         unsigned = {"signature_version": botocore.UNSIGNED} if self.anonymous else {}
+        style = {"addressing_style": self.addressing_style}
         return self._session.create_client(
             "s3",
             region_name=self.region,
             endpoint_url=self.endpoint_url,
-            config=botocore.config.Config(retries={"total_max_attempts": TRIES}, **unsigned),
+            verify=None if self.verify else False,
+            config=botocore.config.Config(
+                retries={"total_max_attempts": TRIES},
+                **unsigned,
+                **({"s3": style} if self.addressing_style != "auto" else {}),
+            ),
         )
 
     def __reduce__(self) -> tuple[type[S3Objects], tuple[str, dict[str, str]]]:
@@ -177,7 +205,7 @@ class S3Objects:
 
     def _get_botocore(self, key: str) -> Fetched:
         try:
-            answer = self._client.get_object(Bucket=self.bucket, Key=key)  # type: ignore[attr-defined]
+            answer = self._client.get_object(Bucket=self.bucket, Key=key, **self._payer)  # type: ignore[attr-defined]
         except botocore.exceptions.ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                 raise FileNotFoundError(f"s3://{self.bucket}/{key}") from error
@@ -194,6 +222,7 @@ class S3Objects:
                 self._client.head_object,  # type: ignore[attr-defined]
                 Bucket=self.bucket,
                 Key=key,
+                **self._payer,
             )
         except botocore.exceptions.ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
@@ -223,33 +252,30 @@ class S3Objects:
         return True
 
     def info(self, key: str) -> Entry:
+        if not _expressible(key):
+            return self._info_botocore(key)
         meta = obstore.head(self.store, key)
         return Entry(key, meta["size"], bare_etag(meta["e_tag"]), meta["last_modified"])
+
+    def _info_botocore(self, key: str) -> Entry:
+        try:
+            answer = self._client.head_object(Bucket=self.bucket, Key=key, **self._payer)  # type: ignore[attr-defined]
+        except botocore.exceptions.ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
+                raise FileNotFoundError(f"s3://{self.bucket}/{key}") from error
+            raise
+        etag, modified = bare_etag(answer["ETag"]), answer["LastModified"]
+        return Entry(key, answer["ContentLength"], etag, modified)
 
     def delete(self, key: str) -> None:
         obstore.delete(self.store, key)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Every object under the folder `prefix`, in key order."""
-        last = ""
-        try:
-            for chunk in obstore.list(self.store, prefix or None, chunk_size=LIST_CHUNK):
-                for meta in chunk:
-                    last = meta["path"]
-                    yield Entry(last, meta["size"], bare_etag(meta["e_tag"]), meta["last_modified"])
-        except InvalidPathError:
-            yield from self._list_botocore(prefix, after=last)
-
-    def _list_botocore(self, prefix: str, after: str) -> Iterator[Entry]:
-        pages = self._client.get_paginator("list_objects_v2").paginate(
-            Bucket=self.bucket, Prefix=f"{prefix}/" if prefix else "", StartAfter=after
+        yield from list_objects(
+            self._client, self.bucket, f"{prefix}/" if prefix else "", self._payer
         )
-        for page in pages:
-            for item in page.get("Contents", ()):
-                yield Entry(
-                    item["Key"], item["Size"], bare_etag(item["ETag"]), item["LastModified"]
-                )
 
 
 def _expressible(key: str) -> bool:
-    return not {"", ".", ".."} & set(key.split("/"))
+    return key.isprintable() and not {"", ".", ".."} & set(key.split("/"))

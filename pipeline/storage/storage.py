@@ -96,7 +96,7 @@ class FsspecObjects:
 class Storage:
     """A folder on any fsspec URL; every path is relative to it and uses `/`.
 
-    `options` for s3:// are profile, region, endpoint_url and anon (never a key or a secret); for
+    `options` for s3:// are those of `s3_options` (never a key or a secret); for
     other schemes they go to fsspec as they are. Pickles as its URL and options.
     """
 
@@ -114,7 +114,9 @@ class Storage:
         return f"Storage({self.url!r})"
 
     def key(self, path: str) -> str:
-        return f"{self.root}/{path}".strip("/") if self.is_s3 else f"{self.root}/{path}".rstrip("/")
+        if self.is_s3:  # where each slash is part of a name
+            return f"{self.root}/{path}" if self.root and path else self.root or path
+        return f"{self.root}/{path}".rstrip("/")
 
     def join(self, path: str) -> str:
         """The full URL of `path`."""
@@ -203,7 +205,16 @@ def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
         anon=objects.anonymous,
         profile=objects.options.get("profile"),
         endpoint_url=objects.endpoint_url,
-        client_kwargs={"region_name": objects.region},
+        requester_pays=objects.requester_pays,
+        client_kwargs={
+            "region_name": objects.region,
+            **({} if objects.verify else {"verify": False}),
+        },
+        **(
+            {"config_kwargs": {"s3": {"addressing_style": objects.addressing_style}}}
+            if objects.addressing_style != "auto"
+            else {}
+        ),
     )
 
 

@@ -11,21 +11,27 @@ Converting datasets to a format of our own first was rejected: one more copy to 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from detr.inference.preprocess import ImageError, decode
+from detr.inference.decode import ImageError, decode, header_size, stored_orientation
 from pipeline.errors import UserError
+from pipeline.evaluation.truth_png import MaskError, read_png
+from pipeline.planning.coco_panoptic import CocoFile, categories_of, panoptic, size_of
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.objects import place_of, read_named
 from pipeline.storage.storage import Storage, open_file
+
+TURNED: Final = "turned"
+LEFT: Final = "left"
 
 CHECKED = 1000  # examples of a dataset: some 10 s of one core
 READERS = 16  # at a time: from a bucket they mostly wait
@@ -56,42 +62,53 @@ class PanopticDataset:
     examples: tuple[Example, ...]
     images: Storage
     masks: Storage
+    exif: bool = True  # where a photo fits its map both as it is stored and turned by its tag
 
-    def check(self) -> None:
+    def check(self) -> Counter[str]:
         """Read up to `CHECKED` examples, evenly spread, as `read` does. Raises UserError.
 
-        What is wrong is better said before a training than hours into it.
+        What is wrong is better said before a training than hours into it. Returns how many photos
+        with an orientation tag were turned by it, and how many were left as they are stored.
         """
         step = -(-len(self.examples) // CHECKED)
         pool = ThreadPoolExecutor(READERS)
         try:
-            for _ in pool.map(self.read, range(0, len(self.examples), step)):
-                pass
+            turns = [turn for *_, turn in pool.map(self._read, range(0, len(self.examples), step))]
         finally:
             pool.shutdown(cancel_futures=True)
+        return Counter(turn for turn in turns if turn)
 
     def digest(self) -> str:
         """What tells these examples and classes from others: 64 hex digits of sha256."""
         classes = self.categories.to_json()
-        return hashlib.sha256(repr((classes, self.examples)).encode()).hexdigest()
+        told = (classes, self.examples) if self.exif else (classes, self.examples, "no exif")
+        return hashlib.sha256(repr(told).encode()).hexdigest()
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
         """Image (H, W, 3) RGB and id map (H, W) of one example, checked against the JSON.
 
-        Raises UserError naming the file. EXIF rotation is not applied: the maps of COCO aren't.
+        A photo with an orientation tag is turned by it, as `segment` does, if it then has the size
+        of its map; else it is left as it is stored. Raises UserError naming the file.
         """
+        image, id_map, _ = self._read(index)
+        return image, id_map
+
+    def _read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32], str | None]:
         example = self.examples[index]
-        image = _decode(self.images, example.file_name)
-        packed = _decode(self.masks, example.mask_name).astype(np.int32)
-        id_map = packed[..., 0] + (packed[..., 1] << 8) + (packed[..., 2] << 16)
         expected = (example.height, example.width)
-        for storage, name, found in (
-            (self.images, example.file_name, image.shape[:2]),
-            (self.masks, example.mask_name, id_map.shape),
+        image, turn = self._photo(example, expected)
+        mask_url = place_of(self.masks.url, example.mask_name)
+        try:
+            id_map = read_png(_bytes(self.masks, example.mask_name)).astype(np.int32)
+        except MaskError as error:
+            raise UserError(f"{mask_url} can't be read: {error}") from None
+        for url, found in (
+            (place_of(self.images.url, example.file_name), image.shape[:2]),
+            (mask_url, id_map.shape),
         ):
             if found != expected:
                 raise UserError(
-                    f"{storage.join(name)} is {found[1]} x {found[0]} pixels, "
+                    f"{url} is {found[1]} x {found[0]} pixels, "
                     f"but the JSON says {expected[1]} x {expected[0]}"
                 )
         listed = {segment_id for segment_id, _ in example.segments + example.crowds}
@@ -101,11 +118,22 @@ class PanopticDataset:
                 "the JSON but not in the PNG" if listed - drawn else "the PNG but not in the JSON"
             )
             odd = sorted(listed - drawn or drawn - listed)[0]
-            raise UserError(
-                f"segment {odd} of {example.file_name} is in {side} "
-                f"{self.masks.join(example.mask_name)}"
-            )
-        return image, id_map
+            raise UserError(f"segment {odd} of {example.file_name} is in {side} {mask_url}")
+        return image, id_map, turn
+
+    def _photo(
+        self, example: Example, expected: tuple[int, int]
+    ) -> tuple[NDArray[np.uint8], str | None]:
+        data = _bytes(self.images, example.file_name)
+        try:
+            if stored_orientation(data) == 1:
+                return decode(data, exif=False), None
+            fits = {turn: header_size(data, exif=turn) == expected for turn in (True, False)}
+            turned = fits[True] and (self.exif or not fits[False])
+            return decode(data, exif=turned), TURNED if turned else LEFT
+        except ImageError as error:
+            where = place_of(self.images.url, example.file_name)
+            raise UserError(f"{where} can't be read: {error}") from None
 
 
 def open_dataset(
@@ -114,6 +142,7 @@ def open_dataset(
     images: str | None = None,
     masks: str | None = None,
     categories: Categories | None = None,
+    exif: bool = True,
 ) -> PanopticDataset:
     """Open a COCO panoptic JSON, or a folder that holds one as panoptic.json, and check it.
 
@@ -125,39 +154,43 @@ def open_dataset(
     if not truth.endswith(".json"):
         truth = truth.rstrip("/") + "/panoptic.json"
     folder, name = open_file(truth)
-    try:
-        content = json.loads(folder.read(name))
-    except FileNotFoundError:
-        raise UserError(f"there is no panoptic JSON at {truth}") from None
-    except ValueError as error:
-        raise UserError(f"{truth} is not JSON: {error}") from None
-    missing = {"images", "annotations", "categories"} - set(
-        content if isinstance(content, dict) else ()
-    )
-    if missing or (content["annotations"] and "segments_info" not in content["annotations"][0]):
-        lacks = ", ".join(sorted(missing)) or "segments_info"
-        raise UserError(f"{truth} is not a COCO panoptic JSON: it lacks {lacks}")
-    found = Categories.from_json(content["categories"])
+    file = CocoFile(truth)
+    entries: dict[str, dict[str, Any]] = {}  # of repeated ids the last wins, as in `evaluate`
+    annotations: dict[str, dict[str, Any]] = {}
+    listed: list[dict[str, Any]] = []
+    for kind, item in panoptic(file, truth=True):
+        if isinstance(item, list):
+            listed = item
+        else:
+            (entries if kind == "image" else annotations)[item["image_id"]] = item
+    lacking = {"images": entries, "annotations": annotations, "categories": listed}
+    if missing := ", ".join(key for key, items in lacking.items() if not items):
+        raise UserError(f"{truth} is not a COCO panoptic JSON: it lacks {missing}")
+    found = categories_of(listed, file)
     if categories is not None and set(found) != set(categories):
         raise UserError(f"{truth} has another label set than the training data: make them equal")
+    photos = Storage(images or folder.join("images"))
+    maps = Storage(masks or folder.join(PurePosixPath(name).stem))
     dataset = PanopticDataset(
         categories=categories or found,
-        examples=_examples(truth, content, categories or found),
-        images=Storage(images or folder.join("images")),
-        masks=Storage(masks or folder.join(PurePosixPath(name).stem)),
+        examples=_examples(file, entries, annotations, categories or found, maps),
+        images=photos,
+        masks=maps,
+        exif=exif,
     )
-    if not dataset.examples:
-        raise UserError(f"{truth} has no annotated image")
     for storage, names in (
         (dataset.images, [example.file_name for example in dataset.examples]),
         (dataset.masks, [example.mask_name for example in dataset.examples]),
     ):
-        present = {entry.path for entry in storage.list()}
-        absent = [name for name in names if name not in present]
+        try:
+            present = {storage.join(entry.path) for entry in storage.list()}
+        except OSError as error:
+            raise as_user_error(error, f"can't list {storage.url}") from error
+        places = (place_of(storage.url, name) for name in names)
+        beside = [place for place in places if place.startswith(f"{storage.url}/")]
+        absent = [place for place in beside if place not in present]
         if absent:
-            raise UserError(
-                f"{len(absent)} files of {truth} are missing, first {storage.join(absent[0])}"
-            )
+            raise UserError(f"{len(absent)} files of {truth} are missing, first {absent[0]}")
     if categories is None:
         _refuse_empty_classes(truth, dataset)
     return dataset
@@ -185,36 +218,58 @@ def hold_out(dataset: PanopticDataset, count: int) -> tuple[PanopticDataset, Pan
     return replace(dataset, examples=first), replace(dataset, examples=second)
 
 
-def _examples(truth: str, content: dict[str, Any], categories: Categories) -> tuple[Example, ...]:
+def _examples(
+    file: CocoFile,
+    entries: dict[str, dict[str, Any]],
+    annotations: dict[str, dict[str, Any]],
+    categories: Categories,
+    masks: Storage,
+) -> tuple[Example, ...]:
     """Every annotation with the image that it belongs to."""
-    images = {image["id"]: image for image in content["images"]}
     class_of = {category.id: index for index, category in enumerate(categories)}
-    examples = []
-    for annotation in content["annotations"]:
-        image = images.get(annotation["image_id"])
-        if image is None:
-            raise UserError(
-                f"{truth} annotates image {annotation['image_id']!r}, which it doesn't list"
-            )
-        segments = annotation["segments_info"]
-        unknown = [s["category_id"] for s in segments if s["category_id"] not in class_of]
+    sizes: dict[str, tuple[int, int]] = {}
+    for image_id, annotation in annotations.items():
+        if image_id not in entries:
+            raise UserError(f"{file.url} annotates image {image_id}, which it doesn't list")
+        unknown = [c for c in annotation["category_id"] if c not in class_of]
         if unknown:
             raise UserError(
-                f"{image['file_name']} has a segment of category {unknown[0]}, "
-                f"which {truth} doesn't define"
+                f"{entries[image_id]['name']} has a segment of category {unknown[0]}, "
+                f"which {file.url} doesn't define"
             )
-        pairs = [(s["id"], class_of[s["category_id"]], bool(s.get("iscrowd"))) for s in segments]
-        examples.append(
-            Example(
-                file_name=image["file_name"],
-                mask_name=annotation["file_name"],
-                height=image["height"],
-                width=image["width"],
-                segments=tuple((i, c) for i, c, crowd in pairs if not crowd),
-                crowds=tuple((i, c) for i, c, crowd in pairs if crowd),
-            )
-        )
-    return tuple(examples)
+        if (size := size_of(entries[image_id], file)) is not None:
+            sizes[image_id] = size
+    unsized = [image_id for image_id in annotations if image_id not in sizes]
+    with ThreadPoolExecutor(READERS) as pool:
+        pngs = [annotations[image_id]["png"] for image_id in unsized]
+        sizes.update(zip(unsized, pool.map(lambda png: _size(masks, png), pngs), strict=True))
+    return tuple(
+        _example(entries[image_id]["name"], annotation, sizes[image_id], class_of)
+        for image_id, annotation in annotations.items()
+    )
+
+
+def _example(
+    name: str, annotation: dict[str, Any], size: tuple[int, int], class_of: dict[int, int]
+) -> Example:
+    columns = (annotation[key] for key in ("segment_id", "category_id", "iscrowd"))
+    listed = [(i, class_of[c], crowd) for i, c, crowd in zip(*columns, strict=True)]
+    return Example(
+        file_name=name,
+        mask_name=annotation["png"],
+        height=size[0],
+        width=size[1],
+        segments=tuple((i, c) for i, c, crowd in listed if not crowd),
+        crowds=tuple((i, c) for i, c, crowd in listed if crowd),
+    )
+
+
+def _size(masks: Storage, name: str) -> tuple[int, int]:
+    """(height, width) of a map, where the JSON has no size."""
+    try:
+        return header_size(_bytes(masks, name), exif=False)
+    except ImageError as error:
+        raise UserError(f"{place_of(masks.url, name)} can't be read: {error}") from None
 
 
 def _refuse_empty_classes(truth: str, dataset: PanopticDataset) -> None:
@@ -227,10 +282,10 @@ def _refuse_empty_classes(truth: str, dataset: PanopticDataset) -> None:
         )
 
 
-def _decode(storage: Storage, name: str) -> NDArray[np.uint8]:
+def _bytes(storage: Storage, name: str) -> bytes:
     try:
-        return decode(storage.read(name), exif=False)
+        return read_named(storage, name)
     except FileNotFoundError:
-        raise UserError(f"{storage.join(name)} is missing") from None
-    except ImageError as error:
-        raise UserError(f"{storage.join(name)} can't be read: {error}") from None
+        raise UserError(f"{place_of(storage.url, name)} is missing") from None
+    except OSError as error:
+        raise as_user_error(error, f"can't read {place_of(storage.url, name)}") from error

@@ -14,17 +14,24 @@ from detr.categories import Categories
 from detr.config import RECIPES, DetrConfig
 from detr.weights.checkpoint import Checkpoint, open_checkpoint
 from pipeline.errors import UserError
-from pipeline.segmentation.model_spec import local_weights
+from pipeline.segmentation.model_spec import local_weights, read_categories
 
 HEAD = "detr.class_embed."  # what a new label set makes anew
 
 
 def start(
-    weights: str | None, architecture: str, size: int | None, categories: Categories, phase: str
+    weights: str | None,
+    architecture: str,
+    size: int | None,
+    categories: Categories,
+    phase: str,
+    *,
+    known: str | None = None,
 ) -> tuple[DetrConfig, dict[str, Tensor] | None]:
     """The architecture, and the tensors to start from (None: from scratch).
 
-    Weights of another label set keep every tensor but the class head. Raises UserError, ModelError.
+    Weights of another label set keep every tensor but the class head. known: a JSON of the label
+    set of the weights. Raises UserError, ModelError.
     """
     if weights is None:
         if phase == "masks":
@@ -33,7 +40,9 @@ def start(
         config = replace(config, num_classes=len(categories), frozen_norm=False)
     else:
         path, recipe = local_weights(weights, {})
-        checkpoint = open_checkpoint(path, recipe=recipe)
+        checkpoint = open_checkpoint(
+            path, recipe=recipe, categories=read_categories(known) if known else None
+        )
         config, initial = checkpoint.config, checkpoint.weights()
         head = _head_rows(checkpoint, categories)
         if head is not None:
@@ -69,7 +78,7 @@ def read_architecture(name: str) -> DetrConfig:
         return RECIPES[name].config
     file = resources.files("pipeline.train") / "small.toml" if name == "small" else Path(name)
     try:
-        return DetrConfig.from_dict(tomllib.loads(file.read_text()))
+        return DetrConfig.from_dict(tomllib.loads(file.read_text("utf-8")))
     except FileNotFoundError:
         raise UserError(
             f"--architecture {name!r} is neither small, {', '.join(RECIPES)} nor a TOML file"

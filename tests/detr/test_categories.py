@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from detr.categories import COCO_PANOPTIC, Categories
+from detr.categories import COCO_PANOPTIC, Categories, as_flag, as_int
 from detr.config import ModelError
 
 
@@ -36,7 +38,12 @@ def test_defaults_are_a_thing_with_a_colour_of_its_own() -> None:
         ([{"name": "a"}], r"categories\[0\].id"),
         ([{"id": 1}], r"categories\[0\].name"),
         ([{"id": 1, "name": "a", "isthing": "yes"}], "isthing"),
-        ([{"id": 1, "name": "a", "color": [300, 0, 0]}], "color"),
+        ([{"id": True, "name": "a"}], r"categories\[0\].id"),
+        ([{"id": "1", "name": "a"}], r"categories\[0\].id"),
+        ([{"id": 2**31, "name": "a"}], r"categories\[0\].id"),
+        ([{"id": 1, "name": "a", "isthing": None}], "isthing"),
+        ([{"id": 1, "name": "a", "isthing": "1"}], "isthing"),
+        (["cat"], r"categories\[0\]"),
     ],
 )
 def test_a_bad_label_set_is_refused_by_name(entries: list[dict[str, object]], words: str) -> None:
@@ -57,3 +64,43 @@ def test_own_heads_are_indexed_by_position() -> None:
     assert made.class_ids(2) == (7, 3)
     with pytest.raises(ModelError, match="2 categories"):
         made.class_ids(5)
+
+
+@pytest.mark.parametrize(
+    ("color", "expected"),
+    [
+        ([1, 2, 3], (1, 2, 3)),
+        ([1.0, 2.0, 3.0], (1, 2, 3)),
+        ([1, 2, 3, 255], (1, 2, 3)),
+        ("#0a0B0c", (10, 11, 12)),
+        ("0a0b0c", (10, 11, 12)),
+        *((odd, None) for odd in ("crimson", [300, 0, 0], [1, 2], [], 7, None, [None] * 3, {})),
+    ],
+)
+def test_an_odd_colour_is_no_reason_to_refuse_a_label_set(
+    color: object, expected: tuple[int, int, int] | None
+) -> None:
+    [category] = Categories.from_json([{"id": 1, "name": "a", "color": color}])
+    [plain] = Categories.from_json([{"id": 1, "name": "a"}])
+    assert category.color == (expected or plain.color)
+
+
+JSON_VALUES = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
+)
+
+
+@given(JSON_VALUES)
+def test_a_number_is_taken_as_the_reference_s_dicts_take_it(value: object) -> None:
+    number = as_int(value)
+    if number is None:
+        assert not isinstance(value, int) or isinstance(value, bool)
+    else:
+        assert number == value
+        assert {value: "found"}[number] == "found"  # what panopticapi does with an id
+
+
+@given(JSON_VALUES | st.sampled_from(["0", "1", "true", 0.0, 1.0]))
+def test_a_flag_never_means_other_than_the_reference_s_test(value: object) -> None:
+    flag = as_flag(value)
+    assert flag is None or flag == (value == 1)

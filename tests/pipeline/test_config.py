@@ -30,7 +30,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> N
         ({"model": "nothing"}, "--model 'nothing'"),
         ({"num_actors": "4:2"}, "--num-actors '4:2' must be N or MIN:MAX"),
         ({"num_actors": "0"}, "--num-actors '0' must be N or MIN:MAX"),
-        ({"colour": "red"}, "unknown setting 'colour'; known are: address, batch_size"),
+        ({"colour": "red"}, "unknown setting 'colour'; known are: address, any_suffix, batch_size"),
         ({"out": None}, "--out is needed: run folder"),
         ({"source": None}, "SOURCE is needed: folder, list"),
     ],

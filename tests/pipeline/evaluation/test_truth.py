@@ -295,7 +295,7 @@ def segments_json(*segments: Any) -> dict[str, Any]:
         (segments_json({"id": 2**24, "category_id": 1}), "segment 16777216 of image 3 must"),
         (segments_json({"id": "5", "category_id": 1}), "segment '5' of image 3 must have an id"),
         (segments_json({"id": 5}), "segment 5 of image 3 has no category_id"),
-        ({"annotations": [{"id": 1, "bbox": []}]}, "an entry has no image_id"),
+        ({"annotations": [{"id": 1, "bbox": []}]}, "an entry of annotations has no image_id"),
         ({"annotations": [{"image_id": 4, "segmentation": []}]}, "the annotation of image 4 must"),
         ({"images": [{"id": 4}]}, "image 4 has no file_name"),
     ],

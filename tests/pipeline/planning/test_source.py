@@ -96,7 +96,8 @@ def test_a_table_keeps_the_users_columns(tmp_path: Path, suffix: str) -> None:
     found = listed(Source(str(listing), name_column="key", keep_columns=("shelf",)))
     assert found["file_name"].to_pylist() == ["a", "b"]
     assert found["uri"].to_pylist() == ["/a.jpg", "/b.jpg"]
-    assert found["shelf"].to_pylist() == [3, 4]
+    # A CSV holds text; Parquet says what its columns are.
+    assert found["shelf"].to_pylist() == (["3", "4"] if suffix == "csv" else [3, 4])
 
 
 def test_a_coco_json_gives_its_file_names(tmp_path: Path) -> None:

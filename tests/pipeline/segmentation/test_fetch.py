@@ -7,10 +7,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from pipeline.planning.source import Source
 from pipeline.segmentation.fetch import Body, UnitFetch, check_body
 from pipeline.storage.entry import Fetched
+from tests.odd_files import encode, picture
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,26 @@ def test_a_unit_reports_as_often_whether_or_not_images_fail(tmp_path: Path, gone
 def test_images_that_failed_before_are_not_reported_to_the_budget(tmp_path: Path) -> None:
     fetch = recorded(tmp_path, 30, attempts=1)
     assert fetch.reports[-1] == (250, 0, 0)
+
+
+def test_with_any_suffix_the_first_bytes_decide(tmp_path: Path) -> None:
+    contents = {
+        "photo": encode(Image.fromarray(picture()), "JPEG"),
+        "notes.bak": b"meet at noon, bring the photos",
+        "scan.heic_": b"\0\0\0\x18ftypheic" + bytes(40),
+        "nothing": b"",
+    }
+    for name, data in contents.items():
+        (tmp_path / name).write_bytes(data)
+    manifest = pa.table(
+        {
+            "uri": [str(tmp_path / name) for name in contents],
+            "size": pa.array([len(data) for data in contents.values()], pa.int64()),
+            "etag": pa.nulls(len(contents), pa.string()),
+        }
+    )
+    bodies = UnitFetch(manifest, {}, any_suffix=True).run()
+    assert [body.code for body in bodies] == [None, "not_an_image", None, None]
+    assert bodies[0].data == contents["photo"]
+    assert bodies[1].data is None  # nothing of it travels on
+    assert all(body.code is None for body in UnitFetch(manifest, {}).run())

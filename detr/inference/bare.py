@@ -1,0 +1,233 @@
+"""The parts of a PNG, JPEG or GIF that its pixels need, without the extras that PIL stumbles on.
+
+libpng and libjpeg pass over a comment that is too long, a damaged colour profile or garbage between
+two segments, and browsers show the picture; PIL refuses the whole file. Where it does, the file is
+copied without those extras, and PIL reads the copy. A file that PIL reads as it is is never copied.
+Raising PIL's limits was rejected: they are globals that threads share.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+MOST_PARTS: Final = 20_000  # of a header; a real one has tens, PIL takes microseconds for each
+MOST_EXTRAS: Final = 200  # tried one by one; of more, none is kept
+GIF_EXTRA_BYTES: Final = 1 << 20  # PIL joins a comment's blocks in quadratic time
+
+_CRITICAL: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+_MARKER: Final = re.compile(rb"\xff+([\x01-\xfe])")
+_STANDALONE: Final = (0x01, *range(0xD0, 0xD8))
+_SCAN: Final = 0xDA
+_END: Final = 0xD9
+# Tables, frame headers and restart intervals: without these there are no pixels.
+_FRAMES: Final = frozenset(range(0xC0, 0xD0)) | {0xDB, 0xDC, 0xDD, 0xDE, 0xDF, _SCAN}
+# Progressive frames; restart intervals, before which a decoder passes over whatever it finds.
+_RESUMED: Final = frozenset((0xC2, 0xC6, 0xCA, 0xCE, 0xDD))
+_SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by PNG's colour type
+
+Accepts = Callable[[bytes], bool]
+
+
+class Part(NamedTuple):
+    """A chunk of a PNG or a segment of a JPEG: data[start:end]."""
+
+    kind: bytes
+    start: int
+    end: int
+
+
+def bare(data: bytes, name: str, accepts: Accepts) -> bytes | None:
+    """A copy of `data`, of PIL's format `name`, with those extras only that PIL reads.
+
+    accepts: whether PIL reads the header of a file; it is asked for each extra alone. None where
+    there is nothing to leave out, or the file is too broken to tell.
+    """
+    match name:
+        case "PNG":
+            copy = _bare_png(data, accepts)
+        case "JPEG":
+            copy = _bare_jpeg(data, accepts)
+        case "GIF":
+            copy = bare_gif(data)
+        case _:
+            return None
+    return None if copy is None or copy == data else copy
+
+
+def png_parts(data: bytes, most: int | None = None) -> list[Part]:
+    """The whole chunks of a PNG in order, at most so many."""
+    parts: list[Part] = []
+    start = len(SIGNATURE)
+    while start + 12 <= len(data) and len(parts) != most:
+        (length,) = struct.unpack_from(">I", data, start)
+        end = start + 12 + length
+        if end > len(data):
+            break
+        parts.append(Part(data[start + 4 : start + 8], start, end))
+        if parts[-1].kind == b"IEND":
+            break
+        start = end
+    return parts
+
+
+def jpeg_parts(data: bytes, most: int | None = None) -> list[Part]:
+    """The segments of a JPEG up to its first scan's header; what is no marker lies between."""
+    parts: list[Part] = []
+    at = 2
+    while len(parts) != most and (found := _MARKER.search(data, at)):
+        kind, start = found[1], found.end() - 2
+        if kind[0] in _STANDALONE:
+            at = found.end()
+            continue
+        if kind[0] == _END or found.end() + 2 > len(data):
+            break
+        (length,) = struct.unpack_from(">H", data, found.end())
+        at = found.end() + length
+        if length < 2 or at > len(data):
+            break
+        parts.append(Part(kind, start, at))
+        if kind[0] == _SCAN:
+            break
+    return parts
+
+
+def header_is_endless(data: bytes, name: str) -> bool:
+    """Whether PIL would take seconds for what stands before the pixels."""
+    match name:
+        case "PNG":
+            parts = png_parts(data, MOST_PARTS)
+            return len(parts) == MOST_PARTS and all(part.kind != b"IDAT" for part in parts)
+        case "JPEG":
+            few = len(jpeg_parts(data, MOST_PARTS)) < MOST_PARTS
+            # PIL walks through fill bytes one by one.
+            return not few or data.find(b"\xff" * MOST_PARTS, 0, 64 * MOST_PARTS) >= 0
+        case "GIF":
+            return _gif_extra_bytes(data) > GIF_EXTRA_BYTES
+        case _:
+            return False
+
+
+def _bare_png(data: bytes, accepts: Accepts) -> bytes | None:
+    parts = png_parts(data)
+    if not parts or parts[0].kind != b"IHDR":
+        return None
+    header = data[parts[0].start : parts[0].end]
+    pixels = [part for part in parts if part.kind == b"IDAT"]
+    if not pixels:
+        return None
+    first = pixels[0].start
+    extras = [part for part in parts if part.kind not in _CRITICAL and part.start < first]
+    # PIL reads a header up to the first chunk of pixels, so one that is empty will do.
+    probe = [SIGNATURE + header, _chunk(b"IDAT", b"")]
+    few = extras if len(extras) <= MOST_EXTRAS else []
+    kept = [part for part in few if accepts(data[part.start : part.end].join(probe))]
+    together = b"".join(data[part.start : part.end] for part in kept)
+    if not accepts(together.join(probe)):
+        together = b""
+    palette = b"".join(data[p.start : p.end] for p in parts if p.kind == b"PLTE")
+    stream = b"".join(data[part.start + 8 : part.end - 4] for part in pixels)
+    # Damaged pixels keep the checksum that shows it.
+    whole = _whole_stream(stream, header) if all(_is_sound(data, p) for p in pixels) else None
+    if whole is None:
+        body = b"".join(data[part.start : part.end] for part in pixels)
+        end = data[parts[-1].end :] if parts[-1].kind != b"IEND" else _chunk(b"IEND", b"")
+    else:
+        body, end = _chunk(b"IDAT", whole), _chunk(b"IEND", b"")
+    return SIGNATURE + header + together + palette + body + end
+
+
+def _is_sound(data: bytes, part: Part) -> bool:
+    stored = data[part.end - 4 : part.end]
+    return zlib.crc32(data[part.start + 4 : part.end - 4]).to_bytes(4, "big") == stored
+
+
+def _whole_stream(stream: bytes, header: bytes) -> bytes | None:
+    """The pixels of a PNG, deflated anew, if all are there; None if not.
+
+    zlib's own header and its checksum at the end are passed over, as libpng does.
+    """
+    width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header[8:21])
+    if interlaced or colour not in _SAMPLES:
+        return None
+    needed = height * (1 + (width * depth * _SAMPLES[colour] + 7) // 8)
+    inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        raw = inflate.decompress(stream[2:], needed)
+    except zlib.error:
+        return None
+    return zlib.compress(raw, 1) if len(raw) == needed else None
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _bare_jpeg(data: bytes, accepts: Accepts) -> bytes | None:
+    parts = jpeg_parts(data)
+    if not parts or parts[-1].kind[0] != _SCAN:
+        return None
+    needed = [part for part in parts if part.kind[0] in _FRAMES]
+    probe = [b"\xff\xd8", b"".join(data[part.start : part.end] for part in needed)]
+    few = len(parts) - len(needed) <= MOST_EXTRAS
+    kept = [
+        part
+        for part in parts[:-1]
+        if part.kind[0] in _FRAMES or (few and accepts(data[part.start : part.end].join(probe)))
+    ]
+    segments = b"".join(data[part.start : part.end] for part in kept)
+    return b"\xff\xd8" + segments + data[parts[-1].start :]
+
+
+def with_end(data: bytes) -> list[bytes] | None:
+    """Copies of a JPEG of one scan that has no end marker, with one, and different bits before it.
+
+    libjpeg shows a file without its end and makes up the blocks that are missing. Where all are
+    there, the bits that follow are read by nobody, so the copies show the same. None of a file that
+    has an end, or several scans or restarts, where nobody can say what is missing.
+    """
+    parts = jpeg_parts(data, MOST_PARTS)
+    if not parts or parts[-1].kind[0] != _SCAN or {p.kind[0] for p in parts} & _RESUMED:
+        return None
+    body = data[: -1 if data.endswith(b"\xff") else None]
+    if any(data.find(mark, parts[-1].end) >= 0 for mark in (b"\xff\xd9", b"\xff\xda")):
+        return None
+    return [body + bits * 64 + b"\xff\xd9" for bits in (b"", b"\x55", b"\xaa", b"\0")]
+
+
+def bare_gif(data: bytes) -> bytes | None:
+    """A GIF without what stands before its first image, but for what says how to show that."""
+    start = _gif_blocks_start(data)
+    if start is None:
+        return None
+    kept, at = [data[:start]], start
+    while at + 2 < len(data) and data[at : at + 1] == b"!":
+        end = _gif_block_end(data, at + 2)
+        if data[at + 1] == 0xF9:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept) + data[at:]
+
+
+def _gif_extra_bytes(data: bytes) -> int:
+    start = at = _gif_blocks_start(data) or len(data)
+    while at + 2 < len(data) and data[at : at + 1] == b"!":
+        at = _gif_block_end(data, at + 2)
+    return at - start
+
+
+def _gif_blocks_start(data: bytes) -> int | None:
+    if len(data) < 13:
+        return None
+    flags = data[10]
+    return 13 + (3 << ((flags & 7) + 1) if flags & 0x80 else 0)
+
+
+def _gif_block_end(data: bytes, at: int) -> int:
+    while at < len(data) and data[at]:
+        at += 1 + data[at]
+    return min(at + 1, len(data))

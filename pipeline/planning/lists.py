@@ -1,0 +1,226 @@
+"""The rows of a list: `.txt`, one URI a line; `.csv` and `.parquet`, with columns to choose from.
+
+Text stays text, byte for byte: `000042` and `1e5` are names, and a column that is kept from a CSV
+is one of strings (Parquet says itself what its columns are). What can't be read is one sentence
+with the line or the column. DuckDB's CSV reader was rejected: it guesses types, dialects and
+comments from the first lines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from pipeline.errors import UserError
+from pipeline.panoptic.per_image import PER_IMAGE_SCHEMA
+from pipeline.schema import INTERNAL_COLUMNS, MANIFEST_SCHEMA, SHARD_SCHEMA
+
+CHUNK: Final = 10_000
+URI_COLUMNS: Final = ("uri", "url", "path", "file_name", "image")
+DELIMITERS: Final = (",", ";", "\t", "|")
+CSV_BLOCK: Final = 4 << 20
+# Names that rows have on their way, in lower case: DuckDB takes `Width` for `width`.
+TAKEN: Final = frozenset(
+    name.lower()
+    for names in (
+        SHARD_SCHEMA.names,
+        MANIFEST_SCHEMA.names,
+        PER_IMAGE_SCHEMA.names,
+        INTERNAL_COLUMNS,
+    )
+    for name in names
+)
+
+
+class Columns(NamedTuple):
+    """Which columns of a list are read; None is chosen by its name."""
+
+    uri: str | None
+    name: str | None
+    kept: tuple[str, ...]
+
+
+class Rows(NamedTuple):
+    """Some rows of a list."""
+
+    names: list[str | None]
+    uris: list[str | None]
+    kept: dict[str, pa.Array]
+
+
+def read_list(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
+    """The rows of the list at `path`, some thousand at a time; `url` is what the user calls it.
+
+    Raises UserError with the line or the column for what can't be read.
+    """
+    if path.is_dir():
+        raise UserError(f"{url} is a folder with the name of a list: give a file, or rename it")
+    suffix = url.lower().rpartition(".")[2]
+    read = {"txt": _text, "csv": _csv, "parquet": _parquet}[suffix]
+    yield from read(path, url, columns)
+
+
+def refuse_taken(kept: Sequence[str]) -> None:
+    """Raises UserError for a kept column that a shard can't hold beside its own."""
+    seen: set[str] = set()
+    for name in kept:
+        low = name.lower()
+        if not name:
+            raise UserError("--keep-columns: a column without a name can't be kept: name it")
+        if low in TAKEN:
+            raise UserError(
+                f"--keep-columns {name!r} is the name of a column of the shards or of an "
+                "evaluation (in any case): rename it"
+            )
+        if low in seen:
+            raise UserError(
+                f"--keep-columns {name!r} is there twice, or differs from another in case alone: "
+                "rename it"
+            )
+        seen.add(low)
+
+
+def _text(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
+    if columns.uri or columns.name or columns.kept:
+        raise UserError(f"{url} has no columns to name or keep: give a .csv or .parquet list")
+    _refuse_wide(path, url)
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            stripped = (line.rstrip("\n") for line in lines)
+            filled = (line for line in stripped if line.strip())
+            while chunk := list(islice(filled, CHUNK)):
+                yield Rows(list(chunk), list(chunk), {})
+    except UnicodeDecodeError:
+        raise _not_utf8(path, url) from None
+
+
+def _csv(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
+    _refuse_wide(path, url)
+    delimiter = _delimiter(path, url)
+    try:
+        reader = pacsv.open_csv(
+            path,
+            read_options=pacsv.ReadOptions(block_size=CSV_BLOCK),
+            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(check_utf8=False),
+        )
+        there = reader.schema.names
+        reader.close()
+        chosen = _chosen(there, url, columns)
+        wanted = list(dict.fromkeys((chosen.uri, chosen.name, *chosen.kept)))
+        reader = pacsv.open_csv(
+            path,
+            read_options=pacsv.ReadOptions(block_size=CSV_BLOCK),
+            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(
+                include_columns=wanted,
+                column_types=dict.fromkeys(wanted, pa.string()),
+                null_values=[""],
+                strings_can_be_null=True,
+                quoted_strings_can_be_null=False,
+            ),
+        )
+        for batch in reader:
+            yield from _rows(batch, chosen)
+    except pa.ArrowException as error:
+        if "UTF8" in str(error) or "utf-8" in str(error).lower():
+            raise _not_utf8(path, url) from None
+        if "Empty CSV" in str(error):
+            raise UserError(f"{url} is empty: the first line must name the columns") from None
+        raise UserError(f"{url} can't be read as CSV: {_csv_reason(error)}") from None
+
+
+def _csv_reason(error: pa.ArrowException) -> str:
+    """Arrow's own words on one line, with the row's number counted from the header's."""
+    text = re.sub(r"\s+", " ", str(error)).strip()
+    return re.sub(r"Row #(\d+)", r"line \1", text)[:300]
+
+
+def _parquet(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
+    try:
+        with pq.ParquetFile(path) as file:
+            chosen = _chosen(file.schema_arrow.names, url, columns)
+            schema = file.schema_arrow
+            for name in (chosen.uri, chosen.name):
+                if pa.types.is_nested(schema.field(name or "").type):
+                    raise UserError(
+                        f"{url}: column {name!r} holds {schema.field(name or '').type}, not text: "
+                        "name another"
+                    )
+            wanted = list(dict.fromkeys((chosen.uri, chosen.name, *chosen.kept)))
+            for batch in file.iter_batches(CHUNK, columns=wanted):
+                yield from _rows(batch, chosen)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{url}: a name is not UTF-8: {error}") from None
+    except (pa.ArrowException, OSError) as error:
+        reason = re.sub(r"\s+", " ", str(error)).strip()[:300]
+        raise UserError(f"{url} can't be read as Parquet: {reason}") from None
+
+
+def _rows(batch: pa.RecordBatch, chosen: Columns) -> Iterator[Rows]:
+    for first in range(0, batch.num_rows, CHUNK):
+        part = batch.slice(first, CHUNK)
+        uris = _as_text(part.column(chosen.uri))
+        names = uris if chosen.name == chosen.uri else _as_text(part.column(chosen.name))
+        yield Rows(names, uris, {name: part.column(name) for name in chosen.kept})
+
+
+def _as_text(column: pa.Array) -> list[str | None]:
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        column = column.dictionary_decode()
+    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+        return [None if v is None else v.decode() for v in column.to_pylist()]
+    return column.cast(pa.string()).to_pylist()
+
+
+def _chosen(there: Sequence[str], url: str, columns: Columns) -> Columns:
+    """The columns by their names. Raises UserError for one that isn't there, or stands twice."""
+    known = ", ".join(there)
+    refuse_taken(columns.kept)
+    uri = columns.uri or next((name for name in URI_COLUMNS if name in there), None)
+    if uri is None:
+        raise UserError(
+            f"{url}: which column holds the images? Name it with --uri-column (it has: {known})"
+        )
+    for name in (uri, columns.name or uri, *columns.kept):
+        if name not in there:
+            raise UserError(f"{url} has no column {name!r} (it has: {known})")
+        if list(there).count(name) > 1:
+            raise UserError(f"{url} has {there.count(name)} columns {name!r}: rename the others")
+    return Columns(uri, columns.name or uri, columns.kept)
+
+
+def _delimiter(path: Path, url: str) -> str:
+    """The one that stands most often in the line that names the columns."""
+    with path.open("rb") as file:
+        line = file.readline(1 << 16)
+    counts = {each: line.count(each.encode()) for each in DELIMITERS}
+    return max(counts, key=lambda each: counts[each])
+
+
+def _refuse_wide(path: Path, url: str) -> None:
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise UserError(f"{url} is UTF-16: save it as UTF-8")
+    if b"\0" in start:
+        raise UserError(f"{url} is no text: it holds zero bytes (is it another kind of file?)")
+
+
+def _not_utf8(path: Path, url: str) -> UserError:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                shown = line[max(error.start - 20, 0) : error.start + 20].strip()
+                return UserError(f"{url}, line {number}: {shown!r} is not UTF-8: save it as UTF-8")
+    return UserError(f"{url} is not UTF-8: save it as UTF-8")

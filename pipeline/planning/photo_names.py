@@ -1,0 +1,108 @@
+"""Which names of a folder are photos, and a count of what is left out, so that it can be said.
+
+A suffix is a claim, not the truth: `.jfif` is a JPEG, and many a bucket's photos have none. So the
+set is generous, it is recorded in the run (a longer one in a later version adds nothing to a run
+that exists), and whatever it leaves out is counted by suffix. Looking into every file while listing
+was rejected: a request for each object; `--any-suffix` leaves that to the fetch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from pipeline.config import IMAGE_SUFFIXES
+
+# What runs were listed by before the set was recorded.
+FIRST_SUFFIXES: Final = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "gif"),
+    *("tif", "tiff", "avif", "heic", "jp2"),
+)
+# What file systems and viewers leave beside photos, by name or by folder.
+COMPANION_NAMES: Final = frozenset(
+    {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".picasa.ini", ".nomedia"}
+)
+COMPANION_FOLDERS: Final = frozenset({"@eadir", "__macosx", ".appledouble", "$recycle.bin"})
+COMPANION_PREFIX: Final = "._"
+# Never photos, even with `--any-suffix`.
+OTHER_SUFFIXES: Final = frozenset(
+    {
+        *("txt", "md", "csv", "tsv", "json", "jsonl", "xml", "yaml", "yml", "toml", "ini", "log"),
+        *("html", "htm", "css", "js", "py", "ipynb", "sh", "pdf", "doc", "docx", "xls", "xlsx"),
+        *("zip", "tar", "gz", "tgz", "bz2", "xz", "7z", "rar", "parquet", "npy", "npz", "pkl"),
+        *("mp4", "mov", "avi", "mkv", "webm", "mp3", "wav", "aae", "xmp", "thm", "db", "sqlite"),
+        *("pt", "pth", "safetensors", "onnx", "md5", "sha256", "part", "crdownload", "tmp"),
+    }
+)
+SAID_SUFFIXES: Final = 8
+
+
+@dataclass(frozen=True)
+class PhotoNames:
+    """The rule: suffixes without their dots, in lower case; companions: left out."""
+
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES
+    any_suffix: bool = False
+    leave_companions: bool = True
+
+    def takes(self, path: str) -> bool:
+        suffix = suffix_of(path)
+        return suffix not in OTHER_SUFFIXES if self.any_suffix else suffix in self.suffixes
+
+
+@dataclass
+class LeftOut:
+    """How many names a listing passed over, and which."""
+
+    suffixes: Counter[str] = field(default_factory=Counter)
+    companions: int = 0
+
+    def sentence(self) -> str | None:
+        """Such as `left out: 3 other files (2 .txt, 1 without a suffix)`; None of nothing."""
+        parts = []
+        if others := self.suffixes.total():
+            few = self.suffixes.most_common(SAID_SUFFIXES)
+            kinds = [f"{n:,} .{name}" if name else f"{n:,} without a suffix" for name, n in few]
+            if len(self.suffixes) > len(few):
+                kinds.append(f"{others - sum(n for _, n in few):,} of other suffixes")
+            parts.append(f"{_files(others, 'other file')} ({', '.join(kinds)})")
+        if self.companions:
+            count = _files(self.companions, "companion file")
+            parts.append(f"{count} of file systems (._*, .DS_Store, Thumbs.db, @eaDir, __MACOSX)")
+        if not parts:
+            return None
+        hint = ""
+        if self.suffixes:
+            hint = "; --include '*.xyz' takes a suffix, --any-suffix whatever may be a picture"
+        return f"left out: {' and '.join(parts)}{hint}"
+
+
+def suffix_of(path: str) -> str:
+    """In lower case, without the dot; empty where the name has none."""
+    name = path.rstrip("/").rpartition("/")[2]
+    stem, dot, suffix = name.rpartition(".")
+    return suffix.lower() if dot and stem else ""
+
+
+def is_companion(path: str) -> bool:
+    """Whether a file system or a viewer left this file there."""
+    *folders, name = path.rstrip("/").lower().split("/")
+    return (
+        name.startswith(COMPANION_PREFIX)
+        or name in COMPANION_NAMES
+        or not COMPANION_FOLDERS.isdisjoint(folders)
+    )
+
+
+def rule_of(recorded: Iterable[str] | None, any_suffix: bool) -> PhotoNames:
+    """The rule of a run: `recorded` are the suffixes in its `run.json`, None of an older one."""
+    suffixes = FIRST_SUFFIXES if recorded is None else tuple(recorded)
+    # A run that was listed with the first set, or is the next of one, keeps its companions, too.
+    older = set(suffixes) == set(FIRST_SUFFIXES)
+    return PhotoNames(suffixes, any_suffix, leave_companions=any_suffix or not older)
+
+
+def _files(count: int, word: str) -> str:
+    return f"{count:,} {word}{'' if count == 1 else 's'}"

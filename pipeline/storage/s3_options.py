@@ -1,0 +1,65 @@
+"""Options of an S3 store by the names that boto3's, s3fs' and obstore's users know them by.
+
+One name each within the program; a key or a secret is refused here, so that none is ever written
+down. Values are text, as they come from a command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from pipeline.errors import UserError
+
+# Name -> what it is called elsewhere.
+_ALIASES: Final = {
+    "profile": ("profile_name", "aws_profile"),
+    "region": ("region_name", "aws_region", "aws_default_region", "default_region"),
+    "endpoint_url": ("endpoint", "aws_endpoint", "aws_endpoint_url", "endpoint_override"),
+    "anon": ("anonymous", "skip_signature", "aws_skip_signature", "no_sign_request"),
+    "requester_pays": ("request_payer", "aws_request_payer", "requestpayer"),
+    "addressing_style": (
+        *("s3_addressing_style", "virtual_hosted_style_request", "force_path_style"),
+        *("aws_virtual_hosted_style_request", "force_virtual_addressing"),
+    ),
+    "verify": ("ssl_verify", "allow_invalid_certificates"),
+}
+NAMES: Final = tuple(_ALIASES)
+_CANONICAL: Final = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
+_FLAGS: Final = ("anon", "requester_pays", "verify")
+_OPPOSITE: Final = ("force_path_style", "allow_invalid_certificates")
+_YES: Final = ("1", "true", "yes", "on", "requester")
+_NO: Final = ("0", "false", "no", "off", "")
+_STYLES: Final = ("auto", "path", "virtual")
+
+
+def usual_options(options: Mapping[str, str]) -> dict[str, str]:
+    """The same options under this program's names. Raises UserError for one that isn't known."""
+    chosen: dict[str, str] = {}
+    for given, value in options.items():
+        low = given.lower().replace("-", "_")
+        name = _CANONICAL.get(low, low)
+        if name not in NAMES:
+            raise UserError(
+                f"storage option {given!r} is not known for s3:// (use {', '.join(NAMES)}; "
+                "keys and secrets come from the environment or a profile)"
+            )
+        if (known := _value(name, low, given, str(value))) != chosen.setdefault(name, known):
+            raise UserError(f"storage option {given!r} contradicts another of the same meaning")
+    return chosen
+
+
+def _value(name: str, alias: str, given: str, value: str) -> str:
+    low = value.strip().lower()
+    if name == "addressing_style":
+        if low in _STYLES:
+            return low
+        if low in _YES or low in _NO:
+            virtual = (low in _YES) != (alias in _OPPOSITE)
+            return "virtual" if virtual else "path"
+        raise UserError(f"storage option {given}={value!r} must be {', '.join(_STYLES)}")
+    if name in _FLAGS:
+        if low not in (*_YES, *_NO):
+            raise UserError(f"storage option {given}={value!r} must be true or false")
+        return "true" if (low in _YES) != (alias in _OPPOSITE) else "false"
+    return value
