@@ -19,8 +19,10 @@ VARIES = {
     *("code_version", "versions", "created", "started", "etag", "last_modified"),
     *("seconds", "gpu_seconds", "gpu_hours", "stage_seconds", "images_per_second", "cost"),
     *("host", "pid", "submission", "placement"),
+    *("owner", "machine", "process", "renewal", "plan"),
 }
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d{6}\.\d+Z")
+PLAN = re.compile(r"-[0-9a-f]{12}\.parquet")
 LINES = (  # of texts for people
     (re.compile(r"at [\d.e+-]+ images/s"), "at <rate> images/s"),
     (re.compile(r"[\d.e+-]+ \([\d.e+-]+ GPU-hours\)"), "<cost> (<time> GPU-hours)"),
@@ -55,9 +57,10 @@ def folder(root: Path, below: Path) -> dict[str, Any]:
 
 
 def _without_stamps(names: list[str]) -> list[str]:
-    """Times in names become their numbers, in order."""
+    """Times in names become their numbers, in order; the names of plans are masked."""
     stamps = sorted({stamp for name in names for stamp in STAMP.findall(name)})
-    return [STAMP.sub(lambda m: f"<time {stamps.index(m[0]) + 1}>", name) for name in names]
+    timed = [STAMP.sub(lambda m: f"<time {stamps.index(m[0]) + 1}>", name) for name in names]
+    return [PLAN.sub("-<plan>.parquet", name) for name in timed]
 
 
 def parquet_format(path: Path) -> dict[str, Any]:
