@@ -95,7 +95,7 @@ def main() -> None:
         assert second is not None
         parts = [pq.read_table(f"{folder}/run/{part}") for part in second.parts()]
         names = set(pa.concat_tables(parts)["file_name"].to_pylist())
-        dropped = pq.read_table(f"{folder}/run/manifest/0002/dropped.parquet")
+        dropped = pq.read_table(f"{folder}/run/{second.dropped_path}")
         exact = names == changed.names() == set(dropped["file_name"].to_pylist())
         rewritten = sum(rewrite.rows for rewrite in second.rewrites)
     total = times["list"] + times["plan"]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import platform
 import shutil
-import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import islice
-from pathlib import Path
 from typing import Annotated
 
 import ray
@@ -34,17 +31,22 @@ from pipeline.planning.source import Source
 from pipeline.run.run import find_run
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
+from pipeline.storage.guarantees import Guarantee, guarantees
 from pipeline.storage.node_cache import cache_folder
 from pipeline.storage.storage import Storage
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was tried, whether it works, and what was found or how to mend it."""
+    """One line: what was tried, whether it works, and what was found or how to mend it.
+
+    store: what the store guarantees to writers; what it lacks is no reason against it.
+    """
 
     name: str
     ok: bool
     found: str
+    store: tuple[Guarantee, ...] = ()
 
 
 def doctor(
@@ -68,9 +70,9 @@ def doctor(
 ) -> None:
     """Check this machine, the bucket and the weights.
 
-    A line a check: versions, device, disk, listing and decoding the source, writing to OUT and its
-    conditional writes, the weights. Writes and deletes a small probe object in OUT. Exits 2 if a
-    check fails.
+    A line a check: versions, device, disk, listing and decoding the source, writing to OUT and what
+    its store guarantees to writers, the weights. Writes and deletes a small probe object in OUT.
+    Exits 2 if a check fails.
 
         panoptic doctor s3://bucket/images s3://bucket/out --weights r50
 
@@ -106,6 +108,10 @@ def doctor(
             mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
             console.print(mark, f"{check.name}:", end=" ")
             console.print(check.found, markup=False, soft_wrap=True)
+            for each in check.store:
+                kept = "yes" if each.kept else "no"
+                line = f"       {each.name:8}{kept:4}{each.meaning}"
+                console.print(line, markup=False, soft_wrap=True)
     if json_output:
         print_json({"ok": all(check.ok for check in checks), "checks": [*map(asdict, checks)]})
     if not all(check.ok for check in checks):
@@ -139,7 +145,9 @@ def _checks(config: RunConfig, *, with_weights: bool) -> Iterator[Check]:
     yield _try("device", _device)
     yield _try("disk", _disk)
     yield _try("images", lambda: _source(config))
-    yield _try("run folder", lambda: _out(config))
+    store: list[Guarantee] = []
+    out = _try("run folder", lambda: _out(config, store))
+    yield replace(out, store=tuple(store))
     if with_weights:
         yield _try("weights", lambda: _weights(config))
 
@@ -191,28 +199,16 @@ def _source(config: RunConfig) -> str:
     raise UserError(f"none of the first images of {config.source} can be decoded")
 
 
-def _out(config: RunConfig) -> str:
+def _out(config: RunConfig, store: list[Guarantee]) -> str:
+    """store: gets what the store guarantees to writers."""
     storage = Storage(config.out, config.out_options)
     run = find_run(storage)
-    name = f"doctor-{uuid.uuid4().hex}"
-    new = Path(storage.url) if "://" not in storage.url and not Path(storage.url).exists() else None
-    storage.write(name, b"first")
-    try:
-        if storage.read(name) != b"first":
-            raise UserError(f"{config.out} does not give back what was written")
-        conditional = not storage.write_if_absent(name, b"second")
-    finally:
-        storage.delete(name)
-        if new is not None:
-            with suppress(OSError):  # somebody else writes there by now
-                new.rmdir()
+    store.extend(guarantees(storage))
     state = "holds a run" if run else "is new"
-    if conditional:
-        return f"{state}; can be written, and honours conditional writes (the lease holds)"
-    return (
-        f"{state}; can be written, but ignores conditional writes: nothing stops two jobs from "
-        "writing one folder at the same moment"
-    )
+    missing = ", ".join(each.name for each in store if not each.kept)
+    if missing:
+        return f"{state}; can be written, but lacks conditional writes that jobs need: {missing}"
+    return f"{state}; can be written, and honours conditional writes (the lease holds)"
 
 
 def _weights(config: RunConfig) -> str:

@@ -58,7 +58,8 @@ def print_summary(summary: Summary, json_output: bool) -> None:
             f"({summary.images_per_second:.3g} images/s once started)"
         )
     if summary.snapshot is not None:
-        console.print(f"published snapshot {summary.snapshot} of {summary.out}", soft_wrap=True)
+        done = "published" if summary.published else "made, but did not publish,"
+        console.print(f"{done} snapshot {summary.snapshot} of {summary.out}", soft_wrap=True)
     else:
         left = summary.shards - summary.shards_done
         console.print(f"{counted(left, 'shard')} left: run the same command without --shards")

@@ -84,6 +84,17 @@ class Cluster:
         answer.raise_for_status()
         return answer.json()["data"]
 
+    def identity(self) -> str:
+        """Which cluster this is: a head that was replaced is another one. Empty if it can't say."""
+
+        def ask() -> str:
+            answer = self.client._do_request("GET", "/cluster_id")
+            if answer.status_code != requests.codes.ok:
+                return ""
+            return str(answer.json().get("data", {}).get("clusterId", ""))
+
+        return self._patiently(ask)
+
     def jobs(self) -> list[JobDetails]:
         """The jobs that this program submitted, newest first."""
         listed = self._patiently(self.client.list_jobs)

@@ -20,6 +20,7 @@ from jobs.parcel import check_runtime_env, pack, stage_code
 from jobs.submission import RETRIED, Cluster
 from jobs.verbs import VERBS
 from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, UserError
+from pipeline.run.lease import CLUSTER_VARIABLE
 
 NOT_THERE: Final = ("submit", "jobs", "demo")
 Address = Annotated[
@@ -82,6 +83,8 @@ def submit(
         with tempfile.TemporaryDirectory(prefix="panoptic-") as folder:
             stage_code(Path(folder), parcel)
             environment = {**parcel.environment, **own.get("env_vars", {})}
+            # So that the job knows its own earlier try there from one on another cluster.
+            environment[CLUSTER_VARIABLE] = cluster.identity()
             # The job's whole environment, model actors included, so no worker misses the endpoint.
             env: dict[str, Any] = {"working_dir": folder, **own, "env_vars": environment}
             if install:

@@ -87,7 +87,11 @@ class Rewrite:
 
 @dataclass(frozen=True)
 class Generation:
-    """`manifest/000G/generation.json`: one planned piece of work. Written last, never changed."""
+    """`manifest/000G/generation.json`: one planned piece of work. Written last, never changed.
+
+    plan: part of the names of this plan's other objects, so that two plans of one number, of which
+    one is committed, don't share any. Older plans have none.
+    """
 
     number: int
     reason: str  # "first", "retry" or "refresh"
@@ -98,6 +102,7 @@ class Generation:
     rewrites: tuple[Rewrite, ...] = ()
     gone: tuple[str, ...] = ()  # base shards of which no row is left
     counts: dict[str, int] = field(default_factory=dict)  # images by reason, for people
+    plan: str = ""
 
     @property
     def shards(self) -> int:
@@ -113,10 +118,15 @@ class Generation:
     def parts(self) -> list[str]:
         """The manifest's parts, 64 shards each, relative to the run folder."""
         return [
-            part_path(self.number, first // SHARDS_PER_PART)
+            part_path(self.number, first // SHARDS_PER_PART, self.plan)
             for first in range(0, self.shards, SHARDS_PER_PART)
             if any(self.rows[first : first + SHARDS_PER_PART])
         ]
+
+    @property
+    def dropped_path(self) -> str:
+        """The list of rows that leave the base, where any do."""
+        return dropped_path(self.number, self.plan)
 
     def units(self) -> Iterator[WorkUnit]:
         """Every shard that has images. An empty shard has no row group and no object."""
@@ -126,7 +136,7 @@ class Generation:
                 group = 0
             if not images:
                 continue
-            part = part_path(self.number, index // SHARDS_PER_PART)
+            part = part_path(self.number, index // SHARDS_PER_PART, self.plan)
             yield WorkUnit(self.number, index, images, part, group, self.shard_path(index))
             group += 1
 
@@ -154,12 +164,16 @@ def segments_folder(generation: int) -> str:
     return f"segments/{generation:04d}"
 
 
-def part_path(generation: int, part: int) -> str:
-    return f"{manifest_folder(generation)}/part-{part:05d}.parquet"
+def part_path(generation: int, part: int, plan: str = "") -> str:
+    return f"{manifest_folder(generation)}/part-{part:05d}{_of(plan)}.parquet"
 
 
-def dropped_path(generation: int) -> str:
-    return f"{manifest_folder(generation)}/dropped.parquet"
+def dropped_path(generation: int, plan: str = "") -> str:
+    return f"{manifest_folder(generation)}/dropped{_of(plan)}.parquet"
+
+
+def _of(plan: str) -> str:
+    return f"-{plan}" if plan else ""
 
 
 def missing(generation: Generation, present: Collection[str]) -> list[WorkUnit]:

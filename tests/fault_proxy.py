@@ -32,6 +32,7 @@ HOP_HEADERS = {
     "content-encoding",
 }
 FORBIDDEN = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+UNSUPPORTED = b"<Error><Code>NotImplemented</Code><Message>A header is unknown.</Message></Error>"
 UNAVAILABLE = b"<Error><Code>SlowDown</Code><Message>Please reduce your rate.</Message></Error>"
 
 
@@ -40,6 +41,7 @@ class Faults:
     """Parts of the requests; the rest passes. latency in seconds, for each."""
 
     unavailable: float = 0.0  # 503
+    unsupported: float = 0.0  # 501
     forbidden: float = 0.0  # 403
     reset: float = 0.0  # the connection breaks before an answer
     truncated: float = 0.0  # the connection breaks in the body
@@ -58,7 +60,10 @@ class Faults:
         return None
 
 
-KINDS = ("unavailable", "forbidden", "reset", "truncated", "shortened", "flipped", "spoilt", "hang")
+KINDS = (
+    *("unavailable", "forbidden", "reset", "truncated", "shortened", "flipped", "spoilt", "hang"),
+    "unsupported",
+)
 
 
 @dataclass
@@ -70,6 +75,9 @@ class FaultProxy:
     seed: int
     applies: Callable[[str, str], bool]  # to a method and a path
     headers: Mapping[str, str] = field(default_factory=dict)  # put on answers for such a path
+    holds: Callable[[str, str], bool] = lambda method, path: False  # until `let_go`
+    held: int = 0  # requests that were held so far, and of these
+    passed: int = 0  # those that have been passed on since
     port: int = 0
     requests: Counter[tuple[str, str]] = field(default_factory=Counter)
     injected: Counter[str] = field(default_factory=Counter)
@@ -78,6 +86,10 @@ class FaultProxy:
     @property
     def server(self) -> S3Server:
         return replace(self.upstream, url=f"http://127.0.0.1:{self.port}")
+
+    def let_go(self) -> None:
+        """Pass on what was held, though nobody waits for the answers any more."""
+        self._loop.call_soon_threadsafe(self._let_go.set)
 
     def methods(self) -> Counter[str]:
         """Requests by method."""
@@ -89,6 +101,14 @@ class FaultProxy:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         key = (request.method, request.raw_path.partition("?")[0])
         self.requests[key] += 1
+        if not self._let_go.is_set() and self.holds(*key):
+            self.held += 1
+            await request.read()
+            await self._let_go.wait()
+            try:
+                return await self._pass_on(request, None)
+            finally:  # the client has gone
+                self.passed += 1
         signed = request.headers.get("Authorization", "").partition("Credential=")[2]
         self.access_keys[signed.partition("/")[0]] += 1
         fault = None
@@ -99,6 +119,8 @@ class FaultProxy:
             self.injected[fault] += 1
         if fault == "unavailable":
             return web.Response(status=503, body=UNAVAILABLE, content_type="application/xml")
+        if fault == "unsupported":
+            return web.Response(status=501, body=UNSUPPORTED, content_type="application/xml")
         if fault == "forbidden":
             return web.Response(status=403, body=FORBIDDEN, content_type="application/xml")
         if fault == "reset":
@@ -139,7 +161,8 @@ class FaultProxy:
         return response
 
     async def serve(self, ready: threading.Event, stop: asyncio.Event) -> None:
-        self._stop = stop
+        self._stop, self._let_go = stop, asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         self._session = ClientSession(
             timeout=ClientTimeout(total=60), cookie_jar=DummyCookieJar(), auto_decompress=False
         )
@@ -171,9 +194,10 @@ def fault_proxy(
     seed: int = 0,
     applies: Callable[[str, str], bool] = lambda method, path: method == "GET",
     headers: Mapping[str, str] | None = None,
+    holds: Callable[[str, str], bool] = lambda method, path: False,
 ) -> Iterator[FaultProxy]:
     """The proxy, serving from a thread of its own until the block ends."""
-    proxy = FaultProxy(upstream, faults, seed, applies, headers or {})
+    proxy = FaultProxy(upstream, faults, seed, applies, headers or {}, holds)
     loop, ready = asyncio.new_event_loop(), threading.Event()
     stop = asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(proxy.serve(ready, stop)))

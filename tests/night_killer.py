@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from fnmatch import fnmatchcase
+from typing import Any
 
 from pipeline.nightly.nightly import nightly
 from pipeline.nightly.settings import load_nightly
@@ -24,15 +25,19 @@ from pipeline.storage.storage import Storage
 
 def run(toml: str, address: str, mark: str) -> None:
     """One night, in this process; it does not survive the write of what the mark matches."""
-    write = Storage.write
 
-    def watched(self: Storage, path: str, data: bytes) -> None:
-        url = self.join(path)
-        if fnmatchcase(url, f"*{mark}"):
-            os.kill(os.getpid(), signal.SIGKILL)
-        write(self, path, data)
+    def watch(name: str) -> None:
+        write = getattr(Storage, name)
 
-    Storage.write = watched  # type: ignore[method-assign]
+        def watched(self: Storage, path: str, *content: bytes) -> Any:
+            if fnmatchcase(self.join(path), f"*{mark}"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(self, path, *content)
+
+        setattr(Storage, name, watched)
+
+    for name in ("write", "write_if_absent", "swap"):
+        watch(name)
     summary = nightly(load_nightly(toml, {"address": address}), Reporter())
     os._exit(3 if summary.reasons else 0)
 

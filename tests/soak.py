@@ -24,6 +24,8 @@ import time
 import uuid
 from pathlib import Path
 
+from pipeline.run.lease import read_holder
+from pipeline.storage.storage import Storage
 from tests.counting_model import encoded
 from tests.killing import JOB_SECONDS, ROOT, Field, end, make_field
 
@@ -61,7 +63,8 @@ def left_files(field: Field, scratch: Path) -> list[str]:
     """Temporary files in the run folder, scratch folders beside it, and a lease nobody holds."""
     names = [str(path) for path in field.out.rglob(".tmp-*")]
     names += [str(path) for path in scratch.glob("panoptic-*")]
-    return names + [str(path) for path in (field.out / "lease.json",) if path.exists()]
+    held = read_holder(Storage(field.out))
+    return names + ([f"a lease held by {held['pid']}"] if held else [])
 
 
 def measured(job: subprocess.Popen[str]) -> float:

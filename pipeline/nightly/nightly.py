@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Final
 
@@ -29,6 +30,7 @@ from pipeline.nightly.precheck import (
     only_with_truth,
     refuse_short,
 )
+from pipeline.nightly.prune import is_going, remove_rest, unmark
 from pipeline.nightly.release_gate import (
     Judged,
     evaluate,
@@ -42,7 +44,7 @@ from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stag
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.progress import Reporter
-from pipeline.run.lease import lease
+from pipeline.run.lease import Hold, lease
 from pipeline.run.publish import failures
 from pipeline.run.run import Run, create_run
 from pipeline.run.series import PREFIX, Nights, Pinned
@@ -66,9 +68,10 @@ def nightly(
     TryAgainError when the store is down. Readers are moved by the very last write, or not at all.
     """
     try:
-        nights = Nights(Storage(config.out, config.out_options))
-        with lease(nights.storage):
-            return _Night(nights, config, reporter or Reporter()).do(pin)
+        storage = Storage(config.out, config.out_options)
+        Nights(storage)  # refuses a run folder before it writes there
+        with lease(storage, of_nights=True) as hold, ExitStack() as held:
+            return _Night(Nights(storage, hold), config, reporter or Reporter(), held).do(pin)
     except StorageError as error:
         raise TryAgainError(str(error)) if error.may_pass else error from error
     except UserError:
@@ -90,10 +93,16 @@ def filled(word: str, places: Mapping[str, str]) -> str:
 
 
 class _Night:
-    """One call: the folder, what is live in it, and the run that it works on."""
+    """One call: the folder, what is live in it, and the run that it works on.
 
-    def __init__(self, nights: Nights, config: NightlyConfig, reporter: Reporter) -> None:
-        self.nights, self.reporter = nights, reporter
+    held: keeps the lease of that run folder, from before it is written to the end of the call.
+    """
+
+    def __init__(
+        self, nights: Nights, config: NightlyConfig, reporter: Reporter, held: ExitStack
+    ) -> None:
+        self.nights, self.reporter, self.held = nights, reporter, held
+        self.hold: Hold | None = None
         self.began = time.monotonic()
         self.started = datetime.now(UTC)
         self.live = nights.live()
@@ -115,6 +124,10 @@ class _Night:
         run = self.nights.run(self.name)
         if run is not None:
             check_same(run, self.settings, self.description)
+            run = run.held(self._lease())
+            if is_going(run):
+                remove_rest(run)
+                run = None
         if run is None or not run.generations():
             run = self._first(run)
         computed = self._compute(run)
@@ -161,11 +174,11 @@ class _Night:
                 self.reporter.note(f"other weights: {images:,} images with ground truth come first")
             elif not self.same_weights:
                 self._brake(None)
-            storage = self.nights.run_storage(self.name)
-            run = run or create_run(
-                storage,
-                describe_run(self.settings, self.description, self.device, self._suffixes()),
-            )
+            if run is None:
+                hold, storage = self.hold or self._lease(), self.nights.run_storage(self.name)
+                unmark(storage)
+                info = describe_run(self.settings, self.description, self.device, self._suffixes())
+                run = create_run(storage, info, hold)
             say_withheld(run, self.reporter)
             plan_first(run, staging, images, size, config.images_per_shard)
         self.reporter.note(f"{images:,} images to compute in {self.name}")
@@ -197,11 +210,14 @@ class _Night:
 
     def _compute(self, run: Run) -> int:
         """Finish the newest generation, unpublished; returns how many images that took."""
-        with lease(run.storage):
-            done = work(
-                run, self.settings, self.spec, self.device, self.reporter, self.began, publish=False
-            )
-        return done.computed
+        return work(
+            run, self.settings, self.spec, self.device, self.reporter, self.began, publish=False
+        ).computed
+
+    def _lease(self) -> Hold:
+        """Of the run folder that this call works on, kept to its end."""
+        self.hold = self.held.enter_context(lease(self.nights.run_storage(self.name)))
+        return self.hold
 
     def _refuse_failures(self, edition: Edition, mend: str) -> None:
         """Raises ErrorBudgetError, its summary written, if too many images failed."""

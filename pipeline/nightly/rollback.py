@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.run.folder import read_pointer
 from pipeline.run.latest import back, forward, instead
-from pipeline.run.layout import RUN_FILE
-from pipeline.run.lease import lease
-from pipeline.run.run import Run, open_run
+from pipeline.run.layout import REMOVED_FILE, RUN_FILE
+from pipeline.run.lease import Host
+from pipeline.run.run import Run
 from pipeline.run.series import PREFIX, Nights
+from pipeline.run.writing import locate, writing
 from pipeline.storage.storage import Storage
 
 
@@ -34,60 +36,74 @@ def rollback(out: str, to: str | None = None, options: Mapping[str, str] | None 
 
     Raises UserError where there is nothing to go back to, LeaseError while a job writes.
     """
-    storage = Storage(out, options)
-    if storage.exists(RUN_FILE):
-        run = open_run(out, options)
-        with lease(storage):
+    return rollback_at(Storage(out, options), to)
+
+
+def rollback_at(storage: Storage, to: str | None = None, *, host: Host | None = None) -> Moved:
+    """`rollback` of a folder in this store; host: whose clock the lease goes by."""
+    if not storage.exists(RUN_FILE) and read_pointer(storage) is None:
+        raise UserError(f"{storage.url} has nothing published: there is no way back")
+    place = locate(storage)
+    with writing(place, host=host) as writer:
+        run, nights = writer.run(), writer.nights
+        if run is None:
+            raise UserError(f"{storage.url} has nothing published: there is no way back")
+        if nights is None or storage.url == place.run.url:
             before = _live(run)
             _move_run(run, to)
             return Moved(storage.url, f"snapshots/{before:04d}", f"snapshots/{_live(run):04d}")
-    nights = Nights(storage)
-    with lease(storage):
-        before = _where(nights)
-        _move_nights(nights, to)
-        return Moved(storage.url, before, _where(nights))
+        seen = _where(nights)
+        _move_nights(nights, run, to)
+        return Moved(storage.url, seen, _where(nights))
 
 
-def _move_nights(nights: Nights, to: str | None) -> None:
-    pointer = nights.pointer()
-    run = nights.run(pointer["run"]) if pointer else None
-    if pointer is None or run is None:
-        raise UserError(f"{nights.storage.url} has nothing published: there is no way back")
+def _move_nights(nights: Nights, live: Run, to: str | None) -> None:
+    """live: the run that readers see, under its lease."""
     if to is not None and to.startswith(PREFIX):
         target = nights.run(to)
-        if target is None or target.latest() is None:
+        if target is None or target.latest() is None or target.storage.exists(REMOVED_FILE):
             known = ", ".join(nights.run_names())
             raise UserError(f"{to} is no published run folder here (there are: {known})")
-        nights.move(_to_run(pointer, to))
+        nights.move(lambda pointer: _to_run(_there(pointer, nights.storage), to))
         return
-    if to is not None or _step(run) is not None:
-        _move_run(run, to)
+    if to is not None or _step(live, live.pointer()) is not None:
+        _move_run(live, to)
         return
-    while (moved := back(pointer, "run")) is not None:
-        before = nights.run(moved["run"])
-        if before is not None and before.latest() is not None:
-            nights.move(moved)
-            return
-        pointer = moved  # pruned since
-    raise UserError(f"nothing was published in {nights.storage.url} before what is live")
+
+    def back_to_another(pointer: dict[str, Any] | None) -> dict[str, Any]:
+        moved = back(_there(pointer, nights.storage), "run")
+        while moved is not None:
+            before = nights.run(moved["run"])
+            if before is not None and before.latest() is not None:
+                return moved
+            moved = back(moved, "run")  # pruned since
+        raise UserError(f"nothing was published in {nights.storage.url} before what is live")
+
+    nights.move(back_to_another)
 
 
 def _move_run(run: Run, to: str | None) -> None:
-    pointer = run.pointer()
-    if pointer is None:
-        raise UserError(f"{run.storage.url} has nothing published: there is no way back")
-    if to is None:
-        moved = _step(run)
+    there = run.snapshot_numbers()
+    if to is not None and (not to.isdigit() or int(to) not in there):
+        known = ", ".join(map(str, there))
+        raise UserError(f"--to {to}: {run.storage.url} has no such snapshot (there are: {known})")
+
+    def change(pointer: dict[str, Any] | None) -> dict[str, Any]:
+        now = _there(pointer, run.storage)
+        moved = _step(run, now) if to is None else _to_snapshot(now, int(to))
         if moved is None:
             raise UserError(
-                f"no snapshot of {run.storage.url} was published before {pointer['snapshot']}"
+                f"no snapshot of {run.storage.url} was published before {now['snapshot']}"
             )
-        run.move(moved)
-        return
-    if not to.isdigit() or int(to) not in run.snapshot_numbers():
-        known = ", ".join(map(str, run.snapshot_numbers()))
-        raise UserError(f"--to {to}: {run.storage.url} has no such snapshot (there are: {known})")
-    run.move(_to_snapshot(pointer, int(to)))
+        return moved
+
+    run.move(change)
+
+
+def _there(pointer: dict[str, Any] | None, storage: Storage) -> dict[str, Any]:
+    if pointer is None:
+        raise UserError(f"{storage.url} has nothing published: there is no way back")
+    return pointer
 
 
 def _to_run(pointer: dict[str, Any], name: str) -> dict[str, Any]:
@@ -113,14 +129,13 @@ def _to_snapshot(pointer: dict[str, Any], number: int) -> dict[str, Any]:
     return forward(moved, "snapshot", number)
 
 
-def _step(run: Run) -> dict[str, object] | None:
+def _step(run: Run, pointer: dict[str, Any] | None) -> dict[str, Any] | None:
     """The pointer one publication earlier, of those whose snapshot is still there."""
     there = set(run.snapshot_numbers())
-    moved = run.pointer()
-    while moved is not None:
-        moved = back(moved, "snapshot")
-        if moved is not None and moved["snapshot"] in there:
-            return moved
+    while pointer is not None:
+        pointer = back(pointer, "snapshot")
+        if pointer is not None and pointer["snapshot"] in there:
+            return pointer
     return None
 
 

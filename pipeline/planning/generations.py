@@ -1,7 +1,8 @@
 """Planning a generation: the first from a listing, the next from errors or from a difference.
 
 What must be computed goes into fresh, full shards; live shards that lose rows are copied without
-them; the rest stays. Everything is staged and written before `generation.json`, its commit.
+them; the rest stays. Everything is staged and written before `generation.json`, its commit, under
+names of the plan's own: a plan that lost to another, or comes late, touches nothing of it.
 """
 
 from __future__ import annotations
@@ -16,14 +17,20 @@ import pyarrow as pa
 
 from pipeline.error_budget import exceeds
 from pipeline.errors import UserError
-from pipeline.planning.manifest import clear_plan, stage_manifest, write_dropped, write_parts
+from pipeline.planning.manifest import (
+    clear_other_plans,
+    new_plan,
+    stage_manifest,
+    write_dropped,
+    write_parts,
+)
 from pipeline.planning.object_info import stage_marks, unknown_bytes
 from pipeline.planning.scratch_db import Staging, quoted
 from pipeline.planning.source import Source
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
 from pipeline.schema import DROPPED_SCHEMA
-from pipeline.sharding import Generation, rewrites_for, shard_count, shard_of
+from pipeline.sharding import Generation, dropped_path, rewrites_for, shard_count, shard_of
 
 Progress = Callable[[int], None]
 Note = Callable[[str], None]
@@ -74,16 +81,16 @@ def plan_first(
     run: Run, staging: Staging, images: int, total_bytes: int, images_per_shard: int
 ) -> Generation:
     """Generation 1: everything that was listed."""
-    clear_plan(run.storage, 1)
+    plan = new_plan()
     rows = write_parts(
         run.storage,
         1,
         shard_count(images, total_bytes, images_per_shard),
         staging.in_order("listing"),
+        plan,
     )
-    generation = Generation(1, "first", rows, total_bytes, counts={"new": images})
-    run.write_generation(generation)
-    return generation
+    generation = Generation(1, "first", rows, total_bytes, counts={"new": images}, plan=plan)
+    return _commit(run, generation)
 
 
 def plan_retry(
@@ -251,8 +258,7 @@ def _plan_next(
     dropped = staging.count("select count(*) from leaving")
     if not images and not dropped:
         return None
-    number = base.number + 1
-    clear_plan(run.storage, number)
+    number, plan = base.number + 1, new_plan()
     total_bytes = staging.count("select cast(coalesce(sum(size), 0) as bigint) from computed")
     rows: tuple[int, ...] = ()
     if images:
@@ -261,6 +267,7 @@ def _plan_next(
             number,
             shard_count(images, total_bytes, images_per_shard),
             staging.in_order("computed"),
+            plan,
         )
     shards = {number: generation.shards for number, generation in run.generations().items()}
     losses: Counter[tuple[int, int]] = Counter()
@@ -277,14 +284,19 @@ def _plan_next(
             yield departing
 
     if dropped:
-        write_dropped(run.storage, number, departures())
+        write_dropped(run.storage, dropped_path(number, plan), departures())
     rewrites, gone = rewrites_for(number, [(s.path, s.rows) for s in base.shards], losses)
     counts = dict(reasons)
     counts["new"] = images - sum(counts.get(kind, 0) for kind in ("retry", "changed"))
     generation = Generation(
-        number, reason, rows, total_bytes, base.number, dropped, rewrites, gone, counts
+        number, reason, rows, total_bytes, base.number, dropped, rewrites, gone, counts, plan
     )
+    return _commit(run, generation)
+
+
+def _commit(run: Run, generation: Generation) -> Generation:
     run.write_generation(generation)
+    clear_other_plans(run.storage, generation)
     return generation
 
 

@@ -6,6 +6,8 @@ again.
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Iterator
 from itertools import pairwise
 
@@ -20,7 +22,6 @@ from pipeline.schema import DROPPED_SCHEMA
 from pipeline.sharding import (
     SHARDS_PER_PART,
     Generation,
-    dropped_path,
     manifest_folder,
     part_path,
     shard_start,
@@ -65,41 +66,51 @@ def _history(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]
 def _departures(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
     for number, generation in generations.items():
         if generation.dropped:
-            table = read_dropped(run.storage, number)
+            table = read_parquet(run.storage.read(generation.dropped_path))
             column = pa.array(np.full(table.num_rows, number, np.int32))
             yield table.append_column("generation", column)
 
 
 def read_dropped(storage: Storage, generation: int) -> pa.Table:
     """The rows that leave with this generation (`schema.DROPPED_SCHEMA`)."""
-    return read_parquet(storage.read(dropped_path(generation)))
+    plan = json.loads(storage.read(f"{manifest_folder(generation)}/generation.json"))
+    return read_parquet(storage.read(Generation.from_json(plan).dropped_path))
 
 
-def read_leaving(storage: Storage, generation: int, origin: int, shard: int) -> set[str]:
-    """Names of the rows that leave one shard; of a long list only the row groups that hold them."""
+def read_leaving(storage: Storage, path: str, origin: int, shard: int) -> set[str]:
+    """Names of the rows that leave one shard; of a long list only the row groups that hold them.
+
+    path: the generation's list, its `dropped_path`.
+    """
     place = [("origin", "=", origin), ("shard", "=", shard)]
-    with storage.open(dropped_path(generation)) as file:
+    with storage.open(path) as file:
         return set(pq.read_table(file, columns=["file_name"], filters=place)[0].to_pylist())
 
 
-def write_dropped(storage: Storage, generation: int, tables: Iterator[pa.Table]) -> None:
+def write_dropped(storage: Storage, path: str, tables: Iterator[pa.Table]) -> None:
     """tables: sorted by origin and shard, so that `read_leaving` can skip."""
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, DROPPED_SCHEMA, compression="zstd") as writer:
         for table in tables:
             writer.write_table(table.cast(DROPPED_SCHEMA))
-    storage.write(dropped_path(generation), sink.getvalue().to_pybytes())
+    storage.write(path, sink.getvalue().to_pybytes())
 
 
-def clear_plan(storage: Storage, generation: int) -> None:
-    """Delete what a planning that was killed has written: its parts may be more than the next's."""
-    for entry in list(storage.list(manifest_folder(generation))):
-        assert not entry.path.endswith("/generation.json"), entry.path
-        storage.delete(entry.path)
+def new_plan() -> str:
+    """A name for a plan that no other one has."""
+    return uuid.uuid4().hex[:12]
+
+
+def clear_other_plans(storage: Storage, generation: Generation) -> None:
+    """Delete what other plans of this number wrote, which can't be committed any more."""
+    own = {*generation.parts(), generation.dropped_path}
+    for entry in list(storage.list(manifest_folder(generation.number))):
+        if entry.path not in own and not entry.path.endswith("/generation.json"):
+            storage.delete(entry.path)
 
 
 def write_parts(
-    storage: Storage, generation: int, shards: int, tables: Iterator[pa.Table]
+    storage: Storage, generation: int, shards: int, tables: Iterator[pa.Table], plan: str = ""
 ) -> tuple[int, ...]:
     """Write manifest rows, sorted by hash, as parts with a row group per shard that has rows.
 
@@ -115,7 +126,7 @@ def write_parts(
                 assert rows[shard] == 0, "manifest rows are not sorted by hash"
                 rows[shard] = group.num_rows
                 writer.write_table(group, row_group_size=max(group.num_rows, 1))
-        storage.write(part_path(generation, part), sink.getvalue().to_pybytes())
+        storage.write(part_path(generation, part, plan), sink.getvalue().to_pybytes())
     return tuple(rows)
 
 

@@ -3,7 +3,8 @@
 `run.json` says what was asked; `manifest/000G/` holds the frozen work of generation G, complete
 once its `generation.json` is there; `snapshots/000G.parquet` lists the live shards of a finished
 generation; `latest.json` names the snapshot that readers see and moves last. Each of these is one
-atomic object and, but for `latest.json`, never changes.
+atomic object and, but for `latest.json`, never changes. None is written over blindly: what is made
+once is made only if absent, what moves is replaced only as it was read.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detr.categories import Categories
-from pipeline.errors import UserError
+from pipeline.errors import LeaseError, UserError
+from pipeline.run import fenced
 from pipeline.run.latest import forward
 from pipeline.run.layout import LATEST_FILE, SUCCESS_FILE, snapshot_path
 from pipeline.schema import SNAPSHOT_SCHEMA
@@ -87,11 +89,27 @@ class Snapshot:
 
 
 class RunFolder:
-    """The objects of a run folder, read and written one by one. Pickles as its storage."""
+    """The objects of a run folder, read and written one by one. Pickles as its storage.
 
-    def __init__(self, storage: Storage, info: RunInfo) -> None:
+    fence: the lease under which it is written; None to read it, or where nobody else can write.
+    """
+
+    def __init__(self, storage: Storage, info: RunInfo, fence: fenced.Fence | None = None) -> None:
         self.storage = storage
         self.info = info
+        self.fence = fence
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Storage, RunInfo]]:
+        return type(self), (self.storage, self.info)
+
+    def held(self, fence: fenced.Fence) -> Self:
+        """The same folder, to be written under this lease."""
+        return type(self)(self.storage, self.info, fence)
+
+    def check(self) -> None:
+        """Raises if the lease is no longer held."""
+        if self.fence is not None:
+            self.fence.check()
 
     def generations(self) -> dict[int, Generation]:
         """Every generation whose manifest is complete, oldest first."""
@@ -107,9 +125,17 @@ class RunFolder:
         return Generation.from_json(json.loads(self.storage.read(path)))
 
     def write_generation(self, generation: Generation) -> None:
-        """The commit of a planned generation: its manifest parts must be there already."""
+        """The commit of a planned generation: its manifest parts must be there already.
+
+        Raises LeaseError if another plan of this number was committed.
+        """
         path = f"{manifest_folder(generation.number)}/generation.json"
-        self.storage.write(path, json_bytes(generation.to_json()))
+        self.check()
+        if not self.storage.write_if_absent(path, json_bytes(generation.to_json())):
+            raise LeaseError(
+                f"{self.storage.url}: another job planned generation {generation.number} at the "
+                "same time; this one stops: run the same command again"
+            )
 
     def manifest_files(self) -> list[str]:
         """Every manifest part; an image that was computed again is in several of them."""
@@ -160,22 +186,28 @@ class RunFolder:
     def write_snapshot(self, number: int, shards: Iterable[ShardEntry]) -> Snapshot:
         rows = [dataclasses.asdict(shard) for shard in sorted(shards, key=lambda shard: shard.path)]
         table = pa.Table.from_pylist(rows, schema=SNAPSHOT_SCHEMA)
-        self.storage.write(snapshot_path(number), parquet_bytes(table))
+        path, data = snapshot_path(number), parquet_bytes(table)
+        self.check()
+        while not self.storage.write_if_absent(path, data):
+            before = self.storage.look(path)  # made before a shard of it was computed again
+            if before is not None and self.storage.swap(path, before, data):
+                break
         return Snapshot(number, tuple(ShardEntry(**row) for row in rows))
 
     def publish(self, number: int) -> None:
         """Readers see this snapshot from now on. The last step of a generation."""
-        self.move(forward(self.pointer(), "snapshot", number))
+        self.move(lambda pointer: forward(pointer, "snapshot", number))
 
-    def move(self, pointer: Mapping[str, Any]) -> None:
-        """Write `latest.json`."""
-        self.storage.write(LATEST_FILE, json_bytes(pointer))
+    def move(self, change: fenced.Change) -> None:
+        """Put what `change` makes of `latest.json` in its place. Raises LeaseError (fenced.py)."""
+        fenced.move(self.storage, LATEST_FILE, change, self.fence)
 
     def mark_success(self, done: bool) -> None:
         """`_SUCCESS` is there only while no generation is being made."""
         there = self.storage.exists(SUCCESS_FILE)
+        self.check()
         if done and not there:
-            self.storage.write(SUCCESS_FILE, b"")
+            self.storage.write_if_absent(SUCCESS_FILE, b"")
         elif there and not done:
             self.storage.delete(SUCCESS_FILE)
 
@@ -218,10 +250,7 @@ def _holds(shard: pq.ParquetFile, group: int, names: Collection[str]) -> bool:
 
 def read_pointer(storage: Storage) -> dict[str, Any] | None:
     """`latest.json` of a run folder or of a folder of nights."""
-    try:
-        return json.loads(storage.read(LATEST_FILE))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    return fenced.read(storage, LATEST_FILE)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

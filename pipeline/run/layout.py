@@ -4,7 +4,9 @@ from __future__ import annotations
 
 RUN_FILE = "run.json"
 LATEST_FILE = "latest.json"
+BASELINE_FILE = "baseline.json"  # of a folder of nights
 SUCCESS_FILE = "_SUCCESS"
+REMOVED_FILE = "removed"  # while a prune removes the whole run
 
 
 def snapshot_path(number: int) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 from pipeline.error_budget import Failures, enough_rate, failures_of, merged, over_budget
 from pipeline.errors import ErrorBudgetError, UserError
 from pipeline.run.folder import ShardEntry, Snapshot
+from pipeline.run.latest import forward
 from pipeline.run.run import Run
 from pipeline.run.shard_format import ERROR_COLUMNS, read_footer
 from pipeline.schema import TRANSIENT_CODES
@@ -52,21 +53,29 @@ def finish(
             f"{url}`, then {again}mend the source and --refresh, or run again with "
             f"--max-error-rate {enough:g}"
         )
-    pointer = run.pointer() or {}
-    if snapshot.number not in (pointer.get("snapshot"), *pointer.get("withdrawn", ())):
-        run.publish(snapshot.number)
+    run.move(lambda pointer: _shown(pointer, snapshot.number))
     run.mark_success(True)
     return snapshot
 
 
+def _shown(pointer: dict[str, Any] | None, number: int) -> dict[str, Any]:
+    """The pointer at this snapshot; as it was if that was rolled back."""
+    if pointer is not None and number in pointer.get("withdrawn", ()):
+        return pointer
+    return forward(pointer, "snapshot", number)
+
+
 def _snapshot(run: Run, generation: Generation, sizes: Mapping[str, int]) -> Snapshot:
     known, expected = shards_of(run, generation)
+    planned = {unit.path: unit.images for unit in generation.units()}
+    planned |= {rewrite.path: rewrite.rows for rewrite in generation.rewrites}
     # A shard of which nothing is known yet, or that was made again since, is asked itself.
     fresh = [path for path, own in known.items() if own is None or own.bytes != sizes.get(path)]
     asked = {entry.path: entry for entry in footers(run, fresh, sizes)}
     entries = [entry for entry in ({**known, **asked}).values() if entry is not None]
     rows = sum(entry.rows for entry in entries)
-    if rows != expected:
+    other = [path for path, entry in asked.items() if entry.rows != planned.get(path, entry.rows)]
+    if other or rows != expected:
         raise UserError(
             f"{run.storage.url}: the shards of generation {generation.number} hold {rows} rows "
             f"where {expected} images are planned: a shard was replaced by hand; delete it and run "

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from pipeline.errors import UserError
+from pipeline.errors import LeaseError, UserError
+from pipeline.run.fenced import Fence
 from pipeline.run.folder import RunFolder, RunInfo, json_bytes, read_pointer
 from pipeline.run.layout import RUN_FILE
 from pipeline.run.lookup import has_row
@@ -58,7 +59,7 @@ def find_run(storage: Storage) -> Run | None:
         data = json.loads(storage.read(RUN_FILE))
     except (FileNotFoundError, NotADirectoryError):
         name = (read_pointer(storage) or {}).get("run")
-        return find_run(Storage(storage.join(name), storage.options)) if name else None
+        return find_run(storage.below(name)) if name else None
     except ValueError as error:
         raise UserError(f"{storage.join(RUN_FILE)} is not JSON: {error}") from error
     except Exception as error:
@@ -74,9 +75,23 @@ def find_run(storage: Storage) -> Run | None:
     return Run(storage, RunInfo(**data))
 
 
-def create_run(storage: Storage, info: RunInfo) -> Run:
+def create_run(storage: Storage, info: RunInfo, fence: Fence | None = None) -> Run:
+    """Write `run.json`. One that was written before anything was planned is replaced.
+
+    Raises LeaseError if another job wrote it just now.
+    """
     values = dataclasses.asdict(info)
     if not info.withheld:  # so that older versions read it
         del values["withheld"]
-    storage.write(RUN_FILE, json_bytes(values))
-    return Run(storage, info)
+    data = json_bytes(values)
+    before = storage.look(RUN_FILE)
+    if fence is not None:
+        fence.check()
+    done = (
+        storage.write_if_absent(RUN_FILE, data)
+        if before is None
+        else storage.swap(RUN_FILE, before, data)
+    )
+    if not done:
+        raise LeaseError(f"{storage.url}: another job made this run at the same moment")
+    return Run(storage, info, fence)

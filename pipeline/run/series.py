@@ -19,14 +19,15 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from pipeline.errors import UserError
+from pipeline.run import fenced
+from pipeline.run.fenced import Change, Fence
 from pipeline.run.folder import read_pointer
 from pipeline.run.latest import forward
-from pipeline.run.layout import LATEST_FILE, RUN_FILE
+from pipeline.run.layout import BASELINE_FILE, LATEST_FILE, RUN_FILE
 from pipeline.run.run import Run, find_run
 from pipeline.run.snapshots import Edition
 from pipeline.storage.storage import Storage
 
-BASELINE_FILE: Final = "baseline.json"
 PREFIX: Final = "run-"
 
 
@@ -40,10 +41,14 @@ class Pinned:
 
 
 class Nights:
-    """The folder. It need not exist yet."""
+    """The folder. It need not exist yet.
 
-    def __init__(self, storage: Storage) -> None:
+    fence: the lease under which it is written; None to read it, or where nobody else can write.
+    """
+
+    def __init__(self, storage: Storage, fence: Fence | None = None) -> None:
         self.storage = storage
+        self.fence = fence
         if storage.exists(RUN_FILE):
             raise UserError(
                 f"{storage.url} is a run folder; nights need a folder of their own, in which run "
@@ -61,7 +66,7 @@ class Nights:
         return self.storage.join(name)
 
     def run_storage(self, name: str) -> Storage:
-        return Storage(self.url(name), self.storage.options)
+        return self.storage.below(name)
 
     def run(self, name: str) -> Run | None:
         return find_run(self.run_storage(name))
@@ -82,15 +87,16 @@ class Nights:
         return (self.pointer() or {}).get("run")
 
     def publish(self, name: str, run: Run, number: int) -> None:
-        """Readers see this edition from now on."""
+        """Readers see this edition from now on. run: under its own lease."""
         if run.latest() != number:
             run.publish(number)
         run.mark_success(True)
         if self.live_name() != name:
-            self.move(forward(self.pointer(), "run", name))
+            self.move(lambda pointer: forward(pointer, "run", name))
 
-    def move(self, pointer: dict[str, Any]) -> None:
-        self.storage.write(LATEST_FILE, _json(pointer))
+    def move(self, change: Change) -> None:
+        """Put what `change` makes of `latest.json` in its place. Raises LeaseError (fenced.py)."""
+        fenced.move(self.storage, LATEST_FILE, change, self.fence)
 
     def published(self) -> Iterator[tuple[str, int]]:
         """(run folder, snapshot) of every publication that a rollback can reach, oldest first."""
@@ -104,13 +110,11 @@ class Nights:
     # -- the baseline
 
     def pinned(self) -> Pinned | None:
-        try:
-            return Pinned(**json.loads(self.storage.read(BASELINE_FILE)))
-        except FileNotFoundError:
-            return None
+        pinned = fenced.read(self.storage, BASELINE_FILE)
+        return None if pinned is None else Pinned(**pinned)
 
     def pin(self, pinned: Pinned) -> None:
-        self.storage.write(BASELINE_FILE, _json(asdict(pinned)))
+        fenced.move(self.storage, BASELINE_FILE, lambda _: asdict(pinned), self.fence)
 
     def edition(self, pinned: Pinned) -> Edition:
         run = self.run(pinned.run)

@@ -1,4 +1,4 @@
-"""A shard as a Parquet object: rows to bytes, and what its footer says."""
+"""A shard as a Parquet object: rows to bytes, its one write, and what its footer says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import UserError
 from pipeline.run.folder import ShardEntry
 from pipeline.schema import SCHEMA_VERSION, SHARD_SCHEMA
 from pipeline.storage.storage import Storage
@@ -63,6 +64,38 @@ def encode_shard(rows: pa.Table, provenance: Provenance, *, level: int = COUNTS_
         row_group_size=ROW_GROUP_ROWS,
     )
     return sink.getvalue()
+
+
+def put_shard(storage: Storage, path: str, rows: pa.Table, provenance: Provenance) -> int:
+    """Make a shard; returns its bytes. One that is there already is never written over.
+
+    It is there where a worker died between its write and its report, or where two work on one plan:
+    it is accepted if its footer has this fingerprint and these weights, and its rows these names.
+    Raises UserError naming the shard if not.
+    """
+    data = encode_shard(rows, provenance)
+    if storage.create_shard(path, data):
+        return len(data)
+    found = storage.read(path)
+    if not _is_same(found, rows, provenance):
+        raise UserError(
+            f"{storage.join(path)} is there already and holds something else than this job makes: "
+            "see whether another version of the program writes this folder, then delete the shard "
+            "and run again"
+        )
+    return len(found)
+
+
+def _is_same(data: bytes, rows: pa.Table, provenance: Provenance) -> bool:
+    try:
+        shard = pq.ParquetFile(pa.BufferReader(data))
+        names = shard.read(["file_name"], use_threads=False)["file_name"]
+    except (pa.ArrowInvalid, OSError, KeyError):
+        return False
+    metadata = shard.metadata.metadata or {}
+    made_from = (metadata.get(b"panoptic.fingerprint"), metadata.get(b"panoptic.weights_sha256"))
+    expected = (provenance.fingerprint.encode(), provenance.weights_sha256.encode())
+    return made_from == expected and names.to_pylist() == rows["file_name"].to_pylist()
 
 
 def shard_schema(kept: Sequence[pa.Field] = ()) -> pa.Schema:

@@ -17,9 +17,15 @@ def record_stats(run: Run, generation: int, progress: Progress, facts: dict[str,
     if not progress.total:
         return  # stopped before anything was seen
     path = stats_path(generation)
-    entries = read_stats(run, generation)
     entry = {**facts, "versions": versions(), **asdict(progress)}
-    run.storage.write(path, json.dumps([*entries, entry]).encode())
+    while True:  # what another job adds meanwhile stays
+        before = run.storage.look(path)
+        entries = [] if before is None else json.loads(before)
+        data = json.dumps([*entries, entry]).encode()
+        if before is None and run.storage.write_if_absent(path, data):
+            return
+        if before is not None and run.storage.swap(path, before, data):
+            return
 
 
 def read_stats(run: Run, generation: int) -> list[dict[str, Any]]:

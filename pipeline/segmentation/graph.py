@@ -28,7 +28,7 @@ from pipeline.cluster.progress_actor import begin
 from pipeline.config import RunConfig
 from pipeline.planning.manifest import read_leaving
 from pipeline.run.run import Run
-from pipeline.run.shard_format import Provenance, encode_shard
+from pipeline.run.shard_format import Provenance, put_shard
 from pipeline.segmentation.fetch import fetch_units
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.segmentation.segmenter import Decoding, Segmenter
@@ -151,7 +151,11 @@ def compute_shards(
 
 
 def rewrite_shards(run: Run, rewrites: Sequence[Rewrite], tally: ActorHandle) -> None:
-    """Copy live shards without the rows that leave them; on CPUs, no model."""
+    """Copy live shards without the rows that leave them; on CPUs, no model.
+
+    rewrites: all of one generation.
+    """
+    [number] = {rewrite.generation for rewrite in rewrites}
     items = [dataclasses.asdict(rewrite) for rewrite in rewrites]
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
     dataset.map_batches(
@@ -159,27 +163,32 @@ def rewrite_shards(run: Run, rewrites: Sequence[Rewrite], tally: ActorHandle) ->
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=WRITE_CPUS,
-        fn_kwargs={"run": run, "tally": tally},
+        fn_kwargs={"run": run, "dropped": run.generation(number).dropped_path, "tally": tally},
     ).materialize()
 
 
-def _rewrite(rewrites: pa.Table, *, run: Run, tally: ActorHandle) -> pa.Table:
+def _rewrite(rewrites: pa.Table, *, run: Run, dropped: str, tally: ActorHandle) -> pa.Table:
     for row in rewrites.to_pylist():
         rewrite = Rewrite(**row)
         key = unit_key(rewrite.origin, rewrite.shard)
         begin(tally, "rewriting", key)
-        rows = run.read_shard(rewrite.source)
-        leaving = read_leaving(run.storage, rewrite.generation, rewrite.origin, rewrite.shard)
-        keep = [name not in leaving for name in rows["file_name"].to_pylist()]
-        kept = rows.filter(pa.array(keep))
-        assert kept.num_rows == rewrite.rows, (rewrite, kept.num_rows)
-        metadata = rows.schema.metadata or {}
-        values = {key.decode(): value.decode() for key, value in metadata.items()}
-        provenance = Provenance(
-            fingerprint=values["panoptic.fingerprint"],
-            weights_sha256=values["panoptic.weights_sha256"],
-            device=values["panoptic.device"],
-        )
-        run.storage.write(rewrite.path, encode_shard(kept, provenance))
+        copy_shard(run, rewrite, dropped)
         tally.rewritten.remote(key)
     return rewrites.select(["path"])
+
+
+def copy_shard(run: Run, rewrite: Rewrite, dropped: str) -> None:
+    """Copy a live shard without the rows that leave it. dropped: the path of their list."""
+    rows = run.read_shard(rewrite.source)
+    leaving = read_leaving(run.storage, dropped, rewrite.origin, rewrite.shard)
+    keep = [name not in leaving for name in rows["file_name"].to_pylist()]
+    kept = rows.filter(pa.array(keep))
+    assert kept.num_rows == rewrite.rows, (rewrite, kept.num_rows)
+    metadata = rows.schema.metadata or {}
+    values = {key.decode(): value.decode() for key, value in metadata.items()}
+    provenance = Provenance(
+        fingerprint=values["panoptic.fingerprint"],
+        weights_sha256=values["panoptic.weights_sha256"],
+        device=values["panoptic.device"],
+    )
+    put_shard(run.storage, rewrite.path, kept, provenance)

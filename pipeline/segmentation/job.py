@@ -32,10 +32,10 @@ from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.progress import Progress, Reporter
 from pipeline.run.folder import RunInfo
-from pipeline.run.lease import lease
 from pipeline.run.publish import finish, shard_sizes
 from pipeline.run.run import Run, create_run, find_run
 from pipeline.run.stats import record_stats
+from pipeline.run.writing import Writer, locate, writing
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.secrets import kept, withheld
 from pipeline.segmentation.estimate import WORTH_MEASURING, WORTH_TELLING, cpu_seconds
@@ -72,6 +72,7 @@ class Summary:
     images_per_second: float
     segments: int
     snapshot: int | None
+    published: bool  # readers see that snapshot
     device: str
 
 
@@ -83,8 +84,8 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
     """
     reporter = reporter or Reporter()
     started = time.monotonic()
-    storage = Storage(config.out, config.out_options)
-    run = find_run(storage)
+    place = locate(Storage(config.out, config.out_options))
+    run = find_run(place.run)
     device = recorded_device(run, config) or decide_device(config, reporter.note)
     recorded = run.info.config if run is not None else None
     config = with_size_quantum(config, recorded, device.kind, reporter.note)
@@ -93,7 +94,8 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
     spec = spec.expecting(description)
     if run is not None and run.generations():
         check_same(run, config, description)
-        with lease(storage):
+        with writing(place) as writer:
+            run = run.held(writer.hold)
             if config.refresh:
                 _refresh(run, config, reporter)
             elif config.limit != run.info.limit and max(run.generations()) == 1:
@@ -101,32 +103,33 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
                     f"the images of this run were frozen with --limit {run.info.limit}: add "
                     "--refresh to list the source again"
                 )
-            return work(run, config, spec, device, reporter, started)
+            return _finish_here(writer, run, config, spec, device, reporter, started)
     with Staging() as staging, ExitStack() as held:
         # Listed before the lease is taken: an empty source writes nothing at all.
         images, size = stage_listing(
             staging, Source.of(config), config.limit, reporter.listed, reporter.note
         )
-        held.enter_context(lease(storage))
-        run = find_run(storage)
+        writer = held.enter_context(writing(place))
+        run = writer.run()
         if run is not None and run.generations():  # another job was quicker, and has ended
             check_same(run, config, description)
         else:
-            run = create_run(storage, describe_run(config, description, device))
+            info = describe_run(config, description, device)
+            run = create_run(place.run, info, writer.hold)
             say_withheld(run, reporter)
             generation = plan_first(run, staging, images, size, config.images_per_shard)
             shards = counted(generation.shards, "shard")
             reporter.note(f"{counted(images, 'image')} in {shards}")
         staging.close()
-        return work(run, config, spec, device, reporter, started)
+        return _finish_here(writer, run, config, spec, device, reporter, started)
 
 
 def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = None) -> Summary:
     """Compute the failed images of a finished run again, as its next generation."""
     reporter = reporter or Reporter()
     started = time.monotonic()
-    storage = Storage(config.out, config.out_options)
-    run = find_run(storage)
+    place = locate(Storage(config.out, config.out_options))
+    run = find_run(place.run)
     assert run is not None  # the settings were read from it
     device = recorded_device(run, config) or decide_device(config, reporter.note)
     config = with_size_quantum(config, run.info.config, device.kind, reporter.note)
@@ -134,14 +137,39 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
     description = spec.describe()
     check_same(run, config, description)
     spec = spec.expecting(description)
-    with lease(storage):
-        newest = max(run.generations())
+    with writing(place) as writer:
+        run = run.held(writer.hold)
+        newest = max(run.generations(), default=0)
+        if not newest:
+            raise UserError(
+                f"{run.storage.url} has nothing planned yet: run what made it again, and then retry"
+            )
         if newest in run.snapshot_numbers():  # else a generation is under way: finish that one
             chosen = codes or sorted(TRANSIENT_CODES)
             generation = plan_retry(run, chosen, config.images_per_shard, config.source_options)
             images = generation.images if generation else 0
             reporter.note(f"{images} failed images to compute again")
-        return work(run, config, spec, device, reporter, started)
+        return _finish_here(writer, run, config, spec, device, reporter, started)
+
+
+def _finish_here(
+    writer: Writer,
+    run: Run,
+    config: RunConfig,
+    spec: ModelSpec,
+    device: Device,
+    reporter: Reporter,
+    started: float,
+) -> Summary:
+    """Compute and finish, and publish where a job may (run/writing.py)."""
+    done = work(run, config, spec, device, reporter, started, publish=writer.may_publish)
+    if writer.nights is not None and done.snapshot is not None and not done.published:
+        reporter.note(
+            f"{writer.nights.storage.url} is a folder of nights: snapshot {done.snapshot} of "
+            f"{run.storage.url} is made, and the next `panoptic nightly` with its settings judges "
+            "and publishes it"
+        )
+    return done
 
 
 def recorded_device(run: Run | None, config: RunConfig) -> Device | None:
@@ -325,5 +353,6 @@ def work(
         images_per_second=round(progress.images_per_second, 3),
         segments=progress.segments,
         snapshot=snapshot.number if snapshot else None,
+        published=snapshot is not None and run.latest() == snapshot.number,
         device=f"{device.kind} {device.dtype}",
     )

@@ -1,4 +1,4 @@
-"""The sink: one work unit's rows become one Parquet object by one PUT, or nothing.
+"""The sink: one work unit's rows become one Parquet object by one PUT, made only if absent.
 
 Encoded in memory, checked (every image of the unit is there, once), then written: a reader sees a
 whole shard or none, and a worker that dies leaves nothing behind. Ray's `write_parquet` was
@@ -19,7 +19,8 @@ from ray.data import Datasink
 
 from pipeline.cluster.progress_actor import begin, check_budget
 from pipeline.error_budget import Failures, FirstTries, failures_of
-from pipeline.run.shard_format import ERROR_COLUMNS, Provenance, encode_shard
+from pipeline.errors import UserError
+from pipeline.run.shard_format import ERROR_COLUMNS, Provenance, put_shard
 from pipeline.sharding import Generation, unit_key
 from pipeline.storage.entry import as_lost
 from pipeline.storage.storage import Storage
@@ -61,9 +62,10 @@ class ShardSink(Datasink[int]):
         names = len(rows["file_name"].unique())
         assert rows.num_rows == names == expected, (shard, rows.num_rows, names, expected)
         path = self.generation.shard_path(shard)
-        data = encode_shard(rows, self.provenance)
         try:
-            self.storage.write(path, data)
+            size = put_shard(self.storage, path, rows, self.provenance)
+        except UserError:
+            raise
         except Exception as error:
             raise as_lost(error, f"can't write {self.storage.join(path)}") from error
         segments = sum(len(chunk.flatten()) for chunk in rows["segment_id"].chunks)
@@ -74,7 +76,7 @@ class ShardSink(Datasink[int]):
             images=rows.num_rows,
             failures=_failures(told),
             segments=segments,
-            size=len(data),
+            size=size,
             seconds=time.monotonic() - started,
             first_tries=FirstTries(first.num_rows, _failures(first)),
         )

@@ -125,6 +125,24 @@ class StorageError(UserError):
         return self.code in ("timeout", "unavailable")
 
 
+def passes(error: BaseException) -> bool:
+    """True for a failure of the store or the network after which the same request may succeed.
+
+    Nothing is known then of a write: it may have been made, or may still be made later.
+    """
+    if isinstance(error, (TimeoutError, ConnectionError)):
+        return True
+    code, _ = classify(error)
+    status = _status(error)
+    down = status in ("", "408", "429") or status.startswith("5")
+    return of_client(error) and (code == "timeout" or (code == "unavailable" and down))
+
+
+def is_unsupported(error: BaseException) -> bool:
+    """True if the store answers that it doesn't implement what was asked for (501)."""
+    return of_client(error) and _status(error) == "501"
+
+
 def of_storage(error: BaseException) -> bool:
     """True if a storage client raised this."""
     return isinstance(error, OSError) or of_client(error)

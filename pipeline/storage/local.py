@@ -4,6 +4,8 @@ A name on Linux is any bytes, a name in a table is text. One that isn't UTF-8 is
 for each odd byte, and read by that name.
 
 A write is a temporary file and a rename, so a reader sees all of it or nothing; what a killed
+A write is a temporary file and a rename, so a reader sees all of it or nothing, and both are on
+the disk (fsync) before it returns: after a loss of power a file is whole or absent. What a killed
 writer leaves begins with `.tmp-`, is never listed, and is swept by the next owner of the lease.
 fsspec's local file system was rejected for listing: it holds a whole directory in memory and
 passes over folders that it may not read without a word.
@@ -24,9 +26,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from pipeline.storage.conditional import Limits
 from pipeline.storage.entry import Entry, Fetched
 
 TEMPORARY: Final = ".tmp-"
+LOCK_FILE: Final = f"{TEMPORARY}lock"  # in the folder of what is replaced, while it is
+LIMITS: Final = Limits(tries=5, seconds=1.0, each=0.0)
 
 
 class LocalObjects:
@@ -46,32 +51,50 @@ class LocalObjects:
 
     def put(self, key: str, data: bytes) -> None:
         os.replace(self._write_temporary(key, data), key)
+        _to_disk(Path(key).parent)
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    # -- conditional writes, each tried once
+
+    def limits(self, *, large: bool) -> Limits:
+        return LIMITS
+
+    def look(self, key: str) -> Fetched | None:
+        try:
+            return self.get(key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def create(self, key: str, data: bytes, *, large: bool) -> bool:
         temporary = self._write_temporary(key, data)
         try:
-            os.link(temporary, key)  # unlike rename, refuses an existing name
+            os.link(temporary, key)  # refuses an existing name, unlike rename; on NFS, too
         except FileExistsError:
             return False
         finally:
             temporary.unlink()
+        _to_disk(Path(key).parent)
         return True
 
-    def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """Replace `old` by `new`; False if the content is another by now."""
+    def replace(self, key: str, old: Fetched, new: bytes) -> bool:
         with _locked(Path(key).parent):
-            with suppress(FileNotFoundError):
-                if self.get(key).data == old:
-                    self.put(key, new)
-                    return True
-            return False
+            if self.look(key) != old:
+                return False
+            self.put(key, new)
+            return True
+
+    def refuses_stale(self, key: str) -> bool:
+        """A lock keeps replacements apart, unless locks stay on this host."""
+        return not has_private_locks(Path(key).parent)
 
     def _write_temporary(self, key: str, data: bytes) -> Path:
         target = Path(key)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         temporary = target.parent / f"{TEMPORARY}{uuid.uuid4().hex}"
         try:
-            temporary.write_bytes(data)
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
         except BaseException:  # a full disk must not be filled further
             temporary.unlink(missing_ok=True)
             raise
@@ -100,7 +123,11 @@ class LocalObjects:
 
     def sweep(self, prefix: str) -> int:
         """Delete what killed writers left under the folder; returns how many files."""
-        found = [entry.path for entry in _files(prefix) if entry.name.startswith(TEMPORARY)]
+        found = [
+            entry.path
+            for entry in _files(prefix)
+            if entry.name.startswith(TEMPORARY) and entry.name != LOCK_FILE
+        ]
         for path in found:
             Path(path).unlink(missing_ok=True)
         return len(found)
@@ -144,12 +171,64 @@ def _entry(path: str, found: os.stat_result) -> Entry:
     return Entry(path, found.st_size, None, datetime.fromtimestamp(found.st_mtime, UTC))
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Alone among the processes that swap in this folder."""
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each on the disk before what is put into it."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _to_disk(folder.parent)
+
+
+def _to_disk(folder: Path) -> None:
+    """The names in a folder, too, must outlive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Alone among the processes that replace a file in this folder.
+
+    A lock on a file that is open for writing, because NFS carries no other to its server. The file
+    leaves with its lock; whoever waited for it finds that, and makes another.
+    """
+    path = folder / LOCK_FILE
+    _make_folder(folder)
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is(path, descriptor):
+                continue
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def has_private_locks(folder: Path, mounts: str = "/proc/self/mounts") -> bool:
+    """True on an NFS mount whose options keep locks on this host (`nolock`, `local_lock=flock`)."""
+    best, private = Path("/"), False
+    with suppress(OSError):
+        for line in Path(mounts).read_text().splitlines():
+            _, where, kind, options = line.split(" ")[:4]
+            place = Path(where.replace("\\040", " "))
+            if folder.is_relative_to(place) and len(place.parts) >= len(best.parts):
+                given = set(options.split(","))
+                kept = {"nolock", "local_lock=flock", "local_lock=all"} & given
+                best, private = place, kind.startswith("nfs") and bool(kept)
+    return private

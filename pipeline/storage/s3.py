@@ -3,7 +3,8 @@
 Credentials come from botocore's chain (environment, profile, SSO, assumed role, instance role), so
 whatever `aws s3 ls` can read this can read, and an expiring token is renewed in mid-run; obstore's
 own chain knows neither profiles nor SSO. Retries are the client's alone and have one budget: a
-second layer on top would multiply them.
+second layer on top would multiply them. Conditional writes alone are tried once here, and again by
+`conditional.py`.
 
 Keys that obstore cannot express, or rewrites (an empty, `.` or `..` segment, as in `a//b.jpg`, a
 leading slash, control characters), are legal in S3 and do occur: those are fetched by botocore, and
@@ -17,7 +18,7 @@ import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import botocore.client
 import botocore.config
@@ -28,7 +29,8 @@ from obstore.exceptions import AlreadyExistsError, PreconditionError
 from obstore.store import S3Store
 
 from pipeline.errors import UserError
-from pipeline.storage.entry import Entry, Fetched, bare_etag
+from pipeline.storage.conditional import Limits
+from pipeline.storage.entry import Entry, Fetched, bare_etag, is_unsupported
 from pipeline.storage.s3_listing import list_objects
 from pipeline.storage.s3_options import usual_options
 
@@ -41,6 +43,9 @@ SILENT_SECONDS = 20  # without a byte
 IMAGE_SECONDS = 600
 TRIES = 6
 WRITE_TRIES = 30  # where half of all tries fail, one write of a billion is lost
+# A small object that others wait for: a lease, a pointer, a plan. run/lease.py counts on both.
+CONTROL_SECONDS = 10  # one try
+CONTROL_ALL_SECONDS = 40  # all tries
 # obstore asks for credentials that are good for less than 5 minutes again: so, after a minute.
 CREDENTIALS_GOOD = timedelta(minutes=6)
 
@@ -51,6 +56,7 @@ class S3Objects:
     def __init__(self, bucket: str, options: Mapping[str, str]) -> None:
         self.bucket = bucket
         self.options = usual_options(options)
+        self.takes_conditions = True  # until the store says that it knows none
 
     @cached_property
     def _session(self) -> botocore.session.Session:
@@ -117,6 +123,16 @@ class S3Objects:
             "retry_timeout": timedelta(seconds=seconds),
         }
         return self._connect({"timeout": f"{REQUEST_SECONDS}s"}, retries)
+
+    @cached_property
+    def quick(self) -> S3Store:
+        """For conditional writes of small objects, and what is read for them: one try each."""
+        return self._connect({"timeout": f"{CONTROL_SECONDS}s"}, {"max_retries": 0})
+
+    @cached_property
+    def once(self) -> S3Store:
+        """For conditional writes of shards: one try each."""
+        return self._connect({"timeout": f"{REQUEST_SECONDS}s"}, {"max_retries": 0})
 
     @cached_property
     def single(self) -> S3Store:
@@ -233,22 +249,55 @@ class S3Objects:
     def put(self, key: str, data: bytes) -> None:
         obstore.put(self.patient, key, data, use_multipart=False)
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    # -- conditional writes, each tried once
+
+    def limits(self, *, large: bool) -> Limits:
+        if large:
+            return Limits(WRITE_TRIES, WRITE_SECONDS, REQUEST_SECONDS)
+        return Limits(WRITE_TRIES, CONTROL_ALL_SECONDS, CONTROL_SECONDS)
+
+    def look(self, key: str) -> Fetched | None:
+        """An object as it is now, with its ETag as the store wrote it."""
         try:
-            obstore.put(self.store, key, data, mode="create", use_multipart=False)
+            current = obstore.get(self.quick, key)
+            return Fetched(bytes(current.bytes()), current.meta["e_tag"])
+        except FileNotFoundError:
+            return None
+
+    def create(self, key: str, data: bytes, *, large: bool) -> bool:
+        return self._put_if(key, data, "create", self.once if large else self.quick)
+
+    def replace(self, key: str, old: Fetched, new: bytes) -> bool:
+        condition: UpdateVersion = {"e_tag": old.etag}
+        return self._put_if(key, new, condition, self.quick)
+
+    def refuses_stale(self, key: str) -> bool:
+        """Whether a replacement of a version that is gone is refused. Writes the object."""
+        self.put(key, b"first")
+        stale = self.look(key)
+        self.put(key, b"second")
+        return stale is not None and not self.replace(key, stale, b"third")
+
+    def _put_if(
+        self, key: str, data: bytes, mode: Literal["create"] | UpdateVersion, client: S3Store
+    ) -> bool:
+        """One conditional PUT; on a store that refuses all of them, as good as one can without."""
+        if not self.takes_conditions:
+            if mode == "create" and self.look(key) is not None:
+                return False
+            obstore.put(client, key, data, use_multipart=False)
+            return True
+        try:
+            obstore.put(client, key, data, mode=mode, use_multipart=False)
         except (AlreadyExistsError, PreconditionError):
             return False
-        return True
-
-    def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        try:
-            current = obstore.get(self.store, key)
-            if bytes(current.bytes()) != old:
-                return False
-            condition: UpdateVersion = {"e_tag": current.meta["e_tag"]}
-            obstore.put(self.store, key, new, mode=condition, use_multipart=False)
-        except (FileNotFoundError, PreconditionError):
-            return False
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) and mode != "create":
+                return False  # else it is the bucket that is not there
+            if not is_unsupported(error):
+                raise
+            self.takes_conditions = False
+            return self._put_if(key, data, mode, client)
         return True
 
     def info(self, key: str) -> Entry:
@@ -268,7 +317,7 @@ class S3Objects:
         return Entry(key, answer["ContentLength"], etag, modified)
 
     def delete(self, key: str) -> None:
-        obstore.delete(self.store, key)
+        obstore.delete(self.quick, key)  # tried again by `conditional.py`
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Every object under the folder `prefix`, in key order."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import IO, Any, Protocol
@@ -22,6 +24,8 @@ from fsspec.core import url_to_fs
 
 from pipeline.errors import UserError
 from pipeline.secrets import refuse_user_info
+from pipeline.storage import conditional
+from pipeline.storage.conditional import Limits
 from pipeline.storage.entry import Entry, Fetched, bare_etag
 from pipeline.storage.local import LocalObjects
 from pipeline.storage.s3 import S3Objects
@@ -42,8 +46,11 @@ class Objects(Protocol):
     def get(self, key: str) -> Fetched: ...
     async def get_async(self, key: str) -> Fetched: ...
     def put(self, key: str, data: bytes) -> None: ...
-    def put_if_absent(self, key: str, data: bytes) -> bool: ...
-    def swap(self, key: str, old: bytes, new: bytes) -> bool: ...
+    def limits(self, *, large: bool) -> Limits: ...
+    def look(self, key: str) -> Fetched | None: ...
+    def create(self, key: str, data: bytes, *, large: bool) -> bool: ...
+    def replace(self, key: str, old: Fetched, new: bytes) -> bool: ...
+    def refuses_stale(self, key: str) -> bool: ...
     def info(self, key: str) -> Entry: ...
     def delete(self, key: str) -> None: ...
     def list(self, prefix: str) -> Iterator[Entry]: ...
@@ -64,33 +71,58 @@ class FsspecObjects:
     def put(self, key: str, data: bytes) -> None:
         self.filesystem.pipe_file(key, data)
 
-    def put_if_absent(self, key: str, data: bytes) -> bool:
+    # -- conditional writes, each tried once
+
+    def limits(self, *, large: bool) -> Limits:
+        return Limits(tries=6, seconds=40.0, each=10.0)
+
+    def look(self, key: str) -> Fetched | None:
+        try:
+            return self.get(key)
+        except FileNotFoundError:
+            return None
+
+    def create(self, key: str, data: bytes, *, large: bool) -> bool:
         try:
             self.filesystem.pipe_file(key, data, mode="create")
         except FileExistsError:
             return False
         return True
 
-    def swap(self, key: str, old: bytes, new: bytes) -> bool:
-        """As good as the scheme allows: two swaps at the same moment may both succeed."""
-        try:
-            if self.get(key).data != old:
-                return False
-        except FileNotFoundError:
+    def replace(self, key: str, old: Fetched, new: bytes) -> bool:
+        """As good as the scheme allows: two replacements at the same moment may both succeed."""
+        if self.look(key) != old:
             return False
         self.put(key, new)
         return True
 
+    def refuses_stale(self, key: str) -> bool:
+        return False
+
+    # What a file system has listed before says nothing of what is there now.
+
     def info(self, key: str) -> Entry:
+        self.filesystem.invalidate_cache()
         return _entry(self.filesystem.info(key))
 
     def delete(self, key: str) -> None:
         self.filesystem.rm_file(key)
 
     def list(self, prefix: str) -> Iterator[Entry]:
+        self.filesystem.invalidate_cache()
         for _, _, files in self.filesystem.walk(prefix, detail=True):
             for name in sorted(files):
                 yield _entry(files[name])
+
+
+class SystemClock:
+    """This machine's clock."""
+
+    def now(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
 
 
 class Storage:
@@ -99,6 +131,8 @@ class Storage:
     `options` for s3:// are those of `s3_options` (never a key or a secret); for
     other schemes they go to fsspec as they are. Pickles as its URL and options.
     """
+
+    clock: conditional.Clock = SystemClock()
 
     def __init__(
         self, url: str | os.PathLike[str], options: Mapping[str, str] | None = None
@@ -122,6 +156,21 @@ class Storage:
         """The full URL of `path`."""
         return f"{self.url}/{path}"
 
+    def below(self, path: str) -> Storage:
+        """A folder in this one."""
+        return type(self)(self.join(path), self.options)
+
+    def resolved(self) -> Storage:
+        """The same folder, named without links."""
+        return Storage(os.path.realpath(self.url), self.options) if self.is_local else self
+
+    def above(self) -> Storage | None:
+        """The folder that holds this one; None for the root of a bucket or of a disk."""
+        parent, _, name = self.url.rpartition("/")
+        if not name or not parent or parent.endswith(":/"):
+            return None
+        return type(self)(parent, self.options)
+
     @property
     def is_s3(self) -> bool:
         return isinstance(self.objects, S3Objects)
@@ -142,12 +191,20 @@ class Storage:
         self.objects.put(self.key(path), data)
 
     def write_if_absent(self, path: str, data: bytes) -> bool:
-        """True if this call made the object, False if it was there already."""
-        return self.objects.put_if_absent(self.key(path), data)
+        """True if this call made the object, False if it was there already with other bytes."""
+        return conditional.create(self.objects, self.key(path), data, self.clock)
+
+    def create_shard(self, path: str, data: bytes) -> bool:
+        """`write_if_absent` for an object that may take minutes to send, and is tried as long."""
+        return conditional.create(self.objects, self.key(path), data, self.clock, large=True)
+
+    def look(self, path: str) -> bytes | None:
+        """A small object as it is now, None if it is absent; tried as shortly as `swap`."""
+        return conditional.look(self.objects, self.key(path), self.clock)
 
     def swap(self, path: str, old: bytes, new: bytes) -> bool:
         """Replace `old` by `new`; False if the object holds anything else by now, or is gone."""
-        return self.objects.swap(self.key(path), old, new)
+        return conditional.replace(self.objects, self.key(path), old, new, self.clock)
 
     def sweep(self, path: str) -> int:
         """Delete what killed writers left under a folder: only local disks hold such files."""
@@ -170,7 +227,7 @@ class Storage:
         return True
 
     def delete(self, path: str) -> None:
-        self.objects.delete(self.key(path))
+        conditional.delete(self.objects, self.key(path), self.clock)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Every object under the folder `prefix`, recursively; an absent folder lists nothing."""
@@ -215,6 +272,7 @@ def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
             if objects.addressing_style != "auto"
             else {}
         ),
+        use_listings_cache=False,  # an object may be written after its folder was listed
     )
 
 
@@ -271,11 +329,19 @@ def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
+MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # by whose client
+
+
 def _entry(info: dict[str, Any]) -> Entry:
-    modified = info.get("mtime") or info.get("LastModified") or info.get("created")
+    modified = next((info[name] for name in MODIFIED if info.get(name) is not None), None)
     if isinstance(modified, (int, float)):
         modified = datetime.fromtimestamp(modified, UTC)
+    if isinstance(modified, str):
+        with suppress(ValueError):
+            modified = datetime.fromisoformat(modified)
     if not isinstance(modified, datetime):
         modified = None
+    elif modified.tzinfo is None:
+        modified = modified.replace(tzinfo=UTC)
     etag = bare_etag(info.get("ETag") or info.get("etag"))
     return Entry(info["name"], int(info.get("size") or 0), etag, modified)

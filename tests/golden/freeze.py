@@ -20,8 +20,10 @@ VARIES = {
     *("seconds", "gpu_seconds", "gpu_hours", "stage_seconds", "images_per_second", "cost"),
     *("host", "pid", "submission", "placement"),
     "truth_sha256",  # of the sizes of PNGs
+    *("owner", "machine", "process", "renewal", "plan"),
 }
 STAMP = re.compile(r"\d{4}-\d\d-\d\dT\d{6}\.\d+Z(-[0-9a-f]{8})?")
+PLAN = re.compile(r"-[0-9a-f]{12}\.parquet")
 LINES = (  # of texts for people
     (re.compile(r"at [\d.e+-]+ images/s"), "at <rate> images/s"),
     (re.compile(r"[\d.e+-]+ \([\d.e+-]+ GPU-hours\)"), "<cost> (<time> GPU-hours)"),
@@ -56,9 +58,10 @@ def folder(root: Path, below: Path) -> dict[str, Any]:
 
 
 def _without_stamps(names: list[str]) -> list[str]:
-    """Times in names become their numbers, in order."""
+    """Times in names become their numbers, in order; the names of plans are masked."""
     stamps = sorted({stamp[0] for name in names for stamp in STAMP.finditer(name)})
-    return [STAMP.sub(lambda m: f"<time {stamps.index(m[0]) + 1}>", name) for name in names]
+    timed = [STAMP.sub(lambda m: f"<time {stamps.index(m[0]) + 1}>", name) for name in names]
+    return [PLAN.sub("-<plan>.parquet", name) for name in timed]
 
 
 def parquet_format(path: Path) -> dict[str, Any]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from jobs.cli import run as panoptic
+from pipeline.nightly.verify import verify
 from pipeline.run.lease import lease
 from pipeline.run.run import Run, open_run
 from pipeline.storage.storage import Storage
@@ -92,7 +97,7 @@ class Bucket:
         return {
             entry.path: entry.etag
             for entry in found
-            if not entry.path.startswith(("nights/", "lease"))
+            if not entry.path.startswith("nights/") and "lease." not in entry.path
         }
 
 
@@ -402,3 +407,80 @@ def test_a_wrong_setting_is_a_sentence(
     code, said = night()
     assert code == 2
     assert words in said["sentence"]
+
+
+@pytest.mark.slow(seconds=40)
+def test_what_the_gate_stopped_no_other_verb_publishes(
+    bucket: Bucket, night: Night, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(NAMES[:4]):
+        bucket.put(name, png(number))
+    code, first = night()
+    assert code == 0
+    bucket.put(NAMES[4], png(4))
+    bucket.put(NAMES[5], png(5), StorageClass="GLACIER")
+    bucket.write_toml(report=["false"])
+    code, stopped = night()
+    assert (code, stopped["snapshot"]) == (3, 2)
+
+    words = ["retry", "s3://data/nights", "--code", "timeout", *out_options(bucket)]
+    assert panoptic(words) == 0  # computes nothing
+    assert "the next `panoptic nightly` with its settings judges" in capsys.readouterr().err
+    bucket.put(NAMES[5], png(5))
+    assert panoptic(["retry", f"s3://data/nights/{first['run']}", *out_options(bucket)]) == 0
+    assert bucket.run().latest() == first["snapshot"] == 1
+    config = bucket.run().info.config
+    words = ["segment", "s3://data/photos", "--out", "s3://data/nights", *out_options(bucket)]
+    words += ["--weights", str(bucket.weights), "--model", "tests.night_model:load"]
+    words += [f"--source-option={k}={v}" for k, v in bucket.options.items()]
+    assert panoptic([*words, "--max-error-rate", str(config["max_error_rate"])]) == 0
+    assert bucket.run().latest() == 1
+
+    bucket.write_toml(report=["true"])
+    code, third = night()  # though its listing has not changed
+    assert (code, third["outcome"], third["snapshot"]) == (0, "published", 3)
+    assert set(bucket.rows()) == {name.removeprefix("photos/") for name in NAMES[:6]}
+
+
+@pytest.mark.slow(seconds=400)
+@pytest.mark.timeout(2400)
+def test_a_night_and_a_retry_at_once_leave_every_image_once(bucket: Bucket) -> None:
+    """20 rounds, each with an image that is new, one that can be had by now, and one that can't."""
+    rounds, draw = 20, random.Random(0)
+    for number in range(4):
+        bucket.put(NAMES[number], png(number))
+    bucket.put("photos/late-0.png", png(0), StorageClass="GLACIER")
+    bucket.write_toml(max_error_rate=1.0, max_recompute=1e9, retries=99)
+    night = ["nightly", str(bucket.toml), "--address", ray.get_runtime_context().gcs_address]
+    command = [sys.executable, "-m", "tests.two_at_once"]
+    root = Path(__file__).resolve().parents[2]
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as both:
+        asked, answers = both.stdin, both.stdout
+        assert asked is not None
+        assert answers is not None
+
+        def ends(*commands: list[str], after: list[float]) -> list[int]:
+            asked.write(json.dumps({"commands": commands, "after": after}) + "\n")
+            asked.flush()
+            return json.loads(answers.readline())
+
+        assert ends(night, after=[0.0]) == [0]
+        folder = bucket.run().storage.url
+        retry = ["retry", folder, *out_options(bucket), *night[2:]]
+        for number in range(1, rounds + 1):
+            bucket.put(f"photos/late-{number - 1}.png", png(number))
+            bucket.put(f"photos/late-{number}.png", png(number), StorageClass="GLACIER")
+            bucket.put(f"photos/new-{number}.png", png(number))
+            after = [draw.uniform(0.0, 2.0), draw.uniform(0.0, 2.0)]
+            codes = ends(night, retry, after=after)
+            assert set(codes) <= {0, 5}, (codes, after)
+            assert 0 in codes
+            assert verify(bucket.run()).holds
+        assert ends(night, after=[0.0]) == [0]
+        asked.close()
+    rows = bucket.rows()
+    listed = bucket.client.list_objects_v2(Bucket="data", Prefix="photos/")["Contents"]
+    assert {f"photos/{name}" for name in rows} == {entry["Key"] for entry in listed}
+    assert verify(bucket.run()).holds

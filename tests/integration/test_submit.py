@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import ray
 from tests.factories import write_coco
 from tests.night_model import CATEGORIES, png, truth
 from tests.ray_heads import Head, free_port, ray_head
-from tests.servers import S3Server, rclone_server
+from tests.servers import S3Server, moto_server, rclone_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow(seconds=80), pytest.mark.timeout(600)]
 TOKEN = "0123456789abcdef" * 4
@@ -160,6 +161,42 @@ def test_a_head_that_starts_anew_gets_its_job_again(server: S3Server, inputs: Pa
         code, out, err = ended(process)
     assert code == 0, err
     assert "its head was started anew" in err
+    assert "submitting it again (1 of 3)" in err
+    assert "8 images: 8 ok" in out
+
+
+@pytest.mark.slow(seconds=240)
+@pytest.mark.timeout(900)
+def test_a_job_goes_on_after_its_head_was_replaced_on_another_host(
+    inputs: Path, tmp_path: Path
+) -> None:
+    """Its lease looks like that of a living job elsewhere, until it runs out."""
+    port = free_port()
+    with moto_server() as moto, ExitStack() as heads:
+        client = moto.client()
+        client.create_bucket(Bucket="data")
+        for number in range(8):
+            client.put_object(Bucket="data", Key=f"photos/{number}.png", Body=png(number))
+
+        def head(name: str) -> Head:
+            folder = tmp_path / name
+            folder.mkdir()
+            named = f"import socket\nsocket.gethostname = lambda: {name!r}\n"
+            (folder / "sitecustomize.py").write_text(named)
+            environment = {"PYTHONPATH": str(folder), **moto.environment()}
+            return heads.enter_context(ray_head(["--num-cpus=3"], environment, dashboard_port=port))
+
+        first = head("first")
+        words = [*segment_words(inputs, "elsewhere", "load_slow"), "--num-actors", "1"]
+        process = submit(first, "--wait-head", "200", "--", *words)
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        holder = client.get_object(Bucket="data", Key="elsewhere/lease.json")["Body"].read()
+        assert json.loads(holder)["host"] == "first"
+        heads.close()
+        head("second")
+        out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
     assert "submitting it again (1 of 3)" in err
     assert "8 images: 8 ok" in out
 

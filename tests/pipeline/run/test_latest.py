@@ -49,7 +49,7 @@ def test_the_history_is_bounded() -> None:
 def test_a_job_does_not_publish_what_was_rolled_back(tmp_path: Path) -> None:
     rows = {name: shard_row(name, own) for name, own in made_scenes(3).items()}
     run = make_run(tmp_path, rows)
-    run.move({"snapshot": 7, "withdrawn": [1]})
+    run.move(lambda _: {"snapshot": 7, "withdrawn": [1]})
     finish(run, run.generation(1), run.present(1), 1.0)
     assert run.latest() == 7
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pipeline.nightly.prune as prune_module
 from detr.panoptic import Panoptic, Segment
 from pipeline.errors import LeaseError, UserError
-from pipeline.nightly.prune import plan_prune, prune
+from pipeline.nightly.prune import Pruning, plan_prune, prune
 from pipeline.nightly.rollback import rollback
 from pipeline.run.lease import lease
 from pipeline.run.run import Run, open_run
@@ -92,21 +93,21 @@ def test_a_run_that_was_left_by_name_is_withdrawn(nights: Nights) -> None:
     assert nights.pointer() == {"run": "run-a", "withdrawn": ["run-b"]}
     rollback(nights.storage.url, "run-b")  # and forward again
     assert nights.pointer() == {"run": "run-b", "previous": ["run-a"]}
-    nights.move({"run": "run-b"})  # as after a prune: the way back is forgotten
+    nights.move(lambda _: {"run": "run-b"})  # as after a prune: the way back is forgotten
     rollback(nights.storage.url, "run-a")
     assert nights.pointer() == {"run": "run-a", "withdrawn": ["run-b"]}
 
 
 def test_every_snapshot_after_the_one_that_is_named_is_withdrawn(nights: Nights) -> None:
     run = a_run(nights, "run-a")
-    nights.move({"run": "run-a"})
-    run.move({"snapshot": 3, "previous": [1]})  # 2 was stopped by the gate
+    nights.move(lambda _: {"run": "run-a"})
+    run.move(lambda _: {"snapshot": 3, "previous": [1]})  # 2 was stopped by the gate
     rollback(nights.storage.url, "2")
     assert run.pointer() == {"snapshot": 2, "previous": [1], "withdrawn": [3]}
-    run.move({"snapshot": 3})
+    run.move(lambda _: {"snapshot": 3})
     rollback(nights.storage.url, "2")
     assert run.pointer() == {"snapshot": 2, "withdrawn": [3]}
-    run.move({"snapshot": 2, "previous": [1]})  # 3 was stopped, and is accepted
+    run.move(lambda _: {"snapshot": 2, "previous": [1]})  # 3 was stopped, and is accepted
     rollback(nights.storage.url, "3")
     assert run.pointer() == {"snapshot": 3, "previous": [1, 2]}
 
@@ -154,7 +155,8 @@ def test_a_run_of_former_weights_goes_whole_and_last_its_plan(nights: Nights) ->
     assert {path.split("/")[0] for path in paths} == {"run-a"}
     assert set(paths) == {e.path for e in nights.storage.list() if e.path.startswith("run-a/")}
     tops = [path.split("/")[1] for path in paths]
-    assert tops.index("snapshots") > max(i for i, top in enumerate(tops) if top == "segments")
+    assert tops[0] == "latest.json"
+    assert tops.index("segments") > max(i for i, top in enumerate(tops) if top == "snapshots")
     assert paths[-1] == "run-a/run.json"
     plans = [path for path in paths if path.endswith("generation.json")]
     assert plans == [f"run-a/manifest/000{n}/generation.json" for n in (3, 2, 1)]
@@ -177,7 +179,7 @@ def test_the_pinned_baseline_is_kept(nights: Nights) -> None:
 def test_what_is_being_made_is_kept(nights: Nights) -> None:
     run = a_run(nights, "run-b")
     add_generation(run, images(77), number=3, shards=1)  # computed, not yet published
-    run.move({"snapshot": 2, "previous": [1]})
+    run.move(lambda _: {"snapshot": 2, "previous": [1]})
     run.storage.delete("snapshots/0003.parquet")
     shard = "segments/0003/shard-000000-of-000001.parquet"
     prune(nights.storage.url, keep=1)
@@ -192,3 +194,96 @@ def test_nothing_is_removed_while_a_night_is_at_work(nights: Nights) -> None:
     assert {e.path for e in nights.storage.list() if "lease" not in e.path} == {
         path for path in before if "lease" not in path
     }
+
+
+def test_what_a_run_s_own_pointer_names_is_kept(nights: Nights) -> None:
+    """A run that is kept for its baseline, and whose newest snapshot was stopped by the gate."""
+    run = a_run(nights, "run-a")
+    nights.pin(Pinned("run-a", 1, "gt"))
+    pointer = run.pointer()
+    add_generation(run, images(40), number=4, shards=1)
+    run.move(lambda _: pointer or {})
+    assert run.latest() == 3
+    prune(nights.storage.url, keep=2)
+    assert run.snapshot_numbers() == [1, 3, 4]
+    assert rollback(nights.storage.url, "run-a").after == "run-a/snapshots/0003"
+    assert open_run(nights.storage.url).table().num_rows == 10
+
+
+def test_a_run_folder_that_is_pruned_by_its_own_path_keeps_the_baseline(nights: Nights) -> None:
+    nights.pin(Pinned("run-a", 1, "gt"))
+    assert "snapshots/0001" in plan_prune(nights.url("run-a"), keep=1).kept
+    prune(nights.url("run-a"), keep=1)
+    assert a_run(nights, "run-a").snapshot(1).rows == 8
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_prune_that_is_killed_anywhere_leaves_no_snapshot_without_its_shards(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """Nor a way back to one that is going."""
+    run = a_run(nights, "run-a")
+    live_only = [s for s in run.snapshot(3).shards if not s.path.startswith("segments/0001")]
+    run.write_snapshot(3, live_only)  # as where generation 3 replaced all of generation 1
+    keep, killed = (2 if whole else 3), 0
+
+    def whole_or_absent() -> None:
+        there = {each.path for each in nights.storage.list()}
+        for path in [path for path in there if "/snapshots/" in path]:
+            name, _, number = path.partition("/snapshots/")
+            snapshot = a_run(nights, name).snapshot(int(number.removesuffix(".parquet")))
+            assert {f"{name}/{shard.path}" for shard in snapshot.shards} <= there
+        assert open_run(nights.storage.url).table().num_rows == 9
+
+    delete = Storage.delete
+
+    def dying(self: Storage, path: str) -> None:
+        delete(self, path)
+        raise KeyboardInterrupt
+
+    while plan_prune(nights.storage.url, keep).objects:
+        monkeypatch.setattr(Storage, "delete", dying)
+        with pytest.raises(KeyboardInterrupt):
+            prune(nights.storage.url, keep)
+        monkeypatch.setattr(Storage, "delete", delete)
+        whole_or_absent()
+        killed += 1
+        assert killed < 100
+        if whole and nights.run("run-a") is not None:
+            with pytest.raises(UserError, match="no published run folder here"):
+                rollback(nights.storage.url, "run-a")
+    assert killed > 3
+    assert whole == (nights.run("run-a") is None)
+
+
+def test_a_prune_does_nothing_if_readers_were_moved_while_it_looked(
+    nights: Nights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a request of a job that had lost its lease."""
+    planned = prune_module._plan
+
+    def late(storage: Storage, keep: int) -> Pruning:
+        pruning = planned(storage, keep)
+        a_run(nights, "run-b").move(lambda _: {"snapshot": 1})
+        return pruning
+
+    monkeypatch.setattr(prune_module, "_plan", late)
+    before = {entry.path for entry in nights.storage.list()}
+    with pytest.raises(LeaseError, match="nothing is removed"):
+        prune(nights.storage.url, keep=1)
+    assert {entry.path for entry in nights.storage.list()} >= before
+
+
+def test_the_epochs_of_a_run_that_was_removed_go_on(nights: Nights) -> None:
+    prune(nights.storage.url, keep=2)
+    left = [entry.path for entry in nights.storage.list() if entry.path.startswith("run-a/")]
+    assert left == ["run-a/lease.json"]
+    assert plan_prune(nights.storage.url, keep=2).objects == ()
+    with lease(nights.run_storage("run-a")) as hold:
+        assert hold.epoch == 2
+
+
+def test_a_prune_of_another_folder_leaves_no_trace(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    assert prune(str(tmp_path), keep=1).objects == ()
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

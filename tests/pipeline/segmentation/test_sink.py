@@ -12,9 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.errors import UserError
 from pipeline.panoptic import rle
-from pipeline.run.shard_format import Provenance, encode_shard
+from pipeline.run.shard_format import Provenance, encode_shard, put_shard
 from pipeline.schema import SHARD_SCHEMA
+from pipeline.storage.storage import Storage
+from tests.factories import shard_row
+from tests.servers import S3Server
 
 PROVENANCE = Provenance("made", "0" * 64, "cpu")
 
@@ -86,6 +90,47 @@ def test_duckdb_and_pyarrow_read_the_strings_back(tmp_path: Path, segments: int)
         query = f"select counts from '{path}' order by file_name"
         read = connection.execute(query).fetchall()
     assert read == [(counts,), ([],)]
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "local":
+        return Storage(tmp_path)
+    server: S3Server = request.getfixturevalue("moto")
+    server.client().create_bucket(Bucket="bucket")
+    return Storage("s3://bucket/run")
+
+
+def named_rows(*names: str, error: str = "timeout") -> pa.Table:
+    return pa.Table.from_pylist([shard_row(name, error) for name in names], schema=SHARD_SCHEMA)
+
+
+def test_a_shard_that_is_there_is_accepted_and_not_written_over(storage: Storage) -> None:
+    size = put_shard(storage, "shard", named_rows("a", "b"), PROVENANCE)
+    before = storage.read("shard")
+    assert size == len(before)
+    assert put_shard(storage, "shard", named_rows("a", "b", error="corrupt"), PROVENANCE) == size
+    assert storage.read("shard") == before
+
+
+@pytest.mark.parametrize(
+    ("rows", "provenance"),
+    [
+        (named_rows("a"), PROVENANCE),
+        (named_rows("a", "c"), PROVENANCE),
+        (named_rows("a", "b"), Provenance("other", "0" * 64, "cpu")),
+        (named_rows("a", "b"), Provenance("made", "1" * 64, "cpu")),
+        (None, PROVENANCE),
+    ],
+)
+def test_a_shard_of_something_else_is_named_and_left(
+    storage: Storage, rows: pa.Table | None, provenance: Provenance
+) -> None:
+    there = b"" if rows is None else encode_shard(rows, provenance)
+    storage.write("shard", there)
+    with pytest.raises(UserError, match="shard is there already and holds something else"):
+        put_shard(storage, "shard", named_rows("a", "b"), PROVENANCE)
+    assert storage.read("shard") == there
 
 
 def test_the_same_rows_give_the_same_bytes(coco_val100: Path) -> None:

@@ -1,0 +1,123 @@
+"""Who may write what: the one rule, for every verb that changes shards, plans, snapshots or what
+readers see.
+
+1. A writer holds the lease of the run folder, and took before it that of the folder of nights that
+   holds the run folder, whichever of the two was typed.
+2. In a folder of nights only `nightly`, `rollback` and `prune` move what readers see: `segment` and
+   `retry` compute, and the next night judges and publishes.
+3. What moves is replaced only as it was read, and bears the lease's epoch (fenced.py). What is
+   planned and computed is made only if absent: a plan under names of its own, which its
+   `generation.json` makes valid; a shard under the name that follows from the plan.
+
+`evaluate`, `report` and `export` write beside, under names of their own, and hold nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from pipeline.errors import LeaseError, UserError
+from pipeline.run.folder import read_pointer
+from pipeline.run.layout import BASELINE_FILE, RUN_FILE
+from pipeline.run.lease import Hold, Host, lease, of_nights
+from pipeline.run.run import Run, find_run
+from pipeline.run.series import PREFIX, Nights
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.storage import Storage
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a path means: a run folder, and the folder of nights that holds it, if one does."""
+
+    typed: Storage
+    run: Storage
+    nights: Storage | None
+
+    @property
+    def urls(self) -> tuple[str, str | None]:
+        return self.run.url, self.nights.url if self.nights is not None else None
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A place whose leases are held."""
+
+    place: Place
+    hold: Hold  # of the run folder
+    nights: Nights | None
+
+    @property
+    def may_publish(self) -> bool:
+        """Whether `segment` and `retry` move readers here."""
+        return self.nights is None
+
+    def run(self) -> Run | None:
+        """The run as it is now, None if there is none yet."""
+        run = find_run(self.place.run)
+        return None if run is None else run.held(self.hold)
+
+
+def locate(storage: Storage) -> Place:
+    """What a path that was typed means. Raises UserError for a folder of nights that has no run.
+
+    A path where nothing is yet means a run folder to be made.
+    """
+    if not is_run(storage):
+        name = (read_pointer(storage) or {}).get("run")
+        if name:
+            return Place(storage, storage.below(name), storage)
+        if is_nights(storage):
+            raise UserError(
+                f"{storage.url} is a folder of nights with nothing published yet: let `panoptic "
+                "nightly` finish a night, or name one of its run folders (run-...)"
+            )
+    real = storage.resolved()
+    name = real.url.rpartition("/")[2]
+    above = real.above() if name.startswith(PREFIX) else None
+    if above is None:
+        return Place(storage, storage, None)
+    run = find_run(storage)
+    of_a_night = run is not None and name == f"{PREFIX}{run.info.fingerprint}"
+    return Place(storage, storage, above if of_a_night or is_nights(above) else None)
+
+
+def is_run(storage: Storage) -> bool:
+    try:
+        return storage.exists(RUN_FILE)
+    except NotADirectoryError:  # a file stands where a folder is named
+        return False
+    except Exception as error:
+        raise as_user_error(error, f"can't read {storage.join(RUN_FILE)}") from error
+
+
+def is_nights(storage: Storage) -> bool:
+    """Whether nights work here: a folder says so from the first moment of its first night on."""
+    if is_run(storage):
+        return False
+    return (
+        of_nights(storage)
+        or "run" in (read_pointer(storage) or {})
+        or storage.look(BASELINE_FILE) is not None
+        or next(iter(storage.list("nights")), None) is not None  # by an older version
+    )
+
+
+@contextmanager
+def writing(place: Place, *, host: Host | None = None) -> Iterator[Writer]:
+    """Hold what is needed to write there. Raises LeaseError naming the holder, or if the path came
+    to mean something else before the leases were had."""
+    with ExitStack() as held:
+        nights = None
+        if place.nights is not None:
+            outer = held.enter_context(lease(place.nights, of_nights=True, host=host))
+            nights = Nights(place.nights, outer)
+        hold = held.enter_context(lease(place.run, host=host))
+        if locate(place.typed).urls != place.urls:
+            raise LeaseError(
+                f"{place.typed.url}: another job made or published a run there meanwhile: run the "
+                "same command again"
+            )
+        yield Writer(place, hold, nights)
