@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,7 +27,8 @@ MAP = np.zeros((HEIGHT, WIDTH), np.int64)
 MAP[: HEIGHT // 2], MAP[HEIGHT // 2 :, : WIDTH // 2], MAP[HEIGHT // 2 :, WIDTH // 2 :] = 1, 2, 3
 
 
-class Deviation(NamedTuple):
+@dataclass(frozen=True)
+class Deviation:
     """What a tool does to a JSON (or, `raw`, to its bytes; or, `png`, to the maps)."""
 
     name: str
@@ -34,8 +36,8 @@ class Deviation(NamedTuple):
     evaluate: str | None = None
     train: str | None = None
     segment: str | None = None
-    raw: Callable[[bytes], bytes] = lambda data: data
-    png: Callable[[bytes], bytes] = lambda data: data
+    raw: Callable[[bytes], bytes] = field(default=lambda data: data, kw_only=True)
+    png: Callable[[bytes], bytes] = field(default=lambda data: data, kw_only=True)
 
 
 def document() -> Document:

@@ -105,7 +105,7 @@ class Source:
         except (UserError, GeneratorExit):
             raise
         except FileNotFoundError as error:
-            raise UserError(f"--source {self.url} does not exist") from error
+            raise UserError(f"SOURCE {self.url} does not exist: check the path") from error
         except Exception as error:
             if not of_storage(error) and self.kind != "folder":
                 reason = str(error).split("\n", 1)[0]

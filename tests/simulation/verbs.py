@@ -28,6 +28,7 @@ from pipeline.nightly.prune import prune_at
 from pipeline.nightly.release_gate import Judged
 from pipeline.nightly.rollback import rollback_at
 from pipeline.nightly.settings import NightlyConfig
+from pipeline.planning.photo_names import LeftOut
 from pipeline.planning.scratch_db import Staging
 from pipeline.progress import Progress, Reporter
 from pipeline.run.lease import Hold
@@ -91,6 +92,7 @@ class Listing:
 
     url, include, exclude = "/photos", (), ()
     options: ClassVar[dict[str, str]] = {}
+    left_out = LeftOut()
 
     def tables(self, progress: Callable[[int], None]) -> Iterator[pa.Table]:
         images = SimulatedStorage.field.images
@@ -151,8 +153,11 @@ class SimulatedNight(_Night):
         self.same_weights = self.live is None or nights.live_name() == self.name
         self._refuse_withdrawn()
 
-    def _source(self) -> Any:
+    def _source(self, run: Run | None) -> Any:
         return Listing()
+
+    def _suffixes(self) -> tuple[str, ...]:
+        return ()
 
     def _judge(self, edition: Edition) -> Judged:
         field = SimulatedStorage.field
@@ -209,6 +214,9 @@ class Spec:
     def describe(self) -> None:
         return None
 
+    def expecting(self, description: None) -> Spec:
+        return self
+
 
 @contextmanager
 def installed(field: Field) -> Iterator[None]:
@@ -225,7 +233,7 @@ def installed(field: Field) -> Iterator[None]:
     patch.setattr(nightly_module, "_Night", SimulatedNight)
     patch.setattr(lease_module, "Process", field.world.host)
     patch.setattr(stats_module, "versions", dict)
-    patch.setattr(job, "Source", SimpleNamespace(of=lambda config: Listing()))
+    patch.setattr(job, "Source", SimpleNamespace(of=lambda *_: Listing()))
     patch.setattr(job, "connect", lambda *_: None)
     patch.setattr(job, "capacity", lambda *_: SimpleNamespace(ceiling=lambda kind: 0))
     patch.setattr(job, "place", lambda *_, **__: SimpleNamespace(device="cpu"))

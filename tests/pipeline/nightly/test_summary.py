@@ -130,7 +130,7 @@ def test_every_image_and_every_hour_is_counted_in_one_summary(tmp_path: Path) ->
     nights.append(told(run, 1, nights[-1], "stopped"))  # the next call judges the same again
 
     run.publish(2)
-    run.move({"snapshot": 1, "withdrawn": [2]})  # and is rolled back
+    run.move(lambda pointer: {"snapshot": 1, "withdrawn": [2]})  # and is rolled back
     nights.append(told(run, 1, nights[-1], "nothing to do"))
     nights.append(told(run, 1, nights[-1], "nothing to do"))
 
@@ -147,5 +147,5 @@ def test_what_was_rolled_back_before_the_first_summary_is_not_counted(tmp_path: 
     add_generation(run, [MadeImage("9.png", "/x/9.png", "empty")], number=2, shards=1)
     work_of(run, 2, 1000)
     run.publish(2)
-    run.move({"snapshot": 1, "withdrawn": [2]})
+    run.move(lambda pointer: {"snapshot": 1, "withdrawn": [2]})
     assert told(run, 1, None, "nothing to do").computed == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -80,4 +81,5 @@ def test_a_requester_pays_in_every_client(moto: S3Server) -> None:
     assert set(seen) == {"requester"}
     assert objects.store.config.get("request_payer") == "true"
     assert storage.read("a.jpg") == b"x"
-    assert s3_filesystem(objects).req_kw == {"RequestPayer": "requester"}
+    filesystem: Any = s3_filesystem(objects)
+    assert filesystem.req_kw == {"RequestPayer": "requester"}

@@ -196,7 +196,7 @@ def tag(folder: Path, name: str, orientation: int, *, stored_turned: bool) -> No
     stored.save(path, "JPEG", quality=100, subsampling=0, exif=exif)
 
 
-def off(folder: Path, index: int, **settings: bool) -> float:
+def off(folder: Path, index: int, **settings: Any) -> float:
     """How far a photo that is read differs from the made one, in levels."""
     image, _ = open_dataset(str(folder), **settings).read(index)
     return float(np.abs(image.astype(int) - scene(4, index).image).mean())
