@@ -63,6 +63,6 @@ def test_the_units_of_a_lost_device_are_computed_again(tmp_path: Path) -> None:
     }
     summary = segment(make_config(settings))
     assert (summary.ok, summary.error) == (IMAGES, 0)
-    names = [row["file_name"] for row in live_rows(tmp_path / "run")]
+    names = live_rows(tmp_path / "run")["file_name"].to_pylist()
     assert sorted(names) == sorted(path.name for path in photos.iterdir())
     assert len(list(losses.iterdir())) == LOSSES

@@ -155,7 +155,7 @@ def test_retry_replaces_the_error_rows_of_mended_files(
     assert (second.computed, second.ok, second.error) == (1, 7, 0)
     assert rows[str(late)]["attempts"] == 2
     assert rows[str(late)]["counts"] == rows[uris[0]]["counts"]
-    assert [rows[uri]["shelf"] for uri in uris] == list(range(7))
+    assert [rows[uri]["shelf"] for uri in uris] == [str(number) for number in range(7)]
 
 
 def test_too_many_failures_publish_nothing_and_keep_every_row(

@@ -131,6 +131,7 @@ def patch() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+@pytest.mark.slow(seconds=15)
 @pytest.mark.parametrize("mend", list(MENDS))
 def test_without_a_mend_the_model_finds_the_fault(patch: pytest.MonkeyPatch, mend: str) -> None:
     take_out, narrowed, words = MENDS[mend]

@@ -160,9 +160,10 @@ def one(tmp_path: Path, *names: str) -> Run:
 
 def test_names_that_give_no_id_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--truth"):
-        export_run(one(tmp_path, "holiday.jpg"), tmp_path / "x.json")
+        export_run(one(tmp_path / "a", "holiday.jpg"), tmp_path / "x.json")
+    twins = one(tmp_path / "b", "a/5.jpg", "b/05.jpg")
     with pytest.raises(UserError, match="2 images have the COCO id 5"):
-        export_run(one(tmp_path, "a/5.jpg", "b/05.jpg"), tmp_path / "x.json", format="results")
+        export_run(twins, tmp_path / "x.json", format="results")
     assert not (tmp_path / "x.json").exists()
 
 

@@ -84,6 +84,7 @@ def test_with_any_suffix_the_first_bytes_decide(tmp_path: Path) -> None:
             "uri": [str(tmp_path / name) for name in contents],
             "size": pa.array([len(data) for data in contents.values()], pa.int64()),
             "etag": pa.nulls(len(contents), pa.string()),
+            "attempts": pa.array([0] * len(contents), pa.int32()),
         }
     )
     bodies = UnitFetch(manifest, {}, any_suffix=True).run()
