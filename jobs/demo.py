@@ -16,13 +16,8 @@ from rich.table import Table
 from jobs.console import ConsoleReporter, print_json
 from jobs.options import JsonOutput, Verbose
 from pipeline.amounts import duration
-from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluator import evaluate_run
-from pipeline.report.page import write_report
-from pipeline.run.snapshots import open_edition
-from pipeline.segmentation.job import segment
 from pipeline.train.synthetic import write_scenes
 
 DEMO_WEIGHTS = Path(__file__).with_name("demo_weights") / "demo.safetensors"
@@ -51,6 +46,12 @@ def demo(
 
         panoptic demo --images 200
     """
+    from pipeline.cluster.ray_session import connect
+    from pipeline.evaluation.evaluator import evaluate_run
+    from pipeline.report.page import write_report
+    from pipeline.run.snapshots import open_edition
+    from pipeline.segmentation.job import segment
+
     reporter = ConsoleReporter(verbose=verbose)
     data, out = folder / "scenes", folder / "run"
     photo = data / "images" / "000000.jpg"

@@ -12,9 +12,6 @@ from rich.table import Table
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.errors import UserError
-from pipeline.evaluation.coco_files import evaluate_files
-from pipeline.evaluation.evaluator import evaluate_run
-from pipeline.panoptic.score import InvalidError
 
 WORST_CLASSES = 10
 
@@ -78,6 +75,10 @@ def evaluate(
     if (out is None) == (predictions is None):
         raise UserError("give either a run folder OUT or --predictions FILE")
     truth_options = parse_options(source_option, "--source-option") or None
+    from pipeline.evaluation.coco_files import evaluate_files
+    from pipeline.evaluation.evaluator import evaluate_run
+    from pipeline.panoptic.score import InvalidError
+
     try:
         if predictions is not None:
             _refuse(name=name, snapshot=snapshot, follow=follow or None, address=address)

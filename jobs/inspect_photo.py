@@ -8,23 +8,23 @@ from __future__ import annotations
 import sys
 import webbrowser
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from detr.inference.predictor import Predictor
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from pipeline.errors import UserError
-from pipeline.report.inspect import Inspection, inspect_image
-from pipeline.report.inspect_page import render
 from pipeline.report.view import read_image
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
+
+if TYPE_CHECKING:
+    from pipeline.report.inspect import Inspection
 
 
 def inspect(
@@ -57,6 +57,10 @@ def inspect(
 
     The page shows attention maps, masks on their way and the map; docs/model.md explains it.
     """
+    from detr.inference.predictor import Predictor
+    from pipeline.report.inspect import inspect_image
+    from pipeline.report.inspect_page import render
+
     options = parse_options(source_option, "--source-option")
     image = read_image(photo, options)
     spec = ModelSpec(

@@ -10,7 +10,6 @@ import typer
 from jobs.console import ConsoleReporter, print_json
 from jobs.options import JsonOutput, Verbose
 from pipeline.errors import EXIT_QUALITY_GATE
-from pipeline.nightly.nightly import nightly as run_night
 from pipeline.nightly.settings import load_nightly
 
 
@@ -51,6 +50,8 @@ def nightly(
         "address": address,
     }
     settings = load_nightly(config, flags)
+    from pipeline.nightly.nightly import nightly as run_night
+
     reporter = ConsoleReporter(verbose=verbose)
     try:
         summary = run_night(settings, reporter, pin=pin)

@@ -7,6 +7,7 @@ a TOML file or an argument in Python.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from typing import Annotated, Any, get_origin
 
@@ -14,6 +15,7 @@ import typer
 
 from pipeline.config import RESULT_FIELDS, SOURCE_FIELDS, RunConfig, make_config
 from pipeline.errors import UserError
+from pipeline.run.layout import LATEST_FILE, RUN_FILE
 
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="One JSON object on stdout; progress goes to stderr.")
@@ -96,6 +98,19 @@ def _parameter(name: str) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation
     )
+
+
+def refuse_absent(settings: RunConfig) -> None:
+    """Raises UserError for a local SOURCE that isn't there, before anything slow is loaded.
+
+    A run that exists needs its source only for a refresh.
+    """
+    if "://" in settings.source or "://" in settings.out or os.path.exists(settings.source):
+        return
+    known = (os.path.exists(os.path.join(settings.out, name)) for name in (RUN_FILE, LATEST_FILE))
+    if settings.refresh or not any(known):
+        path = os.path.abspath(settings.source)
+        raise UserError(f"SOURCE {path} does not exist: check the path")
 
 
 def parse_options(pairs: list[str] | None, flag: str) -> dict[str, str]:

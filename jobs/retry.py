@@ -15,7 +15,6 @@ from pipeline.amounts import counted
 from pipeline.config import make_config
 from pipeline.run.run import open_run
 from pipeline.schema import ERROR_CODES, TRANSIENT_CODES
-from pipeline.segmentation import job
 
 
 def retry(
@@ -53,6 +52,8 @@ def retry(
 
         panoptic retry s3://bucket/out --code timeout --code unavailable
     """
+    from pipeline.segmentation import job
+
     check_codes(code)
     options = parse_options(out_option, "--out-option")
     run = open_run(out, options)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from jobs.console import print_json
 from jobs.json_logs import reporting
-from jobs.options import JsonLogs, JsonOutput, Verbose, takes_settings
+from jobs.options import JsonLogs, JsonOutput, Verbose, refuse_absent, takes_settings
 from pipeline.amounts import counted, duration
 from pipeline.config import RunConfig
-from pipeline.segmentation.job import Summary
-from pipeline.segmentation.job import segment as run_segment
+
+if TYPE_CHECKING:
+    from pipeline.segmentation.job import Summary
 
 
 @takes_settings
@@ -36,8 +38,11 @@ def segment(
     Exit codes: 0 done, 2 bad setting or input, 4 too many images failed, 5 another job writes the
     folder, 75 stopped or the cluster is down: run it again.
     """
+    refuse_absent(settings)
+    from pipeline.segmentation import job
+
     with reporting(verbose=verbose, json_logs=json_logs) as reporter:
-        summary = run_segment(settings, reporter)
+        summary = job.segment(settings, reporter)
     print_summary(summary, json_output)
 
 

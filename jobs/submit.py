@@ -17,7 +17,6 @@ from rich.table import Table
 from jobs.console import print_json
 from jobs.options import JsonOutput
 from jobs.parcel import check_runtime_env, pack, stage_code
-from jobs.submission import RETRIED, Cluster
 from jobs.verbs import VERBS
 from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, UserError
 from pipeline.run.lease import CLUSTER_VARIABLE
@@ -67,6 +66,8 @@ def submit(
     if not words or words[0] not in VERBS or words[0] in NOT_THERE:
         known = ", ".join(verb for verb in VERBS if verb not in NOT_THERE)
         raise UserError(f"submit needs -- and a verb after it, one of: {known}")
+    from jobs.submission import RETRIED, Cluster
+
     console = Console(stderr=True, highlight=False)
 
     def note(text: str) -> None:
@@ -131,6 +132,8 @@ def jobs(address: Address, wait_head: WaitSeconds = 5.0, json_output: JsonOutput
 
     panoptic jobs --address http://head:8265
     """
+    from jobs.submission import Cluster
+
     console = Console(highlight=False)
     cluster = Cluster(address, wait_seconds=wait_head, note=lambda text: None)
     found = [

@@ -1,4 +1,8 @@
-"""The verbs of `panoptic`: where each one is, and the program made of them."""
+"""The verbs of `panoptic`: where each one is, and the program made of them.
+
+Options are read before anything that takes seconds is loaded: only the module of the verb that was
+asked for is imported, and a verb that needs Ray or torch imports them inside its function.
+"""
 
 from __future__ import annotations
 

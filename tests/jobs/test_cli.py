@@ -14,8 +14,10 @@ import ray
 import torch
 
 from jobs.cli import run
+from jobs.options import refuse_absent
 from jobs.verbs import VERBS, help_text, load
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, make_config
+from pipeline.errors import UserError
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -137,3 +139,15 @@ def test_plan_counts_and_prices_without_writing(
     assert facts["hours"] == pytest.approx(23 / 2 / 3600)
     assert facts["cost"] == pytest.approx(23 / 2)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_source_that_is_gone_does_not_stop_a_run_that_is_there(
+    tmp_path: Path,
+) -> None:
+    settings = make_config({"source": str(tmp_path / "gone"), "out": str(tmp_path), "weights": "w"})
+    with pytest.raises(UserError, match="does not exist"):
+        refuse_absent(settings)
+    (tmp_path / "run.json").write_text("{}")
+    refuse_absent(settings)
+    with pytest.raises(UserError, match="does not exist"):
+        refuse_absent(settings.model_copy(update={"refresh": True}))

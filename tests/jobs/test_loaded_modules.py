@@ -1,4 +1,4 @@
-"""Verbs that only read a run folder start without Ray and without torch, which take seconds."""
+"""Ray and torch take seconds to load: verbs that only read a run never do, others only to work."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.verbs import VERBS
 from tests.factories import damaged, evaluate_rows, made_scenes, make_run, shard_row
 
 # Runs each command line and stops at the first after which one of the two libraries is loaded: a
@@ -65,6 +66,21 @@ def test_verbs_that_read_load_neither_ray_nor_torch(folder: Path) -> None:
     words = [shlex.split(command.format(**names, truth=truth)) for command in COMMANDS]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, json.dumps(words)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+LATE = ("doctor", "train")  # verbs whose modules still load them with their options
+
+
+def test_help_and_mistakes_of_a_verb_load_neither_ray_nor_torch() -> None:
+    program = PROGRAM.replace("if code or loaded", "if loaded")
+    words = [[verb, option] for verb in VERBS if verb not in LATE for option in ("--help", "--odd")]
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps([["--help"], *words])],
         capture_output=True,
         text=True,
         check=False,

@@ -61,12 +61,13 @@ def test_a_file_of_settings_that_is_none(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "file").write_bytes(content)
-    command = ["segment", str(tmp_path / "none"), "--out", str(tmp_path / "run")]
+    (tmp_path / "photos").mkdir()
+    command = ["segment", str(tmp_path / "photos"), "--out", str(tmp_path / "run")]
     command += ["--device", "cpu", "--weights", str(tiny_weights), flag, str(tmp_path / "file")]
     assert run(command) == EXIT_USAGE
     text = capsys.readouterr().err
     empty_toml = flag == "--config" and not content
-    one_sentence(text, "does not exist" if empty_toml else flag)
+    one_sentence(text, "no images found" if empty_toml else flag)
 
 
 @pytest.mark.parametrize(
