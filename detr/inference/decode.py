@@ -58,6 +58,7 @@ from detr.inference.heavy import (
 
 # Twice PIL's own warning level, where PIL refuses: 0.5 GB as RGB.
 MAX_PIXELS: Final = 178_956_970
+INFLATED_BYTES: Final = 1 << 20  # at a time, where a stream is only checked
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
@@ -377,6 +378,7 @@ def _rare_process(data: bytes) -> int | None:
 def _check_png(data: bytes) -> None:
     """Compare the checksums of a PNG's critical chunks, which PIL skips for the pixels."""
     view = memoryview(data)
+    pixels: list[memoryview] = []  # of whole chunks
     if data[25] == 3 and b"PLTE" not in data:  # PIL would show black
         raise ImageError("corrupt", "damaged PNG: it has no palette")
     start = 8
@@ -385,13 +387,31 @@ def _check_png(data: bytes) -> None:
         kind = bytes(view[start + 4 : start + 8])
         end = start + 12 + length
         if end > len(view):
-            return  # cut short, which PIL reports
+            if kind == b"IDAT" and not _inflates([*pixels, view[start + 8 :]]):
+                error = OSError("truncated, its pixels go on behind the file's end")
+                raise _damaged(data, "PNG", error)
+            return
+        if kind == b"IDAT":
+            pixels.append(view[start + 8 : end - 4])
         stored = int.from_bytes(view[end - 4 : end], "big")
         if kind[:1].isupper() and zlib.crc32(view[start + 4 : end - 4]) != stored:
             raise ImageError("corrupt", f"damaged PNG: wrong checksum of a {kind!r} chunk")
         if kind == b"IEND":
             return
         start = end
+
+
+def _inflates(pieces: list[memoryview]) -> bool:
+    """Whether a zlib stream is whole, by the checksum at its end."""
+    stream = zlib.decompressobj()
+    try:
+        for piece in pieces:
+            stream.decompress(piece, INFLATED_BYTES)
+            while stream.unconsumed_tail and not stream.eof:
+                stream.decompress(stream.unconsumed_tail, INFLATED_BYTES)
+    except zlib.error:
+        return False
+    return stream.eof
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:

@@ -191,7 +191,7 @@ def test_odd_sizes_and_nothing_kept(photo: tuple[int, int], kept: int) -> None:
     run(DEMO, torch.bfloat16, 1, kept, photo)
 
 
-@pytest.mark.slow(seconds=55)
+@pytest.mark.slow(seconds=5)
 @pytest.mark.parametrize("batch", [1, 3, 32])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", MODELS)

@@ -232,7 +232,7 @@ def test_a_night_over_its_error_budget_goes_on_once_the_source_is_mended(
         bucket.put(name, png(number))
     code, mended = night()
     assert (code, mended["outcome"], mended["ok"]) == (0, "published", 7)
-    assert mended["why"] == {"new": 7, "changed": 1, "retry": 3}
+    assert mended["why"] == {"changed": 1, "retry": 3}  # the stopped night has counted the new ones
     assert len(bucket.rows()) == 7
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps
 
 from detr.inference.decode import plain_jpeg
 from detr.inference.preprocess import ImageError, decode, header_size, processed_size
+from tests.image_corpus import corpus
 from tests.odd_files import encode, huge_png, odd_files, picture
 
 ODD = odd_files()
@@ -173,6 +175,19 @@ def test_checksums_of_png_pixels_are_compared() -> None:
     with pytest.raises(ImageError) as caught:
         decode(bytes(flipped))
     assert caught.value.code == "corrupt"
+
+
+@pytest.mark.parametrize("left", [3, 5, 40])
+def test_pixels_that_seem_to_go_on_behind_the_end_of_a_png_are_no_picture(left: int) -> None:
+    """The length of a chunk near the end is damaged: PIL would take the next chunks for pixels."""
+    [entry] = [each for each in corpus() if each.name == "png-sliced"]
+    np.testing.assert_array_equal(decode(entry.data), entry.expected)
+    starts = [found.start() - 4 for found in re.finditer(b"IDAT", entry.data)]
+    damaged = bytearray(entry.data)
+    damaged[starts[-left]] ^= 1
+    with pytest.raises(ImageError) as caught:
+        decode(bytes(damaged))
+    assert caught.value.code == "truncated"
 
 
 @pytest.mark.parametrize(
