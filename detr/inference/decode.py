@@ -395,7 +395,7 @@ def _check_png(data: bytes) -> None:
             pixels.append(view[start + 8 : end - 4])
         stored = int.from_bytes(view[end - 4 : end], "big")
         if kind[:1].isupper() and zlib.crc32(view[start + 4 : end - 4]) != stored:
-            raise ImageError("corrupt", f"damaged PNG: wrong checksum of a {kind!r} chunk")
+            raise ImageError("corrupt", "damaged PNG: the checksum of a chunk is wrong")
         if kind == b"IEND":
             return
         start = end
