@@ -5,9 +5,9 @@
 
 The claims, on 2 cores: a million rows at 2,000 a shard pass at 15,000 rows/s or more once the first
 shard is written, at 512 a shard at 5,000; the driver's peak memory at a million rows is within
-100 MB of that at 100,000. Planning, work units, tally, row building, sink, footers, snapshot and
-publishing are the job's own; only the GETs and the model are left out. Each case runs in a process
-of its own, on a Ray of its own.
+100 MB of that at 100,000. Planning, work units, progress actor, row building, sink, footers,
+snapshot and publishing are the job's own; only the GETs and the model are left out. Each case runs
+in a process of its own, on a Ray of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from benchmarks.made_maps import machine
 from benchmarks.made_rows import made_info, made_rows, peak_mb
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.placement import place
-from pipeline.cluster.progress_actor import begin, check_budget, start_tally
+from pipeline.cluster.progress_actor import begin, check_budget, start_progress_actor
 from pipeline.cluster.ray_session import connect
 from pipeline.config import make_config
 from pipeline.planning.generations import plan_first
@@ -59,20 +59,20 @@ MEMORY_LIMIT_MB = 100
 
 
 def null_fetch(
-    units: pa.Table, *, run: Run, source_options: Mapping[str, str], tally: ActorHandle
+    units: pa.Table, *, run: Run, source_options: Mapping[str, str], progress_actor: ActorHandle
 ) -> pa.Table:
     """`pipeline.segmentation.fetch.fetch_units` without a GET."""
     tables = []
     for row in units.to_pylist():
         unit = WorkUnit(**row)
-        begin(tally, "fetching", unit.key)
+        begin(progress_actor, "fetching", unit.key)
         table = run.read_unit(unit)
         for name in UNIT_FIELDS:
             column = pa.repeat(pa.scalar(getattr(unit, name), pa.int32()), table.num_rows)
             table = table.append_column(name, column)
         for field in FETCHED_FIELDS:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-        check_budget(tally.fetched.remote(unit.key, unit.images, {}))
+        check_budget(progress_actor.fetched.remote(unit.key, unit.images, {}))
         tables.append(table)
     return pa.concat_tables(tables)
 
@@ -80,15 +80,15 @@ def null_fetch(
 class NullSegmenter:
     """`pipeline.segmentation.segmenter.Segmenter` without decoding and without a model."""
 
-    def __init__(self, spec: ModelSpec, *, tally: ActorHandle, **settings: Any) -> None:
-        self.tally = tally
+    def __init__(self, spec: ModelSpec, *, progress_actor: ActorHandle, **settings: Any) -> None:
+        self.progress_actor = progress_actor
 
     def __call__(self, unit: pa.Table) -> pa.Table:
         key = unit_key(unit["generation"][0].as_py(), unit["shard"][0].as_py())
-        begin(self.tally, "segmenting", key)
+        begin(self.progress_actor, "segmenting", key)
         empty = {**error_row(None, None), "status": "ok", "height": 480, "width": 640}
         table = shard_table(unit, [dict(empty) for _ in range(unit.num_rows)], "null")
-        self.tally.segmented.remote(key, {"total": 0.0})
+        self.progress_actor.segmented.remote(key, {"total": 0.0})
         return table
 
 
@@ -106,13 +106,13 @@ def run_case(rows: int, per_shard: int) -> dict[str, float]:
         connect("local")
         configure_ray_data(verbose=False)
         units = list(generation.units())
-        tally = start_tally(rows, 1.0, out)
+        progress_actor = start_progress_actor(rows, 1.0, out)
         first: list[tuple[float, int]] = []
         stop = threading.Event()
 
         def watch() -> None:
             while not first and not stop.wait(0.05):
-                done = ray.get(tally.progress.remote()).done  # type: ignore[attr-defined]
+                done = ray.get(progress_actor.progress.remote()).done  # type: ignore[attr-defined]
                 if done:
                     first.append((time.monotonic(), done))
 
@@ -128,7 +128,7 @@ def run_case(rows: int, per_shard: int) -> dict[str, float]:
                 capacity(None), device="cpu", actors=(1, 1), units=len(units), images=rows
             ),
             provenance=Provenance("null", "", "cpu"),
-            tally=tally,
+            progress_actor=progress_actor,
             stages=Stages(null_fetch, NullSegmenter),
         )
         ended = time.monotonic()

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from pipeline.report.gallery import Budget, Illustrator
 from pipeline.report.sql import query
-from pipeline.run.snapshots import open_edition
+from pipeline.run.snapshots import open_snapshot
 
 TARGET = Path(__file__).parent / "images" / "demo.png"
 ROWS, WIDTH, GAP = 3, 260, 8
@@ -30,9 +30,9 @@ select file_name from ranked order by abs(place - scenes / 2), file_name
 
 
 def main() -> None:
-    edition = open_edition(sys.argv[1] if len(sys.argv) > 1 else "demo/run")
-    names = query(edition.run, MIDDLE)["file_name"].to_pylist()
-    artist = Illustrator.of(edition, edition.result(edition.evaluations()[0]), None)
+    run_snapshot = open_snapshot(sys.argv[1] if len(sys.argv) > 1 else "demo/run")
+    names = query(run_snapshot.run, MIDDLE)["file_name"].to_pylist()
+    artist = Illustrator.of(run_snapshot, run_snapshot.result(run_snapshot.evaluations()[0]), None)
     cards = artist.cards(names, ROWS, Budget(1 << 30))
     rows = [
         [Image.open(io.BytesIO(picture.data)).convert("RGB") for picture in card.pictures]

@@ -15,7 +15,7 @@ from pipeline.evaluation.agreement import SAMPLE, Agreement, agree
 from pipeline.evaluation.compare import Change, Comparison, shared_evaluation
 from pipeline.evaluation.compare import compare as compare_editions
 from pipeline.evaluation.quality_gate import MIN_SEGMENTS, Verdict, judge
-from pipeline.run.snapshots import open_edition
+from pipeline.run.snapshots import open_snapshot
 
 LISTED = 10
 
@@ -64,7 +64,7 @@ def compare(
     if decide_by not in ("interval", "estimate"):
         raise UserError(f"--decide-by {decide_by!r} must be interval or estimate")
     options = parse_options(out_option, "--out-option")
-    one, two = open_edition(a, options), open_edition(b, options)
+    one, two = open_snapshot(a, options), open_snapshot(b, options)
     judged = max_pq_drop is not None or max_class_drop is not None
     if without_truth or (name is None and shared_evaluation(one, two) is None):
         if judged:

@@ -49,7 +49,7 @@ def demo(
     from pipeline.cluster.ray_session import connect
     from pipeline.evaluation.evaluator import evaluate_run
     from pipeline.report.page import write_report
-    from pipeline.run.snapshots import open_edition
+    from pipeline.run.snapshots import open_snapshot
     from pipeline.segmentation.job import segment
 
     reporter = ConsoleReporter(verbose=verbose)
@@ -73,7 +73,7 @@ def demo(
         summary = segment(config, reporter)
         reporter.note("scoring against the truth")
         result = evaluate_run(str(out), str(truth), note=reporter.note)
-        written = write_report(open_edition(str(out)), note=reporter.note)
+        written = write_report(open_snapshot(str(out)), note=reporter.note)
     finally:
         reporter.close()
     record = json.loads(DEMO_RECORD.read_text())

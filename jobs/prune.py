@@ -17,7 +17,9 @@ LISTED = 20
 
 def prune(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Run folder, or folder of nights.")],
-    keep: Annotated[int, typer.Option(min=1, help="Keep so many of the last publications.")] = 7,
+    keep: Annotated[
+        int, typer.Option(min=1, help="Keep so many of the last published snapshots.")
+    ] = 7,
     delete: Annotated[
         bool, typer.Option("--delete", help="Remove them. Without it only say what would go.")
     ] = False,
@@ -26,8 +28,8 @@ def prune(
 ) -> None:
     """Remove what no kept snapshot of OUT names; says so first.
 
-    Kept are the last publications, the pinned baseline, and what is being made. A rollback reaches
-    what is kept.
+    Kept are the last published snapshots, the pinned baseline, and what is being made. A
+    rollback reaches what is kept.
 
         panoptic prune s3://bucket/nights --keep 7
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.report.page import CARDS, write_report
-from pipeline.run.snapshots import open_edition
+from pipeline.run.snapshots import open_snapshot
 from pipeline.storage.storage import open_file
 
 
@@ -53,9 +53,9 @@ def report(
     options = parse_options(out_option, "--out-option")
     console = Console(stderr=True, highlight=False)
     written = write_report(
-        open_edition(out, options),
+        open_snapshot(out, options),
         evaluation=evaluation,
-        other=None if compare is None else open_edition(compare, options),
+        other=None if compare is None else open_snapshot(compare, options),
         cards=gallery,
         output=output,
         options=parse_options(source_option, "--source-option") or None,

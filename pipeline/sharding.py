@@ -52,7 +52,7 @@ def shard_count(images: int, total_bytes: int, images_per_shard: int = IMAGES_PE
 
 
 def unit_key(generation: int, shard: int) -> str:
-    """A shard's short name, as the tally and the watchdog use it: `1/42`."""
+    """A shard's short name, as the progress actor and the watchdog use it: `1/42`."""
     return f"{generation}/{shard}"
 
 

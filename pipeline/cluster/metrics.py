@@ -1,7 +1,7 @@
 """What a running job shows to Prometheus, through Ray's own metrics endpoint.
 
-All of it comes from the tally, so a shard that is computed twice counts once in the counters of
-images, and no stage has to know of metrics. docs/faults.md has the table of names.
+All of it comes from the progress actor, so a shard that is computed twice counts once in the
+counters of images, and no stage has to know of metrics. docs/faults.md has the table of names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METRICS: Final = {
 
 
 class Metrics:
-    """The metrics of one run; lives in the tally's process."""
+    """The metrics of one run; lives in the progress actor's process."""
 
     def __init__(self, run: str) -> None:
         self._run = {"run": run}

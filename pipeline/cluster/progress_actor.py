@@ -39,7 +39,7 @@ MAX_STARTS: Final = 20
 
 
 class BudgetExceededError(Exception):
-    """Raised inside a stage so that Ray ends the job; the driver asks the tally for the reason."""
+    """Raised inside a stage so that Ray ends the job; the progress actor has the reason."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Flow:
     troubled: tuple[str, str, int] | None  # shard, state, how often it began
 
 
-class Tally:
+class ProgressActor:
     """The counts behind the actor; plain Python, so that tests need no cluster."""
 
     def __init__(self, total: int, max_error_rate: float, run: str | None = None) -> None:
@@ -257,9 +257,9 @@ class Tally:
                 self.failed_fetches = merged(self.failed_fetches, other.failures)
 
 
-def start_tally(total: int, max_error_rate: float, run: str | None = None) -> ActorHandle:
+def start_progress_actor(total: int, max_error_rate: float, run: str | None = None) -> ActorHandle:
     """Beside the driver, because a node of its own could be lost while the job lives on."""
-    actor: Any = ray.remote(Tally)
+    actor: Any = ray.remote(ProgressActor)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return actor.options(
         num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
@@ -267,30 +267,30 @@ def start_tally(total: int, max_error_rate: float, run: str | None = None) -> Ac
 
 
 def check_budget(verdict: ray.ObjectRef) -> None:
-    """Raises BudgetExceededError if the tally gave a reason to stop."""
+    """Raises BudgetExceededError if the progress actor gave a reason to stop."""
     reason = ray.get(verdict)
     if reason is not None:
         raise BudgetExceededError(reason)
 
 
 @contextmanager
-def refusals_told(tally: ActorHandle | None) -> Iterator[None]:
-    """Tell the tally of a UserError or ModelError that is raised inside.
+def refusals_told(progress_actor: ActorHandle | None) -> Iterator[None]:
+    """Tell the progress actor of a UserError or ModelError that is raised inside.
 
     Ray Data wraps what a stage raises, and the wrapping travels to the driver without its cause.
     """
     try:
         yield
     except (UserError, ModelError) as error:
-        if tally is not None:
+        if progress_actor is not None:
             with suppress(RayError):  # the driver then shows Ray's own words
-                ray.get(tally.refuse.remote(error))
+                ray.get(progress_actor.refuse.remote(error))
         raise
 
 
-def begin(tally: ActorHandle, state: str, shard: str) -> None:
+def begin(progress_actor: ActorHandle, state: str, shard: str) -> None:
     """Say that this stage takes a shard up. Raises TryAgainError for one that kills its workers."""
-    starts = cast(int, ray.get(tally.began.remote(state, shard)))
+    starts = cast(int, ray.get(progress_actor.began.remote(state, shard)))
     if starts > MAX_STARTS:
         generation, _, number = shard.partition("/")
         raise TryAgainError(

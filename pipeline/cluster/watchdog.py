@@ -1,7 +1,8 @@
 """Says what waits for what when a job stands still, and which shard keeps killing its workers.
 
-Pure sentences from the tally's view and the cluster's resources; `execute` asks every second. A
-job that waits for a spot node for an hour is no error, so nothing is ended here: it is said.
+Pure sentences from the progress actor's view and the cluster's resources; `execute` asks every
+second. A job that waits for a spot node for an hour is no error, so nothing is ended here: it is
+said.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two editions without ground truth: where they disagree, and which images are worth labelling.
+"""Two snapshots without ground truth: where they disagree, and which images are worth labelling.
 
 Agreement is the PQ of B with A as truth. What A left void counts as labelled nothing, not as void:
 segments that only B sees are disagreements, not forgiven. Rows are paired by hash range, so memory
@@ -24,7 +24,7 @@ from pipeline.panoptic import rle
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import Partial, hashes_of, score_rows
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.schema import SHARD_SCHEMA
 from pipeline.sharding import origin_of, shard_start
 
@@ -62,7 +62,7 @@ class Agreement:
         return asdict(self)
 
 
-def agree(a: Edition, b: Edition, limit: int = SAMPLE) -> Agreement:
+def agree(a: RunSnapshot, b: RunSnapshot, limit: int = SAMPLE) -> Agreement:
     """Compare the segments of B with those of A. Raises UserError if they share no image."""
     categories = a.run.info.categories
     if b.run.info.category_list != a.run.info.category_list:
@@ -98,7 +98,7 @@ def agree(a: Edition, b: Edition, limit: int = SAMPLE) -> Agreement:
     )
 
 
-def _paired(a: Edition, b: Edition) -> Iterator[tuple[pa.Table, pa.Table]]:
+def _paired(a: RunSnapshot, b: RunSnapshot) -> Iterator[tuple[pa.Table, pa.Table]]:
     """Rows of A and of B in the same hash ranges, ascending."""
     left, right = _Rows(a), _Rows(b)
     starts = [shard_start(index, left.most_shards) for index in range(left.most_shards)]
@@ -107,13 +107,13 @@ def _paired(a: Edition, b: Edition) -> Iterator[tuple[pa.Table, pa.Table]]:
 
 
 class _Rows:
-    """An edition's rows by hash range. A shard's range is in its name."""
+    """A snapshot's rows by hash range. A shard's range is in its name."""
 
-    def __init__(self, edition: Edition) -> None:
-        self._run = edition.run
+    def __init__(self, run_snapshot: RunSnapshot) -> None:
+        self._run = run_snapshot.run
         shards: dict[int, int] = {}
         self._ranges: list[tuple[int, int, str]] = []
-        for entry in edition.snapshot.shards:
+        for entry in run_snapshot.snapshot.shards:
             generation, index = origin_of(entry.path)
             if generation not in shards:
                 shards[generation] = self._run.generation(generation).shards

@@ -1,8 +1,9 @@
-"""Two editions against one ground truth: what changed, how surely, and is it good enough?
+"""Two snapshots against one ground truth: what changed, how surely, and is it good enough?
 
 Both were scored by `evaluate`; the per-image rows of the images that both have are summed again
-with the same resamples (`bootstrap.py`), so that the difference of each replicate is paired and an
-interval of it is far narrower than the two intervals laid side by side. Reads run folders only.
+with the same bootstrap samples (`bootstrap.py`), so that the difference of each replicate is paired
+and an interval of it is far narrower than the two intervals laid side by side. Reads run folders
+only.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pipeline.errors import UserError
 from pipeline.panoptic.bootstrap import COLUMNS, add_rows
 from pipeline.panoptic.figures import LEVEL, group_members, quality, results
 from pipeline.panoptic.pq import REPLICATES, Sums
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 
 SCORED: Final = ("scored", "failed")  # a failed image misses all of its truth
 MOST_CHANGED: Final = 50
@@ -92,14 +93,14 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Side:
-    """One edition's scored images, sorted by hash."""
+    """One snapshot's scored images, sorted by hash."""
 
     hashes: NDArray[np.uint64]
     pq: NDArray[np.float64]  # NaN without segments
     segments: NDArray[np.int64]  # true ones: TP + FN
 
 
-def shared_evaluation(a: Edition, b: Edition) -> str | None:
+def shared_evaluation(a: RunSnapshot, b: RunSnapshot) -> str | None:
     """The name of the evaluation that both have; None if there is none, UserError if several."""
     both = sorted(set(a.evaluations()) & set(b.evaluations()))
     if len(both) > 1:
@@ -107,7 +108,7 @@ def shared_evaluation(a: Edition, b: Edition) -> str | None:
     return both[0] if both else None
 
 
-def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
+def compare(a: RunSnapshot, b: RunSnapshot, name: str | None = None) -> Comparison:
     """Compare B with A by their evaluations called `name` (default: the only one both have).
 
     Raises UserError if they have none in common; OtherTruthError if they were scored against
@@ -115,32 +116,32 @@ def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
     finished, or by a version that did not record its truth.
     """
     name = name or shared_evaluation(a, b)
-    for edition in (a, b):
-        if name is None or name not in edition.evaluations():
-            have = ", ".join(edition.evaluations()) or "none"
+    for run_snapshot in (a, b):
+        if name is None or name not in run_snapshot.evaluations():
+            have = ", ".join(run_snapshot.evaluations()) or "none"
             raise UserError(
-                f"{edition.url} has no evaluation {name or 'that the other has too'} (it has: "
+                f"{run_snapshot.url} has no evaluation {name or 'that the other has too'} (it has: "
                 f"{have}): run `panoptic evaluate` on both, or compare --without-truth"
             )
     assert name is not None
     if b.run.info.category_list != a.run.info.category_list:
         raise UserError("A and B have different categories: their classes can't be compared")
-    results_of = [_complete(edition, name) for edition in (a, b)]
+    results_of = [_complete(run_snapshot, name) for run_snapshot in (a, b)]
     if results_of[0]["truth_sha256"] != results_of[1]["truth_sha256"]:
         raise OtherTruthError(_OTHER_TRUTH.format(name=name))
     categories = a.categories(name)
     if set(b.categories(name)) != set(categories):
         raise OtherTruthError(_OTHER_TRUTH.format(name=name))
     left, right = (
-        _side(edition, name, result["rows"])
-        for edition, result in zip((a, b), results_of, strict=True)
+        _side(run_snapshot, name, result["rows"])
+        for run_snapshot, result in zip((a, b), results_of, strict=True)
     )
     common, in_a, in_b = np.intersect1d(left.hashes, right.hashes, return_indices=True)
     if not common.size:
         raise UserError("A and B have no scored image in common")
     if (left.segments[in_a] != right.segments[in_b]).any():
         raise OtherTruthError(_OTHER_TRUTH.format(name=name))
-    sums = [_sums(edition, name, common, categories) for edition in (a, b)]
+    sums = [_sums(run_snapshot, name, common, categories) for run_snapshot in (a, b)]
     return Comparison(
         a=a.url,
         b=b.url,
@@ -153,9 +154,9 @@ def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
     )
 
 
-def _complete(edition: Edition, name: str) -> dict[str, Any]:
+def _complete(run_snapshot: RunSnapshot, name: str) -> dict[str, Any]:
     """`pq.json` of an evaluation that can be compared. Raises IncompleteError."""
-    result = edition.result(name)
+    result = run_snapshot.result(name)
     if "truth_sha256" not in result:
         why = "was made by an older version, which did not record its truth"
     elif not result["complete"]:
@@ -163,29 +164,31 @@ def _complete(edition: Edition, name: str) -> dict[str, Any]:
     else:
         return result
     raise IncompleteError(
-        f"the evaluation {name!r} of {edition.url} {why}: run `panoptic evaluate` again"
+        f"the evaluation {name!r} of {run_snapshot.url} {why}: run `panoptic evaluate` again"
     )
 
 
-def _side(edition: Edition, name: str, rows: int) -> _Side:
+def _side(run_snapshot: RunSnapshot, name: str, rows: int) -> _Side:
     columns = ("hash", "status", "pq", "tp", "fn")
-    parts = list(edition.per_image(name, columns))
+    parts = list(run_snapshot.per_image(name, columns))
     table = pa.concat_tables(parts) if parts else pa.table({"hash": pa.array([], pa.uint64())})
     if table.num_rows != rows or len(table["hash"].unique()) != rows:
         raise IncompleteError(
-            f"the evaluation {name!r} of {edition.url} has {table.num_rows:,} per-image rows where "
-            f"{rows:,} were scored: run `panoptic evaluate` again"
+            f"the evaluation {name!r} of {run_snapshot.url} has {table.num_rows:,} per-image rows "
+            f"where {rows:,} were scored: run `panoptic evaluate` again"
         )
     if not rows:
-        raise UserError(f"the evaluation {name!r} of {edition.url} scored no image")
+        raise UserError(f"the evaluation {name!r} of {run_snapshot.url} scored no image")
     table = table.filter(pc.field("status").isin(SCORED)).sort_by("hash")
     true = table["tp"].to_numpy() + table["fn"].to_numpy()
     return _Side(table["hash"].to_numpy(), table["pq"].to_numpy(), true.astype(np.int64))
 
 
-def _sums(edition: Edition, name: str, common: NDArray[np.uint64], categories: Categories) -> Sums:
+def _sums(
+    run_snapshot: RunSnapshot, name: str, common: NDArray[np.uint64], categories: Categories
+) -> Sums:
     sums = Sums.zero(len(categories), REPLICATES)
-    for rows in edition.per_image(name, ("hash", *COLUMNS)):
+    for rows in run_snapshot.per_image(name, ("hash", *COLUMNS)):
         add_rows(sums, rows.filter(np.isin(rows["hash"].to_numpy(), common)), categories.ids)
     return sums
 
@@ -232,7 +235,7 @@ def _change(a: float | None, b: float | None, replicates: NDArray[np.float64]) -
 
 
 def _most_changed(
-    a: Edition,
+    a: RunSnapshot,
     name: str,
     common: NDArray[np.uint64],
     one: NDArray[np.float64],

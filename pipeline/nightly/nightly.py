@@ -1,7 +1,7 @@
 """A night: list, compute the difference, evaluate, judge, report, and only then let readers see it.
 
     lease -> finish what an earlier call left -> list and compare -> compute -> snapshot
-          -> evaluate -> gate against the live edition and the pinned baseline -> report command
+          -> evaluate -> gate against the live snapshot and the pinned baseline -> report command
           -> summary -> latest.json
 
 Each step looks at the folder and does what is missing, so a call that was killed anywhere is
@@ -48,7 +48,7 @@ from pipeline.run.lease import Hold, lease
 from pipeline.run.publish import failures
 from pipeline.run.run import Run, create_run
 from pipeline.run.series import PREFIX, Nights, Pinned
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.segmentation.job import check_same, describe_run, say_withheld, work
 from pipeline.segmentation.model_spec import ModelSpec, run_fingerprint, with_size_quantum
@@ -132,28 +132,28 @@ class _Night:
             run = self._first(run)
         computed = self._compute(run)
         if not self.same_weights and self.config.truth and max(run.generations()) == 1:
-            edition = Edition(run, 1)
-            self._refuse_failures(edition, f"delete {run.storage.url}, mend the source")
-            judged = self._judge_truth(edition)
+            candidate = RunSnapshot(run, 1)
+            self._refuse_failures(candidate, f"delete {run.storage.url}, mend the source")
+            judged = self._judge_truth(candidate)
             if judged.reasons:
-                reasons = (*judged.reasons, *self._report(edition))
-                return self._stop(edition, dataclasses.replace(judged, reasons=reasons))
+                reasons = (*judged.reasons, *self._report(candidate))
+                return self._stop(candidate, dataclasses.replace(judged, reasons=reasons))
             self._brake(run)
         # What failed a moment ago is left to the next call.
         if self._difference(run, retry=not computed):
             self._compute(run)
-        edition = Edition(run, max(run.generations()))
-        if self._is_live(edition):
-            return self._nothing_to_do(edition, pin)
-        self._refuse_failures(edition, "mend the source (transient failures are tried again)")
-        judged = self._judge(edition)
+        candidate = RunSnapshot(run, max(run.generations()))
+        if self._is_live(candidate):
+            return self._nothing_to_do(candidate, pin)
+        self._refuse_failures(candidate, "mend the source (transient failures are tried again)")
+        judged = self._judge(candidate)
         if judged.reasons:
-            return self._stop(edition, judged)
+            return self._stop(candidate, judged)
         if judged.evaluation is not None and (pin or self.nights.pinned() is None):
-            self._pin(edition)
-        summary = self._summary(edition, judged, "published")
-        self.reporter.note(f"publishing snapshot {edition.number} of {self.name}")
-        self.nights.publish(self.name, run, edition.number)
+            self._pin(candidate)
+        summary = self._summary(candidate, judged, "published")
+        self.reporter.note(f"publishing snapshot {candidate.number} of {self.name}")
+        self.nights.publish(self.name, run, candidate.number)
         return summary
 
     # -- the steps
@@ -219,42 +219,42 @@ class _Night:
         self.hold = self.held.enter_context(lease(self.nights.run_storage(self.name)))
         return self.hold
 
-    def _refuse_failures(self, edition: Edition, mend: str) -> None:
+    def _refuse_failures(self, candidate: RunSnapshot, mend: str) -> None:
         """Raises ErrorBudgetError, its summary written, if too many images failed."""
-        snapshot, limit = edition.snapshot, self.config.max_error_rate
-        reason = over_budget(snapshot.rows, failures(edition.run, snapshot), limit)
+        snapshot, limit = candidate.snapshot, self.config.max_error_rate
+        reason = over_budget(snapshot.rows, failures(candidate.run, snapshot), limit)
         if reason is None:
             return
         reason += (
-            f"; nothing is published: see `panoptic errors {edition.run.storage.url}`, {mend} and "
-            "call the night again, or set max_error_rate = "
+            f"; nothing is published: see `panoptic errors {candidate.run.storage.url}`, {mend} "
+            "and call the night again, or set max_error_rate = "
             f"{enough_rate(snapshot.rows, snapshot.error):g} in its settings"
         )
-        self._stop(edition, Judged((reason,)))
+        self._stop(candidate, Judged((reason,)))
         raise ErrorBudgetError(reason)
 
-    def _judge_truth(self, edition: Edition) -> Judged:
+    def _judge_truth(self, candidate: RunSnapshot) -> Judged:
         pinned = self.nights.pinned()
-        baseline = self.nights.edition(pinned) if pinned else self.live
-        return judge_quality(edition, baseline, self.config, self.reporter.note)
+        baseline = self.nights.pinned_snapshot(pinned) if pinned else self.live
+        return judge_quality(candidate, baseline, self.config, self.reporter.note)
 
-    def _judge(self, edition: Edition) -> Judged:
-        self.reporter.note(f"judging snapshot {edition.number} of {self.name}")
-        judged = self._judge_truth(edition)
-        shares = judge_shares(edition, self.live, self.config, same_weights=self.same_weights)
+    def _judge(self, candidate: RunSnapshot) -> Judged:
+        self.reporter.note(f"judging snapshot {candidate.number} of {self.name}")
+        judged = self._judge_truth(candidate)
+        shares = judge_shares(candidate, self.live, self.config, same_weights=self.same_weights)
         return dataclasses.replace(
-            judged, reasons=(*judged.reasons, *shares, *self._report(edition))
+            judged, reasons=(*judged.reasons, *shares, *self._report(candidate))
         )
 
-    def _report(self, edition: Edition) -> list[str]:
+    def _report(self, candidate: RunSnapshot) -> list[str]:
         """Run the report command; a failure is a reason not to publish."""
         if not self.config.report:
             return []
         pinned = self.nights.pinned()
         places = {
-            "run": edition.run.storage.url,
-            "snapshot": str(edition.number),
-            "baseline": self.nights.edition(pinned).url if pinned else "",
+            "run": candidate.run.storage.url,
+            "snapshot": str(candidate.number),
+            "baseline": self.nights.pinned_snapshot(pinned).url if pinned else "",
             "out": self.nights.storage.url,
         }
         command = [filled(word, places) for word in self.config.report]
@@ -267,32 +267,33 @@ class _Night:
 
     # -- how it ends
 
-    def _nothing_to_do(self, edition: Edition, pin: bool) -> NightSummary:
-        edition.run.mark_success(True)  # a call may have been killed right before it
-        if edition.number in (edition.run.pointer() or {}).get("withdrawn", ()):
+    def _nothing_to_do(self, candidate: RunSnapshot, pin: bool) -> NightSummary:
+        candidate.run.mark_success(True)  # a call may have been killed right before it
+        if candidate.number in (candidate.run.pointer() or {}).get("withdrawn", ()):
             self.reporter.note(
-                f"snapshot {edition.number} was rolled back and nothing has changed since: publish "
-                f"it with `panoptic rollback {self.nights.storage.url} --to {edition.number}`"
+                f"snapshot {candidate.number} was rolled back and nothing has changed since: "
+                "publish it with "
+                f"`panoptic rollback {self.nights.storage.url} --to {candidate.number}`"
             )
-            edition = self.live or edition
+            candidate = self.live or candidate
         if pin:
-            evaluate(edition, self.config, self.reporter.note)
-            self._pin(edition)
-        return self._summary(edition, Judged(()), "nothing to do")
+            evaluate(candidate, self.config, self.reporter.note)
+            self._pin(candidate)
+        return self._summary(candidate, Judged(()), "nothing to do")
 
-    def _stop(self, edition: Edition, judged: Judged) -> NightSummary:
-        return self._summary(edition, judged, "stopped")
+    def _stop(self, candidate: RunSnapshot, judged: Judged) -> NightSummary:
+        return self._summary(candidate, judged, "stopped")
 
-    def _pin(self, edition: Edition) -> None:
+    def _pin(self, candidate: RunSnapshot) -> None:
         if self.config.truth is None:
             raise UserError("--pin needs ground truth: set truth in the file")
         name = evaluation_name(self.config)
-        self.nights.pin(Pinned(self.name, edition.number, name))
-        self.reporter.note(f"the baseline is now snapshot {edition.number} of {self.name}")
+        self.nights.pin(Pinned(self.name, candidate.number, name))
+        self.reporter.note(f"the baseline is now snapshot {candidate.number} of {self.name}")
 
-    def _summary(self, edition: Edition, judged: Judged, outcome: str) -> NightSummary:
+    def _summary(self, candidate: RunSnapshot, judged: Judged, outcome: str) -> NightSummary:
         summary = summarize(
-            edition,
+            candidate,
             judged,
             outcome,
             out=self.nights.storage.url,
@@ -307,14 +308,14 @@ class _Night:
 
     # -- questions
 
-    def _is_live(self, edition: Edition) -> bool:
-        withdrawn = (edition.run.pointer() or {}).get("withdrawn", ())
-        if edition.number in withdrawn:
+    def _is_live(self, candidate: RunSnapshot) -> bool:
+        withdrawn = (candidate.run.pointer() or {}).get("withdrawn", ())
+        if candidate.number in withdrawn:
             return True
         return (
             self.live is not None
-            and self.live.run.storage.url == edition.run.storage.url
-            and self.live.number == edition.number
+            and self.live.run.storage.url == candidate.run.storage.url
+            and self.live.number == candidate.number
         )
 
     def _source(self, run: Run | None) -> Source:

@@ -11,12 +11,12 @@ from pipeline.evaluation.truth_join import resolve, stage_truth
 from pipeline.nightly.settings import NightlyConfig
 from pipeline.planning.coco_panoptic import CocoFile
 from pipeline.planning.scratch_db import Staging
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.storage.storage import open_file
 
 
 def night_device(
-    live: Edition | None, config: NightlyConfig, note: Callable[[str], None]
+    live: RunSnapshot | None, config: NightlyConfig, note: Callable[[str], None]
 ) -> Device:
     """As the live run was made, so that a quiet night starts no GPU only to ask for its name."""
     if live is None or config.device != "auto":
@@ -56,7 +56,7 @@ def only_with_truth(staging: Staging, truth: str, options: Mapping[str, str]) ->
     return images, staging.count("select cast(coalesce(sum(size), 0) as bigint) from listing")
 
 
-def refuse_short(images: int, live: Edition, config: NightlyConfig) -> None:
+def refuse_short(images: int, live: RunSnapshot, config: NightlyConfig) -> None:
     """A new run's listing is held against the live run. Raises UserError if too much is gone."""
     before = live.snapshot.rows
     if exceeds(before - images, before, config.max_removed_rate):
@@ -66,7 +66,7 @@ def refuse_short(images: int, live: Edition, config: NightlyConfig) -> None:
         )
 
 
-def brake_full(name: str, live: Edition, done: int, config: NightlyConfig) -> None:
+def brake_full(name: str, live: RunSnapshot, done: int, config: NightlyConfig) -> None:
     """New weights compute every image: a person says so. Raises UserError.
 
     done: images that were computed already, to judge the weights by.

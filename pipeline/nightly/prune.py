@@ -1,9 +1,9 @@
-"""Old shards leave, once no edition that is kept names them.
+"""Old shards leave, once no snapshot that is kept names them.
 
-Kept are the last published editions (a rollback can reach them), the pinned baseline, what each
+Kept are the last published snapshots (a rollback can reach them), the pinned baseline, what each
 run's own `latest.json` names (a rollback to the run shows it), and what the newest generation of
 each run needs to be finished. Manifests always stay: the list of images is their sum, and they are
-small. A run folder of other weights goes whole when none of its editions is kept.
+small. A run folder of other weights goes whole when none of its snapshots is kept.
 
 What names others goes before what it names: pointers forget first, then snapshots, then shards. So
 wherever it is stopped, no snapshot that is there lacks a shard, and the next night, or the next
@@ -57,7 +57,7 @@ class Pruning:
 
 
 def plan_prune(out: str, keep: int, options: Mapping[str, str] | None = None) -> Pruning:
-    """What no kept edition names, with the last `keep` publications kept. Changes nothing."""
+    """What no kept snapshot names, with the last `keep` published ones kept. Changes nothing."""
     return _plan(Storage(out, options), keep)
 
 

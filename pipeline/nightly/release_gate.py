@@ -1,4 +1,4 @@
-"""May this edition take the live one's place? Truth where there is some, shares of images always.
+"""May this snapshot take the live one's place? Truth where there is some, shares of images always.
 
 Asked of what a night made, before anybody reads it; pure reading, so a night that was killed asks
 again and hears the same.
@@ -18,7 +18,7 @@ from pipeline.evaluation.quality_gate import judge
 from pipeline.nightly.settings import NightlyConfig
 from pipeline.panoptic.score import InvalidError
 from pipeline.run.folder import ShardEntry
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.sharding import origin_of
 
 SAMPLED_ROWS: Final = 100_000  # a shard is a uniform sample, so a part of them is enough
@@ -40,8 +40,8 @@ def evaluation_name(config: NightlyConfig) -> str:
     return config.evaluation or default_name(config.truth or "")
 
 
-def evaluate(edition: Edition, config: NightlyConfig, note: Note) -> dict[str, Any] | None:
-    """`pq.json` of the edition against the configured truth, made now; None without truth.
+def evaluate(candidate: RunSnapshot, config: NightlyConfig, note: Note) -> dict[str, Any] | None:
+    """`pq.json` of the snapshot against the configured truth, made now; None without truth.
 
     Images that can't be scored (an image that was replaced by one of another size) are counted in
     it and don't stop a night.
@@ -50,13 +50,13 @@ def evaluate(edition: Edition, config: NightlyConfig, note: Note) -> dict[str, A
         return None
     try:
         return evaluate_run(
-            edition.run.storage.url,
+            candidate.run.storage.url,
             config.truth,
             config.truth_masks,
             name=evaluation_name(config),
-            snapshot=edition.number,
+            snapshot=candidate.number,
             address=config.address,
-            options=edition.run.storage.options,
+            options=candidate.run.storage.options,
             truth_options=config.options_of(config.truth),
             note=note,
         )
@@ -66,10 +66,10 @@ def evaluate(edition: Edition, config: NightlyConfig, note: Note) -> dict[str, A
 
 
 def judge_quality(
-    edition: Edition, baseline: Edition | None, config: NightlyConfig, note: Note
+    candidate: RunSnapshot, baseline: RunSnapshot | None, config: NightlyConfig, note: Note
 ) -> Judged:
-    """Evaluate the edition and compare it with the baseline."""
-    result = evaluate(edition, config, note)
+    """Evaluate the candidate and compare it with the baseline."""
+    result = evaluate(candidate, config, note)
     if result is None or baseline is None:
         return Judged((), result)
     name = evaluation_name(config)
@@ -77,12 +77,12 @@ def judge_quality(
         note("evaluating the baseline against this truth")
         evaluate(baseline, config, note)
     try:
-        comparison = compare(baseline, edition, name)
+        comparison = compare(baseline, candidate, name)
     except (OtherTruthError, IncompleteError) as error:
         what = "the truth has changed" if isinstance(error, OtherTruthError) else str(error)
         note(f"{what}: evaluating the baseline again")
         evaluate(baseline, config, note)
-        comparison = compare(baseline, edition, name)
+        comparison = compare(baseline, candidate, name)
     verdict = judge(
         comparison,
         max_pq_drop=config.max_pq_drop,
@@ -94,7 +94,7 @@ def judge_quality(
 
 
 def judge_shares(
-    edition: Edition, live: Edition | None, config: NightlyConfig, *, same_weights: bool
+    candidate: RunSnapshot, live: RunSnapshot | None, config: NightlyConfig, *, same_weights: bool
 ) -> list[str]:
     """Reasons in what the images look like, against those that are live.
 
@@ -107,22 +107,22 @@ def judge_shares(
         return []
     fresh = [
         entry
-        for entry in edition.snapshot.shards
+        for entry in candidate.snapshot.shards
         if not (same_weights and origin_of(entry.path)[0] <= live.number)
     ]
     limits = config.limits if same_weights else replace(config.limits, class_drift=1.0)
-    before, after = _shares(live, live.snapshot.shards), _shares(edition, fresh)
-    return alarms(before, after, edition.run.info.categories, limits)
+    before, after = _shares(live, live.snapshot.shards), _shares(candidate, fresh)
+    return alarms(before, after, candidate.run.info.categories, limits)
 
 
-def _shares(edition: Edition, shards: Sequence[ShardEntry]) -> Shares:
+def _shares(candidate: RunSnapshot, shards: Sequence[ShardEntry]) -> Shares:
     """Shares of the rows of these shards, or of an even part of them."""
     rows = sum(entry.rows for entry in shards)
     stride = max(1, rows // SAMPLED_ROWS)
-    ids = edition.run.info.categories.ids
+    ids = candidate.run.info.categories.ids
 
     def read(entry: ShardEntry) -> Shares:
-        return Shares.of(edition.run.read_shard(entry.path, COLUMNS), ids)
+        return Shares.of(candidate.run.read_shard(entry.path, COLUMNS), ids)
 
     total = Shares.zero(len(ids))
     with ThreadPoolExecutor(READERS) as pool:

@@ -1,4 +1,4 @@
-"""Readers back to an earlier edition: one small object moves, nothing is computed or deleted.
+"""Readers back to an earlier snapshot: one small object moves, nothing is computed or deleted.
 
 What was live is remembered as withdrawn, so that no later call publishes it again by itself; naming
 it with `to` does.
@@ -32,7 +32,7 @@ class Moved:
 
 
 def rollback(out: str, to: str | None = None, options: Mapping[str, str] | None = None) -> Moved:
-    """Go back one publication; `to` names a snapshot (3) or a run folder (run-...) instead.
+    """Go back to the snapshot published before, or `to` a snapshot (3) or a run folder (run-...).
 
     Raises UserError where there is nothing to go back to, LeaseError while a job writes.
     """
@@ -130,7 +130,7 @@ def _to_snapshot(pointer: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def _step(run: Run, pointer: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The pointer one publication earlier, of those whose snapshot is still there."""
+    """The pointer to the snapshot published before, of those whose snapshot is still there."""
     there = set(run.snapshot_numbers())
     while pointer is not None:
         pointer = back(pointer, "snapshot")

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipeline.nightly.release_gate import Judged
 from pipeline.run.run import Run
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.run.stats import read_stats
 from pipeline.sharding import Generation
 
@@ -43,7 +43,7 @@ class NightSummary:
 
     out: str
     run: str
-    snapshot: int  # the edition that was judged, or the live one where nothing changed
+    snapshot: int  # the snapshot that was judged, or the live one where nothing changed
     published: bool  # readers see it, or will as soon as this is written
     outcome: str  # "nothing to do", "published" or "stopped"
     reasons: tuple[str, ...]
@@ -102,36 +102,36 @@ class NightSummary:
 
 
 def summarize(
-    edition: Edition,
+    candidate: RunSnapshot,
     judged: Judged,
     outcome: str,
     *,
     out: str,
-    live: Edition | None,
+    live: RunSnapshot | None,
     price: float | None,
     seconds: float,
     started: datetime,
     counted: Counted | None = None,
 ) -> NightSummary:
-    """The summary of a call that ends with this edition.
+    """The summary of a call that ends with this snapshot.
 
     price: of a GPU for an hour; counted: of the summary before, None if there is none.
     """
-    snapshot = edition.snapshot
-    done = work_since(edition.run, live, counted)
+    snapshot = candidate.snapshot
+    done = work_since(candidate.run, live, counted)
     result = judged.evaluation or {}
     overall = result.get("All", {})
     change = judged.comparison.groups["All"]["pq"] if judged.comparison else None
     return NightSummary(
         out=out,
-        run=edition.run.storage.url.rpartition("/")[2],
-        snapshot=edition.number,
+        run=candidate.run.storage.url.rpartition("/")[2],
+        snapshot=candidate.number,
         published=not judged.reasons,
         outcome=outcome,
         reasons=judged.reasons,
         images=snapshot.rows,
         ok=snapshot.ok,
-        errors=errors_by_code(edition),
+        errors=errors_by_code(candidate),
         why=done.why,
         computed=done.computed,
         images_per_second=round(done.images_per_second, 3),
@@ -148,11 +148,11 @@ def summarize(
     )
 
 
-def work_since(run: Run, live: Edition | None, counted: Counted | None = None) -> Work:
+def work_since(run: Run, live: RunSnapshot | None, counted: Counted | None = None) -> Work:
     """What was done in a run since the summary that counted so far.
 
     A call writes its entry under the newest generation that there is, so older ones get no more.
-    Without a summary before, what the live edition holds and what was rolled back were counted.
+    Without a summary before, what the live snapshot holds and what was rolled back were counted.
     """
     same = live is not None and live.run.storage.url == run.storage.url
     name = run.storage.url.rpartition("/")[2]
@@ -198,11 +198,11 @@ def _gpu_hours(entry: dict[str, Any]) -> float:
     return seconds / 3600
 
 
-def errors_by_code(edition: Edition) -> dict[str, int]:
+def errors_by_code(candidate: RunSnapshot) -> dict[str, int]:
     """Failed images by code; reads only shards that have some."""
     codes: Counter[str] = Counter()
-    for entry in edition.snapshot.shards:
+    for entry in candidate.snapshot.shards:
         if entry.error:
-            column = edition.run.read_shard(entry.path, ["error_code"])["error_code"]
+            column = candidate.run.read_shard(entry.path, ["error_code"])["error_code"]
             codes.update(column.drop_null().to_pylist())
     return dict(codes.most_common())

@@ -3,7 +3,7 @@
 An evaluation's own replicates are gone once it is written, but its rows hold every outcome, and an
 image's weights come from the hash of its name alone. So the sums over any part of the images, such
 as those that two runs have in common, can be made again from the rows, bit for bit, and two runs
-made so share their resamples: differences between them are paired.
+made so share their bootstrap samples: differences between them are paired.
 """
 
 from __future__ import annotations

@@ -30,20 +30,23 @@ def results(sums: Sums, categories: Categories) -> dict[str, Any]:
     """
     counts = sums.counts[:, :, 2:]  # (C, 3 sizes, TP FP FN)
     per_class = quality(sums.class_iou(), *np.moveaxis(counts.sum(axis=1), -1, 0))
-    resampled = quality(
+    bootstrapped = quality(
         sums.replicates[0] / 2.0**20, sums.replicates[1], sums.replicates[2], np.float64(0)
     )  # (3, C, replicates)
     of_size = quality(sums.iou(), *np.moveaxis(counts, -1, 0))  # (3, C, sizes)
     members = group_members(categories)
     return {
-        **{group: _mean(per_class[:, rows], resampled[:, rows]) for group, rows in members.items()},
+        **{
+            group: _mean(per_class[:, rows], bootstrapped[:, rows])
+            for group, rows in members.items()
+        },
         "per_class": {
             str(category.id): {
                 "name": category.name,
                 **_named(np.nan_to_num(per_class[:, i])),
                 "iou": float(sums.class_iou()[i]),
                 **dict(zip(("tp", "fp", "fn"), counts[i].sum(axis=0).tolist(), strict=True)),
-                "pq_interval": _interval(resampled[0, i]),
+                "pq_interval": _interval(bootstrapped[0, i]),
             }
             for i, category in enumerate(categories)
         },
@@ -89,17 +92,17 @@ def _named(values: Sequence[float] | NDArray[np.float64]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(("pq", "sq", "rq"), values, strict=True)}
 
 
-def _mean(values: NDArray[np.float64], resampled: NDArray[np.float64] | None) -> dict[str, Any]:
-    """Means over the classes that occur. values: (3, C); resampled: (3, C, replicates)."""
+def _mean(values: NDArray[np.float64], bootstrapped: NDArray[np.float64] | None) -> dict[str, Any]:
+    """Means over the classes that occur. values: (3, C); bootstrapped: (3, C, replicates)."""
     live = ~np.isnan(values[0])
     n = int(live.sum())
     if not n:
         return {"pq": None, "sq": None, "rq": None, "n": 0}
     result: dict[str, Any] = {**_named(values[:, live].sum(axis=1) / n), "n": n}
-    if resampled is not None and resampled.shape[2]:
-        drawn = ~np.isnan(resampled[0])  # a replicate may hold no image of a rare class
+    if bootstrapped is not None and bootstrapped.shape[2]:
+        drawn = ~np.isnan(bootstrapped[0])  # a replicate may hold no image of a rare class
         with np.errstate(invalid="ignore"):
-            means = np.where(drawn, resampled, 0.0).sum(axis=1) / drawn.sum(axis=0)
+            means = np.where(drawn, bootstrapped, 0.0).sum(axis=1) / drawn.sum(axis=0)
         for name, row in zip(("pq", "sq", "rq"), means, strict=True):
             result[f"{name}_interval"] = _interval(row)
     return result

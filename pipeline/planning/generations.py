@@ -24,7 +24,7 @@ from pipeline.planning.manifest import (
     write_dropped,
     write_parts,
 )
-from pipeline.planning.object_info import stage_marks, unknown_bytes
+from pipeline.planning.object_info import stage_object_info, unknown_bytes
 from pipeline.planning.scratch_db import Staging, quoted
 from pipeline.planning.source import Source
 from pipeline.run.folder import Snapshot
@@ -34,9 +34,9 @@ from pipeline.sharding import Generation, dropped_path, rewrites_for, shard_coun
 
 Progress = Callable[[int], None]
 Note = Callable[[str], None]
-_NOW = "case when marks.file_name is null then manifest.{0} else marks.{0} end"
-MARKS = ("size", "etag", "last_modified")
-# A name is changed if the store's marks of it are: the ETag where both have one, else size or time.
+_NOW = "case when object_info.file_name is null then manifest.{0} else object_info.{0} end"
+OBJECT_INFO = ("size", "etag", "last_modified")
+# A name is changed if its object info is: the ETag where both have one, else size or time.
 CHANGED = """
     case when old.etag is not null and new.etag is not null then old.etag != new.etag
     else old.size is distinct from new.size or old.last_modified is distinct from new.last_modified
@@ -107,17 +107,18 @@ def plan_retry(
         if not staging.stage("failed", _failed(run, base, codes)):
             return None
         stage_manifest(staging, "manifest", run)
-        # An image that was replaced is taken as it is now: under its old marks it can't be had.
+        # An image that was replaced is taken as it is now: its old body can't be had.
         replaced = staging.connection.execute(
             "select file_name, uri from manifest join failed using (file_name) "
             "where error_code = 'changed'"
         ).fetchall()
-        stage_marks(staging, "marks", replaced, kept if options is None else options)
+        stage_object_info(staging, "object_info", replaced, kept if options is None else options)
         staging.connection.execute(
             "create table computed as select manifest.* exclude (generation) "
             "replace (cast(failed.attempts as integer) as attempts, "
-            + ", ".join(f"{_NOW.format(mark)} as {mark}" for mark in MARKS)
-            + ") from manifest join failed using (file_name) left join marks using (file_name)"
+            + ", ".join(f"{_NOW.format(column)} as {column}" for column in OBJECT_INFO)
+            + ") from manifest join failed using (file_name)"
+            + " left join object_info using (file_name)"
         )
         staging.connection.execute(
             "create table leaving as select hash, file_name, generation, 'retry' as reason "

@@ -1,8 +1,8 @@
-"""The store's marks of single images: asked where a listing didn't tell, or tells no more.
+"""Object info (size, ETag, time) of single images, asked where no listing holds it.
 
 A list of URIs says nothing of sizes, and shards are bounded by bytes: so a sample of its images is
 asked, and the rest taken to be like it. An image that failed because another object has come under
-its name can only be had by its new marks: so a retry asks for those.
+its name can only be had by its new object info: so a retry asks for that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SAMPLE: Final = 200
 
 
 def ask(uris: Sequence[str], options: Mapping[str, str]) -> list[Entry | None]:
-    """The marks of each image now; None for one that can't be asked."""
+    """The object info of each image now; None for one that can't be asked."""
 
     def one(uri: str) -> Entry | None:
         try:
@@ -48,10 +48,10 @@ def unknown_bytes(staging: Staging, view: str, options: Mapping[str, str]) -> in
     return int(images * sum(sizes) / len(sizes)) if sizes else 0
 
 
-def stage_marks(
+def stage_object_info(
     staging: Staging, name: str, images: Sequence[tuple[str, str]], options: Mapping[str, str]
 ) -> None:
-    """A table of the marks that these images (file_name, URI) have now, where they can be asked."""
+    """A table of the object info of these images (file_name, URI) now, where it can be had."""
     asked = zip(images, ask([uri for _, uri in images], options), strict=True)
     there = [(file_name, entry) for (file_name, _), entry in asked if entry is not None]
     columns = {
@@ -62,6 +62,6 @@ def stage_marks(
     }
     schema = pa.schema([MANIFEST_SCHEMA.field(column) for column in columns])
     table = pa.table(columns, schema=schema)
-    staging.connection.register("marks_now", table)
-    staging.connection.execute(f"create table {name} as from marks_now")
-    staging.connection.unregister("marks_now")
+    staging.connection.register("asked_now", table)
+    staging.connection.execute(f"create table {name} as from asked_now")
+    staging.connection.unregister("asked_now")

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from detr.categories import Categories, Category
 from pipeline.report.sql import choose_evaluation
 from pipeline.run.run import Run
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.run.stats import read_stats
 from pipeline.schema import SHARD_SCHEMA, TRANSIENT_CODES
 
@@ -79,7 +79,7 @@ class Quality:
 class Facts:
     """Everything a report says in words and numbers."""
 
-    edition: Edition
+    run_snapshot: RunSnapshot
     images: int
     ok: int
     errors: tuple[ErrorCode, ...]
@@ -94,7 +94,7 @@ class Facts:
 
     @property
     def run(self) -> Run:
-        return self.edition.run
+        return self.run_snapshot.run
 
     @property
     def versions(self) -> tuple[str, ...]:
@@ -108,24 +108,24 @@ class Facts:
         return self.images - self.ok
 
 
-def gather(edition: Edition, evaluation: str | None = None) -> Facts:
+def gather(run_snapshot: RunSnapshot, evaluation: str | None = None) -> Facts:
     """The facts of one snapshot, with the named (or newest) evaluation if there is one.
 
     Raises UserError for an evaluation that doesn't exist or a shard that can't be read.
     """
-    run, snapshot = edition.run, edition.snapshot
+    run, snapshot = run_snapshot.run, run_snapshot.snapshot
     result = None
-    name = choose_evaluation(run, edition.number, evaluation)
+    name = choose_evaluation(run, run_snapshot.number, evaluation)
     if name is not None:
-        result = edition.result(name)
+        result = run_snapshot.result(name)
     errors, errors_sampled = _errors(run, [s for s in snapshot.shards if s.error], snapshot.error)
     paths = [shard.path for shard in snapshot.shards if shard.ok]
     table, sampled = _sample(run, paths, SHARDS_READ, _CONTENTS)
-    classes = _classes(edition.categories(name), table, result)
+    classes = _classes(run_snapshot.categories(name), table, result)
     stats = [entry for number in run.generations() for entry in read_stats(run, number)]
     ok = table.filter(pc.field("status") == "ok")
     return Facts(
-        edition=edition,
+        run_snapshot=run_snapshot,
         images=snapshot.rows,
         ok=snapshot.ok,
         errors=errors,
@@ -136,7 +136,7 @@ def gather(edition: Edition, evaluation: str | None = None) -> Facts:
         classes=classes,
         calls=tuple(stats),
         names=tuple(ok["file_name"].to_pylist()),
-        quality=None if name is None or result is None else _quality(edition, name, result),
+        quality=None if name is None or result is None else _quality(run_snapshot, name, result),
     )
 
 
@@ -219,10 +219,10 @@ def _flat(table: pa.Table, name: str) -> Any:
     return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
-def _quality(edition: Edition, name: str, result: Mapping[str, Any]) -> Quality:
-    parts = edition.rows(name)
+def _quality(run_snapshot: RunSnapshot, name: str, result: Mapping[str, Any]) -> Quality:
+    parts = run_snapshot.rows(name)
     columns = ("file_name", "status", "pq", "tp", "fp", "fn")
-    table, sampled = _sample(edition.run, parts, PARTS_READ, columns)
+    table, sampled = _sample(run_snapshot.run, parts, PARTS_READ, columns)
     table = table.filter(pc.field("status") == "scored")
     table = table.filter(table["pq"].is_valid())
     pq = table["pq"].to_numpy()

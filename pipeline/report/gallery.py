@@ -25,7 +25,7 @@ from pipeline.report.pictures import Picture, difference, drawn, overlay, pictur
 from pipeline.report.view import photo_of
 from pipeline.run.layout import part_name
 from pipeline.run.lookup import locate_rows
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.storage.storage import open_file
 
 
@@ -60,7 +60,7 @@ class Budget:
 class Illustrator:
     """Draws cards of one snapshot, with truth where an evaluation has it."""
 
-    edition: Edition
+    run_snapshot: RunSnapshot
     evaluation: str | None
     truth: Truth | None
     categories: Categories  # of predictions and truth
@@ -68,13 +68,16 @@ class Illustrator:
 
     @classmethod
     def of(
-        cls, edition: Edition, result: Mapping[str, Any] | None, options: Mapping[str, str] | None
+        cls,
+        run_snapshot: RunSnapshot,
+        result: Mapping[str, Any] | None,
+        options: Mapping[str, str] | None,
     ) -> Illustrator:
         """With the truth that the evaluation `result` (its pq.json) was scored against, if it is
         still there."""
         name = None if result is None else str(result["name"])
-        truth = _truth(edition, result)
-        return cls(edition, name, truth, edition.categories(name), options or {})
+        truth = _truth(run_snapshot, result)
+        return cls(run_snapshot, name, truth, run_snapshot.categories(name), options or {})
 
     def cards(
         self, names: Sequence[str], count: int, budget: Budget, others: Sequence[Illustrator] = ()
@@ -98,10 +101,10 @@ class Illustrator:
         return cards
 
     def _rows(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        return locate_rows(self.edition.run, names, snapshot=self.edition.snapshot)
+        return locate_rows(self.run_snapshot.run, names, snapshot=self.run_snapshot.snapshot)
 
     def _card(self, path: str, row: dict[str, Any], others: Sequence[Illustrator]) -> Card:
-        run, name = self.edition.run, row["file_name"]
+        run, name = self.run_snapshot.run, row["file_name"]
         categories = self.categories
         height, width = row["height"], row["width"]
         at = sampling(height, width)
@@ -138,9 +141,9 @@ class Illustrator:
         """The image's row of the evaluation."""
         if self.evaluation is None:
             return None
-        folder = self.edition.rows_folder(self.evaluation)
+        folder = self.run_snapshot.rows_folder(self.evaluation)
         try:
-            rows = self.edition.run.read_shard(f"{folder}/{part_name(path)}")
+            rows = self.run_snapshot.run.read_shard(f"{folder}/{part_name(path)}")
         except UserError:  # evaluated while it was being made: this shard came later
             return None
         found = rows.filter(pc.field("file_name") == file_name).to_pylist()
@@ -171,13 +174,15 @@ def outcome_lines(scored: Mapping[str, Any], categories: Categories) -> list[str
     return lines
 
 
-def _truth(edition: Edition, result: Mapping[str, Any] | None) -> Truth | None:
+def _truth(run_snapshot: RunSnapshot, result: Mapping[str, Any] | None) -> Truth | None:
     """The converted truth: in the evaluation's own folder, or the one that it was pointed to."""
     if result is None:
         return None
-    ready = load(edition.run.storage, f"evaluation/{edition.number:04d}/{result['name']}/truth")
+    ready = load(
+        run_snapshot.run.storage, f"evaluation/{run_snapshot.number:04d}/{result['name']}/truth"
+    )
     if ready is None and "truth" in result:
-        ready = load(*open_file(str(result["truth"]), edition.run.storage.options))
+        ready = load(*open_file(str(result["truth"]), run_snapshot.run.storage.options))
     return None if ready is None else ready[0]
 
 

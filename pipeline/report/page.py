@@ -28,7 +28,7 @@ from pipeline.report.difference import KINDS
 from pipeline.report.facts import Facts, gather
 from pipeline.report.gallery import Budget, Card, Illustrator
 from pipeline.run.run import Run
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
 from pipeline.version import code_version
@@ -59,10 +59,10 @@ class Written:
 
 
 def write_report(
-    edition: Edition,
+    run_snapshot: RunSnapshot,
     *,
     evaluation: str | None = None,
-    other: Edition | None = None,
+    other: RunSnapshot | None = None,
     cards: int = CARDS,
     output: str | None = None,
     options: Mapping[str, str] | None = None,
@@ -75,11 +75,11 @@ def write_report(
     Raises UserError in a sentence.
     """
     page = render(
-        edition, evaluation=evaluation, other=other, cards=cards, options=options, note=note
+        run_snapshot, evaluation=evaluation, other=other, cards=cards, options=options, note=note
     )
     if output is None:
-        output = edition.run.storage.join(f"report/{edition.number:04d}.html")
-        storage, name = edition.run.storage, f"report/{edition.number:04d}.html"
+        output = run_snapshot.run.storage.join(f"report/{run_snapshot.number:04d}.html")
+        storage, name = run_snapshot.run.storage, f"report/{run_snapshot.number:04d}.html"
     else:
         storage, name = open_file(output)
     try:
@@ -90,30 +90,30 @@ def write_report(
 
 
 def render(
-    edition: Edition,
+    run_snapshot: RunSnapshot,
     *,
     evaluation: str | None = None,
-    other: Edition | None = None,
+    other: RunSnapshot | None = None,
     cards: int = CARDS,
     options: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> bytes:
     """The page of `write_report` as UTF-8."""
     note("reading the run")
-    facts = gather(edition, evaluation)
+    facts = gather(run_snapshot, evaluation)
     comparison = None
     if other is not None:
         note(f"comparing with {other.url}")
-        comparison = compare(other, edition, evaluation)
+        comparison = compare(other, run_snapshot, evaluation)
     galleries = _galleries(facts, comparison, other, cards, options, note)
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
             facts=facts,
-            run=edition.run,
-            number=edition.number,
-            settings=settings(edition.run),
+            run=run_snapshot.run,
+            number=run_snapshot.number,
+            settings=settings(run_snapshot.run),
             stages=stages(facts.calls),
             stage_color=_STAGE_COLORS,
             galleries=galleries,
@@ -132,15 +132,15 @@ def render(
 def _galleries(
     facts: Facts,
     comparison: Comparison | None,
-    other: Edition | None,
+    other: RunSnapshot | None,
     cards: int,
     options: Mapping[str, str] | None,
     note: Callable[[str], None],
 ) -> list[Gallery]:
     quality = facts.quality
-    artist = Illustrator.of(facts.edition, quality.result if quality else None, options)
+    artist = Illustrator.of(facts.run_snapshot, quality.result if quality else None, options)
     names = sorted(facts.names)
-    random.Random(facts.edition.number).shuffle(names)
+    random.Random(facts.run_snapshot.number).shuffle(names)
     wanted: list[tuple[str, str, str, Sequence[str], Sequence[Illustrator]]] = []
     if comparison is not None and other is not None:
         changed = [change.file_name for change in comparison.changed]

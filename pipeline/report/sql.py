@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.storage.duckdb_fs import url_of
 
 MEMORY_LIMIT: Final = "2GB"
@@ -100,7 +100,7 @@ def per_image_files(run: Run, snapshot: int, name: str | None = None) -> list[st
     chosen = choose_evaluation(run, snapshot, name)
     if chosen is None:
         return []
-    return Edition(run, snapshot).rows(chosen)
+    return RunSnapshot(run, snapshot).rows(chosen)
 
 
 _IMAGES: Final = f"""

@@ -156,7 +156,7 @@ class RunFolder:
         return None if pointer is None else int(pointer["snapshot"])
 
     def pointer(self) -> dict[str, Any] | None:
-        """`latest.json` with its history (`latest.py`), None before the first publication."""
+        """`latest.json` with its history (`latest.py`), None before the first publishing."""
         return read_pointer(self.storage)
 
     def snapshot_numbers(self) -> list[int]:

@@ -25,7 +25,7 @@ def forward(pointer: Mapping[str, Any] | None, key: str, value: Any) -> dict[str
 
 
 def back(pointer: Mapping[str, Any], key: str) -> dict[str, Any] | None:
-    """The pointer after taking the last publication back; None where there is none before it."""
+    """The pointer after the last snapshot is withdrawn; None where there is none before."""
     previous = list(pointer.get("previous", ()))
     if not previous:
         return None
@@ -34,7 +34,7 @@ def back(pointer: Mapping[str, Any], key: str) -> dict[str, Any] | None:
 
 
 def instead(pointer: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The pointer after taking the last publication back for `value`, whatever that was before."""
+    """The pointer after the last snapshot is withdrawn for `value`, whatever that was."""
     withdrawn = [*pointer.get("withdrawn", ()), pointer[key]]
     previous = [own for own in pointer.get("previous", ()) if own != value]
     return _pointer(key, value, previous, [own for own in withdrawn if own != value])

@@ -2,7 +2,7 @@
 
     OUT/latest.json              {"run": "run-0123456789abcdef"}: moves last
     OUT/run-0123456789abcdef/    a run folder, with a `latest.json` of its own
-    OUT/baseline.json            the edition that new weights must hold their own against
+    OUT/baseline.json            the snapshot that new weights must hold their own against
     OUT/nights/TIME.json .txt    what each call did
 
 New weights get a run folder of their own, so old rows stay whole while the new ones are made. What
@@ -25,7 +25,7 @@ from pipeline.run.folder import read_pointer
 from pipeline.run.latest import forward
 from pipeline.run.layout import BASELINE_FILE, LATEST_FILE, RUN_FILE
 from pipeline.run.run import Run, find_run
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.storage.storage import Storage
 
 PREFIX: Final = "run-"
@@ -76,18 +76,18 @@ class Nights:
     def pointer(self) -> dict[str, Any] | None:
         return read_pointer(self.storage)
 
-    def live(self) -> Edition | None:
-        """What readers see, None before the first publication."""
+    def live(self) -> RunSnapshot | None:
+        """What readers see, None before the first publishing."""
         pointer = self.pointer()
         run = self.run(pointer["run"]) if pointer else None
         number = run.latest() if run else None
-        return Edition(run, number) if run and number is not None else None
+        return RunSnapshot(run, number) if run and number is not None else None
 
     def live_name(self) -> str | None:
         return (self.pointer() or {}).get("run")
 
     def publish(self, name: str, run: Run, number: int) -> None:
-        """Readers see this edition from now on. run: under its own lease."""
+        """Readers see this snapshot from now on. run: under its own lease."""
         if run.latest() != number:
             run.publish(number)
         run.mark_success(True)
@@ -99,7 +99,7 @@ class Nights:
         fenced.move(self.storage, LATEST_FILE, change, self.fence)
 
     def published(self) -> Iterator[tuple[str, int]]:
-        """(run folder, snapshot) of every publication that a rollback can reach, oldest first."""
+        """(run folder, snapshot) of what was published and a rollback can reach, oldest first."""
         pointer = self.pointer() or {}
         for name in [*pointer.get("previous", ()), *([pointer["run"]] if pointer else [])]:
             run = self.run(name)
@@ -116,14 +116,14 @@ class Nights:
     def pin(self, pinned: Pinned) -> None:
         fenced.move(self.storage, BASELINE_FILE, lambda _: asdict(pinned), self.fence)
 
-    def edition(self, pinned: Pinned) -> Edition:
+    def pinned_snapshot(self, pinned: Pinned) -> RunSnapshot:
         run = self.run(pinned.run)
         if run is None:
             raise UserError(
                 f"{self.storage.join(BASELINE_FILE)} names {pinned.run}, which is gone: delete it, "
                 "and the next published night becomes the baseline"
             )
-        return Edition(run, pinned.snapshot)
+        return RunSnapshot(run, pinned.snapshot)
 
     def last_summary(self) -> dict[str, Any] | None:
         """What the call before said (its names are times), None before the first."""

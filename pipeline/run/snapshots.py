@@ -1,6 +1,6 @@
-"""An edition: one snapshot of one run, the thing that is compared, gated, kept or rolled back to.
+"""One snapshot of one run: what is compared, judged by the gates, kept, or rolled back to.
 
-Named by what is there: a run folder (its published snapshot), or one of its snapshot objects,
+It is named by what is there: a run folder (its published snapshot), or one of its snapshot objects,
 `OUT/snapshots/0003.parquet`.
 """
 
@@ -25,7 +25,7 @@ _SNAPSHOT: Final = re.compile(r"(.+)/snapshots/(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
-class Edition:
+class RunSnapshot:
     """One snapshot of a run, and its evaluations."""
 
     run: Run
@@ -86,12 +86,12 @@ class Edition:
         return f"evaluation/{self.number:04d}/{name}"
 
 
-def open_edition(url: str, options: Mapping[str, str] | None = None) -> Edition:
-    """The edition that a URL names. Raises UserError if there is none."""
+def open_snapshot(url: str, options: Mapping[str, str] | None = None) -> RunSnapshot:
+    """The snapshot that a URL names. Raises UserError if there is none."""
     match = _SNAPSHOT.fullmatch(normalize(url))
     if match:
         run = open_run(match[1], options)
-        return Edition(run, run.snapshot(int(match[2])).number)
+        return RunSnapshot(run, run.snapshot(int(match[2])).number)
     run = open_run(url, options)
     number = run.latest()
     if number is None:
@@ -99,4 +99,4 @@ def open_edition(url: str, options: Mapping[str, str] | None = None) -> Edition:
             f"{run.storage.url} has no published snapshot yet: name one of its snapshots "
             "(OUT/snapshots/0001.parquet), or finish the run"
         )
-    return Edition(run, number)
+    return RunSnapshot(run, number)

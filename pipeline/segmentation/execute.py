@@ -23,7 +23,7 @@ from ray.exceptions import (
 
 from detr.config import ModelError
 from pipeline.cluster.placement import Placement
-from pipeline.cluster.progress_actor import Flow, start_tally
+from pipeline.cluster.progress_actor import Flow, start_progress_actor
 from pipeline.cluster.watchdog import Cluster, Watchdog
 from pipeline.config import RunConfig
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
@@ -41,7 +41,7 @@ from pipeline.sharding import Rewrite, WorkUnit
 from pipeline.storage.entry import StorageError
 
 POLL_SECONDS: Final = 1.0
-TALLY_SECONDS: Final = 10.0
+PROGRESS_ACTOR_SECONDS: Final = 10.0
 # What Ray raises when it could not make good a loss by itself.
 LOST: Final = (
     NodeDiedError,
@@ -72,13 +72,13 @@ def execute(
     """
     configure_ray_data(reporter.verbose)
     total = sum(unit.images for owed in units.values() for unit in owed)
-    tally = start_tally(total, config.max_error_rate, run.storage.url)
+    progress_actor = start_progress_actor(total, config.max_error_rate, run.storage.url)
     provenance = Provenance(run.info.fingerprint, run.info.weights_sha256, run.info.device)
     reporter.note(
         f"{total:,} images on {placement.min_actors} to {placement.max_actors} "
         f"{placement.device} model actors of {placement.threads} threads"
     )
-    watch = Watch(tally, reporter, placement)
+    watch = Watch(progress_actor, reporter, placement)
     try:
         with watch, tasks_retried_for_ever():
             for number, owed in units.items():
@@ -90,32 +90,34 @@ def execute(
                     spec=spec,
                     placement=placement,
                     provenance=provenance,
-                    tally=tally,
+                    progress_actor=progress_actor,
                 )
             # A later generation may copy what an earlier one wrote.
             for number in sorted({rewrite.generation for rewrite in rewrites}):
                 owed_copies = [each for each in rewrites if each.generation == number]
-                rewrite_shards(run, owed_copies, tally)
+                rewrite_shards(run, owed_copies, progress_actor)
     except BaseException as error:
         with suppress(Exception):  # a store that is down: why the job stopped matters more
             done(watch.last)
         if isinstance(error, Exception):
-            _raise_sentence(error, tally)
+            _raise_sentence(error, progress_actor)
         raise
     else:
         done(watch.last)
     finally:
-        _kill(tally)
+        _kill(progress_actor)
     return watch.last
 
 
-def _raise_sentence(error: BaseException, tally: ActorHandle) -> None:
+def _raise_sentence(error: BaseException, progress_actor: ActorHandle) -> None:
     """Raise the reason behind Ray's wrapping, if it is one for the user."""
     reason: str | None = None
     refusal: Exception | None = None
     with suppress(RayError, TimeoutError):
-        reason = cast("str | None", ray.get(tally.verdict.remote(), timeout=TALLY_SECONDS))
-        told = ray.get(tally.first_refusal.remote(), timeout=TALLY_SECONDS)
+        reason = cast(
+            "str | None", ray.get(progress_actor.verdict.remote(), timeout=PROGRESS_ACTOR_SECONDS)
+        )
+        told = ray.get(progress_actor.first_refusal.remote(), timeout=PROGRESS_ACTOR_SECONDS)
         refusal = cast("Exception | None", told)
     if reason is not None:
         raise ErrorBudgetError(
@@ -139,9 +141,9 @@ def _raise_sentence(error: BaseException, tally: ActorHandle) -> None:
         cause = getattr(cause, "cause", None) or cause.__cause__
 
 
-def _kill(tally: ActorHandle) -> None:
+def _kill(progress_actor: ActorHandle) -> None:
     try:
-        ray.kill(tally)
+        ray.kill(progress_actor)
     except (RayError, RuntimeError):  # it is gone, or Ray is
         return
 
@@ -162,11 +164,13 @@ class Meter:
 
 
 class Watch:
-    """Tells the reporter about the tally once a second, from a thread of its own."""
+    """Tells the reporter about the progress actor once a second, from a thread of its own."""
 
-    def __init__(self, tally: ActorHandle, reporter: Reporter, placement: Placement) -> None:
+    def __init__(
+        self, progress_actor: ActorHandle, reporter: Reporter, placement: Placement
+    ) -> None:
         self.last = Progress(0)  # what was seen last
-        self._tally = tally
+        self._progress_actor = progress_actor
         self._reporter = reporter
         self._watchdog = Watchdog(placement)
         self._meter = Meter(placement.max_actors * placement.actor_gpus, time.monotonic())
@@ -187,7 +191,7 @@ class Watch:
 
     def _tell(self) -> None:
         try:
-            looked = ray.get(self._tally.look.remote(), timeout=TALLY_SECONDS)
+            looked = ray.get(self._progress_actor.look.remote(), timeout=PROGRESS_ACTOR_SECONDS)
             progress, flow = cast(tuple[Progress, Flow], looked)
             held = self._meter.read(ray.cluster_resources().get("GPU", 0.0), time.monotonic())
             self.last = replace(progress, gpu_seconds=round(held, 3))
@@ -195,7 +199,10 @@ class Watch:
             for note in (self._watchdog.trouble(flow), self._stuck(flow)):
                 if note:
                     self._reporter.note(note)
-        except (RayError, TimeoutError):  # the tally comes back, or the job ends for a reason
+        except (
+            RayError,
+            TimeoutError,
+        ):  # the progress actor comes back, or the job ends for a reason
             return
 
     def _stuck(self, flow: Flow) -> str | None:

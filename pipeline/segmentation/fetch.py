@@ -32,7 +32,7 @@ from pipeline.cluster.progress_actor import begin, check_budget, refusals_told
 from pipeline.error_budget import failures_of
 from pipeline.run.run import Run
 from pipeline.secrets import without_query
-from pipeline.segmentation.integrity import Md5Marks, fault
+from pipeline.segmentation.integrity import Md5Check, fault
 from pipeline.sharding import WorkUnit
 from pipeline.storage.entry import Fetched, as_lost, classify
 from pipeline.storage.objects import Gets
@@ -72,29 +72,32 @@ def fetch_units(
     *,
     run: Run,
     source_options: Mapping[str, str],
-    tally: ActorHandle,
+    progress_actor: ActorHandle,
 ) -> pa.Table:
     """The manifest rows of each unit with `data`, or `error_code` and `error_message`.
 
     Raises BudgetExceededError, which ends the job, once too large a part of the images failed.
     """
-    with refusals_told(tally):
+    with refusals_told(progress_actor):
         return pa.concat_tables(
-            _fetch_unit(WorkUnit(**row), run, source_options, tally) for row in units.to_pylist()
+            _fetch_unit(WorkUnit(**row), run, source_options, progress_actor)
+            for row in units.to_pylist()
         )
 
 
 def _fetch_unit(
-    unit: WorkUnit, run: Run, source_options: Mapping[str, str], tally: ActorHandle
+    unit: WorkUnit, run: Run, source_options: Mapping[str, str], progress_actor: ActorHandle
 ) -> pa.Table:
-    begin(tally, "fetching", unit.key)
+    begin(progress_actor, "fetching", unit.key)
     try:
         manifest = run.read_unit(unit)
     except Exception as error:
         raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
     assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
     any_suffix = bool(run.info.source.get("any_suffix"))
-    bodies = UnitFetch(manifest, source_options, tally, unit.key, any_suffix=any_suffix).run()
+    bodies = UnitFetch(
+        manifest, source_options, progress_actor, unit.key, any_suffix=any_suffix
+    ).run()
     return _with_bodies(manifest, unit, bodies)
 
 
@@ -104,7 +107,7 @@ class UnitFetch:
 
     manifest: pa.Table  # with uri, size, etag
     options: Mapping[str, str]
-    tally: ActorHandle | None = None
+    progress_actor: ActorHandle | None = None
     shard: str = ""
     retries: Counter[str] = field(default_factory=Counter)
     ended: int = 0
@@ -148,10 +151,10 @@ class UnitFetch:
         return [task.result() for task in tasks]
 
     def _report(self, started: float, *, done: bool) -> None:
-        if self.tally is None:
+        if self.progress_actor is None:
             return
         # Begun, not ended: failures may end sooner than the rest and would look like more.
-        report = self.tally.fetched.remote(
+        report = self.progress_actor.fetched.remote(
             self.shard,
             self.begun,
             failures_of(list(self.failed)),
@@ -166,21 +169,21 @@ class UnitFetch:
     async def _image(self, uri: str, size: int | None, etag: str | None) -> Body:
         """One image, tried again while that may help and time is left."""
         seconds = IMAGE_SECONDS + (size or 0) / SLOWEST_BYTES
-        marks = Md5Marks(uri)
+        md5_check = Md5Check(uri)
         met: Counter[str] = Counter()  # error codes
 
         async def once() -> Body:
             try:
                 async with asyncio.timeout_at(deadline):
-                    if marks.must_ask:  # after a body that its ETag disagreed with: rare
-                        marks.encrypted = await self.gets.is_encrypted(uri)
+                    if md5_check.must_ask:  # after a body that its ETag disagreed with: rare
+                        md5_check.encrypted = await self.gets.is_encrypted(uri)
                     fetched = await self.gets.get(uri)
             # Whatever the client raises for one object is that image's error row: there are as
             # many exception types as there are storage back ends.
             except Exception as error:  # noqa: BLE001
                 body = Body(None, *classify(error))
             else:
-                body = check_body(fetched, size, etag, marks)
+                body = check_body(fetched, size, etag, md5_check)
             if body.code:
                 met[body.code] += 1
             return body
@@ -223,10 +226,10 @@ def _tried_in_vain(state: RetryCallState) -> Body:
 
 
 def check_body(
-    fetched: Fetched, size: int | None, etag: str | None, marks: Md5Marks | None = None
+    fetched: Fetched, size: int | None, etag: str | None, md5_check: Md5Check | None = None
 ) -> Body:
     """A body that is not the object that was listed is an error, never segmented."""
-    found = fault(fetched, size, etag, marks)
+    found = fault(fetched, size, etag, md5_check)
     return Body(fetched.data) if found is None else Body(None, *found)
 
 

@@ -66,8 +66,9 @@ def tasks_retried_for_ever() -> Iterator[None]:
     """Ray tries the tasks of this job again however often they lose their worker.
 
     Ray's own limit is 3: a fetch or a write would end a job of days with its third spot node.
-    `tally.begin` ends one that kills its workers. (Ray Data's actors are retried for ever.) Other
-    tasks of this process say themselves how often: Ray keeps the value once it has read it.
+    `progress_actor.begin` ends one that kills its workers. (Ray Data's actors are retried for
+    ever.) Other tasks of this process say themselves how often: Ray keeps the value once it has
+    read it.
     """
     before = os.environ.get(RETRIES)
     os.environ.setdefault(RETRIES, "-1")
@@ -95,7 +96,7 @@ def compute_shards(
     spec: ModelSpec,
     placement: Placement,
     provenance: Provenance,
-    tally: ActorHandle,
+    progress_actor: ActorHandle,
     stages: Stages = Stages(),  # frozen
 ) -> None:
     """Compute and write the shards of `units`. Returns when all are in the store."""
@@ -113,7 +114,11 @@ def compute_shards(
         zero_copy_batch=True,
         num_cpus=FETCH_CPUS,
         memory=memory and memory.fetch,
-        fn_kwargs={"run": run, "source_options": config.source_options, "tally": tally},
+        fn_kwargs={
+            "run": run,
+            "source_options": config.source_options,
+            "progress_actor": progress_actor,
+        },
     )
     # The developers' form: the public one refuses GPUs without a batch size, and a batch size would
     # split units or bundle them. A block is a unit is a shard; the actor makes the model's batches.
@@ -140,17 +145,17 @@ def compute_shards(
             "batch_size": config.batch_size,
             "threads": placement.threads,
             "code_version": run.info.code_version,
-            "tally": tally,
+            "progress_actor": progress_actor,
         },
     )
-    sink = ShardSink(run.storage, generation, provenance, tally)
+    sink = ShardSink(run.storage, generation, provenance, progress_actor)
     needs: dict[str, float] = {"num_cpus": WRITE_CPUS}
     if memory:
         needs["memory"] = memory.write
     segmented.write_datasink(sink, ray_remote_args=needs)
 
 
-def rewrite_shards(run: Run, rewrites: Sequence[Rewrite], tally: ActorHandle) -> None:
+def rewrite_shards(run: Run, rewrites: Sequence[Rewrite], progress_actor: ActorHandle) -> None:
     """Copy live shards without the rows that leave them; on CPUs, no model.
 
     rewrites: all of one generation.
@@ -163,17 +168,23 @@ def rewrite_shards(run: Run, rewrites: Sequence[Rewrite], tally: ActorHandle) ->
         batch_size=None,
         batch_format="pyarrow",
         num_cpus=WRITE_CPUS,
-        fn_kwargs={"run": run, "dropped": run.generation(number).dropped_path, "tally": tally},
+        fn_kwargs={
+            "run": run,
+            "dropped": run.generation(number).dropped_path,
+            "progress_actor": progress_actor,
+        },
     ).materialize()
 
 
-def _rewrite(rewrites: pa.Table, *, run: Run, dropped: str, tally: ActorHandle) -> pa.Table:
+def _rewrite(
+    rewrites: pa.Table, *, run: Run, dropped: str, progress_actor: ActorHandle
+) -> pa.Table:
     for row in rewrites.to_pylist():
         rewrite = Rewrite(**row)
         key = unit_key(rewrite.origin, rewrite.shard)
-        begin(tally, "rewriting", key)
+        begin(progress_actor, "rewriting", key)
         copy_shard(run, rewrite, dropped)
-        tally.rewritten.remote(key)
+        progress_actor.rewritten.remote(key)
     return rewrites.select(["path"])
 
 

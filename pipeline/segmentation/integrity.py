@@ -24,7 +24,7 @@ SEVERAL: Final = 3
 
 
 @dataclass
-class BucketMarks:
+class BucketDigests:
     """What this process has seen of a bucket's ETags."""
 
     one_was_md5: bool = False
@@ -37,11 +37,11 @@ class BucketMarks:
         return several and not self.one_was_md5
 
 
-_buckets: defaultdict[str, BucketMarks] = defaultdict(BucketMarks)
+_buckets: defaultdict[str, BucketDigests] = defaultdict(BucketDigests)
 
 
 @dataclass
-class Md5Marks:
+class Md5Check:
     """The MD5s of one image's bodies so far that its ETag disagrees with."""
 
     uri: str
@@ -80,11 +80,11 @@ def _note(uris: set[str], uri: str) -> None:
 
 
 def fault(
-    fetched: Fetched, size: int | None, etag: str | None, marks: Md5Marks | None = None
+    fetched: Fetched, size: int | None, etag: str | None, md5_check: Md5Check | None = None
 ) -> tuple[str, str] | None:
     """Error code and message of a body that isn't the listed object; None for one that is.
 
-    size and etag are the listing's, None where it had none; marks: without it MD5 isn't judged.
+    size and etag are the listing's, None where it had none; md5_check: without it MD5 isn't judged.
     """
     data, now = fetched.data, fetched.etag
     if etag and now and now != etag:
@@ -94,5 +94,5 @@ def fault(
             return "unavailable", f"body has {len(data)} bytes of {size}"
         return "changed", f"file has {len(data)} bytes, had {size} when listed"
     expected = now or etag
-    damage = marks.differs(data, expected) if marks and expected else None
+    damage = md5_check.differs(data, expected) if md5_check and expected else None
     return ("unavailable", damage) if damage else None

@@ -56,7 +56,7 @@ class Segmenter:
         batch_size: int | None,
         threads: int,
         code_version: str,
-        tally: ActorHandle | None = None,
+        progress_actor: ActorHandle | None = None,
     ) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
@@ -72,7 +72,7 @@ class Segmenter:
         gc.freeze()  # else the process ends with a second of collecting what torch's modules hold
         self.decoding = decoding
         self.code_version = code_version
-        self.tally = tally
+        self.progress_actor = progress_actor
         self.pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
         # Units take turns in one thread: each thread that calls the model would get OpenMP threads
         # and, from malloc, memory of its own.
@@ -84,7 +84,7 @@ class Segmenter:
         Raises TryAgainError for a unit that kills every actor which takes it up, UserError if the
         model can't be had on this node.
         """
-        with refusals_told(self.tally):
+        with refusals_told(self.progress_actor):
             if self.refusal is not None:
                 raise self.refusal
             try:
@@ -97,12 +97,14 @@ class Segmenter:
     def _segment(self, unit: pa.Table) -> pa.Table:
         seconds: dict[str, float] = defaultdict(float)
         batches: Counter[int] = Counter()
-        if self.tally is None or not unit.num_rows:
+        if self.progress_actor is None or not unit.num_rows:
             return shard_table(unit, self._rows(unit, seconds, batches), self.code_version)
         key = unit_key(unit["generation"][0].as_py(), unit[UNIT_COLUMN][0].as_py())
-        begin(self.tally, "segmenting", key)  # also while it waits for its turn: decoding may kill
+        begin(
+            self.progress_actor, "segmenting", key
+        )  # also while it waits for its turn: decoding may kill
         rows = self._rows(unit, seconds, batches)
-        self.tally.segmented.remote(key, dict(seconds), dict(batches))
+        self.progress_actor.segmented.remote(key, dict(seconds), dict(batches))
         return shard_table(unit, rows, self.code_version)
 
     def _rows(

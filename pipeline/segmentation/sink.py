@@ -29,19 +29,19 @@ UNIT_COLUMN: Final = "shard"
 
 
 class ShardSink(Datasink[int]):
-    """Writes each unit's rows as one shard and reports it to the tally."""
+    """Writes each unit's rows as one shard and reports it to the progress actor."""
 
     def __init__(
         self,
         storage: Storage,
         generation: Generation,
         provenance: Provenance,
-        tally: ActorHandle,
+        progress_actor: ActorHandle,
     ) -> None:
         self.storage = storage
         self.generation = generation
         self.provenance = provenance
-        self.tally = tally
+        self.progress_actor = progress_actor
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> int:
         """Returns how many shards were written: results of all tasks are held by the driver."""
@@ -56,7 +56,7 @@ class ShardSink(Datasink[int]):
     def _write(self, shard: int, unit: pa.Table) -> None:
         started = time.monotonic()
         key = unit_key(self.generation.number, shard)
-        begin(self.tally, "writing", key)
+        begin(self.progress_actor, "writing", key)
         rows = unit.drop_columns([UNIT_COLUMN])
         expected = self.generation.rows[shard]
         names = len(rows["file_name"].unique())
@@ -71,7 +71,7 @@ class ShardSink(Datasink[int]):
         segments = sum(len(chunk.flatten()) for chunk in rows["segment_id"].chunks)
         told = rows.select([*ERROR_COLUMNS, "attempts"])
         first = told.filter(pc.field("attempts") == 1)
-        report = self.tally.written.remote(
+        report = self.progress_actor.written.remote(
             key,
             images=rows.num_rows,
             failures=_failures(told),

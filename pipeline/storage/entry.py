@@ -15,7 +15,7 @@ CLIENTS: Final = ("obstore", "botocore", "aiohttp")
 
 
 class Entry(NamedTuple):
-    """A listed object: key relative to what was listed, bytes, and the store's own marks."""
+    """A listed object: key relative to what was listed, bytes, and its object info."""
 
     path: str
     size: int

@@ -16,7 +16,7 @@ from pipeline.storage.local import TEMPORARY
 from pipeline.storage.storage import Storage, normalize
 
 # What stores say of an object that changes when it is replaced, by their clients' own names.
-MARKS: Final = (
+OBJECT_INFO: Final = (
     *("ETag", "etag", "size", "LastModified", "Last-Modified", "last_modified", "mtime", "updated"),
     *("Content-MD5", "md5Hash", "generation", "VersionId"),
 )
@@ -26,7 +26,7 @@ TRIES: Final = 3
 def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
     """A local path with the content of `url`: itself if local, else a copy cached on this node.
 
-    The cache key holds the store's own marks (ETag, size, time) of the file, or of each file of a
+    The cache key holds the object info (ETag, size, time) of the file, or of each file of a
     folder, asked of the store at every call: what was replaced is fetched again, and what is
     replaced while it is fetched, too. Raises FileNotFoundError, or UserError if it never rests.
     """
@@ -36,9 +36,9 @@ def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
             raise FileNotFoundError(str(path))
         return path
     storage = Storage(url, options)
-    marks = _marks(storage)
+    info = _object_info(storage)
     for _ in range(TRIES):
-        digest = hashlib.sha256("\n".join([storage.url, *marks]).encode()).hexdigest()[:16]
+        digest = hashlib.sha256("\n".join([storage.url, *info]).encode()).hexdigest()[:16]
         target = cache_folder() / digest / storage.url.rpartition("/")[2]
         if target.exists():
             return target
@@ -46,8 +46,8 @@ def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
         temporary.mkdir(parents=True)
         try:
             _fetch(storage, temporary / target.name)
-            before, marks = marks, _marks(storage)
-            if marks == before:
+            before, info = info, _object_info(storage)
+            if info == before:
                 _keep(temporary / target.name, target)
                 return target
         finally:
@@ -55,7 +55,7 @@ def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
     raise UserError(f"{url} was replaced each time that it was fetched: wait until it rests")
 
 
-def _marks(storage: Storage) -> list[str]:
+def _object_info(storage: Storage) -> list[str]:
     """What tells this state of a file, or of a folder's files, from any other."""
     if storage.is_s3:
         try:
@@ -73,7 +73,7 @@ def _marks(storage: Storage) -> list[str]:
     if info["type"] == "directory":
         files = cast("dict[str, Any]", filesystem.find(remote, detail=True))
     return [
-        "\n".join([name, *(f"{mark}={files[name].get(mark)}" for mark in MARKS)])
+        "\n".join([name, *(f"{field}={files[name].get(field)}" for field in OBJECT_INFO)])
         for name in sorted(files)
     ]
 

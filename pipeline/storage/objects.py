@@ -36,7 +36,7 @@ def read_named(folder: Storage, name: str) -> bytes:
 
 
 def info_uri(uri: str, options: Mapping[str, str]) -> Entry:
-    """The marks of an absolute URI of any scheme. Raises FileNotFoundError."""
+    """The object info of an absolute URI of any scheme. Raises FileNotFoundError."""
     folder, name = open_file(uri, options)
     return folder.info(name)
 

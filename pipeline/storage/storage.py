@@ -213,7 +213,7 @@ class Storage:
         return 0
 
     def info(self, path: str) -> Entry:
-        """Size and marks of one object. Raises FileNotFoundError."""
+        """Object info of one object: size, ETag, time. Raises FileNotFoundError."""
         return self.objects.info(self.key(path))._replace(path=path)
 
     def size(self, path: str) -> int:

@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 
 from detr.categories import COCO_PANOPTIC, Categories
 from pipeline.report.page import MAX_BYTES, write_report
-from pipeline.run.snapshots import open_edition
+from pipeline.run.snapshots import open_snapshot
 from tests.browser import opened
 from tests.factories import made_scenes, make_run, shard_row
 from tests.spoilt import EVIL, coco_run, evaluate
@@ -28,7 +28,7 @@ def coco_report(
     truth = coco_val100 / "panoptic_val2017.json"
     evaluate(coco_run(folder / "before", coco_val100, 0), truth)
     result = evaluate(coco_run(folder / "now", coco_val100, 1), truth)
-    now, before = (open_edition(str(folder / name)) for name in ("now", "before"))
+    now, before = (open_snapshot(str(folder / name)) for name in ("now", "before"))
     written = write_report(now, other=before, cards=2, output=str(folder / "report.html"))
     assert written.bytes <= MAX_BYTES
     return folder / "report.html", result
@@ -101,7 +101,7 @@ def test_labels_of_users_stay_text(tmp_path: Path) -> None:
     rows = {f"{evil}.jpg": shard_row(f"{evil}.jpg", (scene_map, segments))}
     rows["'.jpg"] = shard_row("'.jpg", "empty")
     run = make_run(tmp_path / evil / "run", rows, categories=categories)
-    path = Path(write_report(open_edition(run.storage.url)).url)
+    path = Path(write_report(open_snapshot(run.storage.url)).url)
     with opened(path) as seen:
         page = seen.page
         assert page.get_by_role("heading", level=1).inner_text() == run.storage.url
@@ -115,6 +115,6 @@ def test_an_empty_snapshot_has_a_report(tmp_path: Path) -> None:
     """Every image failed: no classes, no pictures, the errors all the same."""
     rows = {name: shard_row(name, "empty") for name in ("a.jpg", "b.jpg")}
     run = make_run(tmp_path / "run", rows)
-    page = Path(write_report(open_edition(run.storage.url)).url).read_text()
+    page = Path(write_report(open_snapshot(run.storage.url)).url).read_text()
     assert "2 images failed" in page
     assert "a.jpg" in page

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.cluster.progress_actor import Tally
+from pipeline.cluster.progress_actor import ProgressActor
 from pipeline.error_budget import (
     FALSE_STOP,
     FIRST_EXPECTED,
@@ -60,12 +60,15 @@ def test_no_job_just_below_its_limit_is_stopped_shard_by_shard() -> None:
     random = np.random.default_rng(1)
     for rate in (0.04, 0.045):
         for _ in range(100):
-            tally = Tally(60 * 512, 0.05)
+            progress_actor = ProgressActor(60 * 512, 0.05)
             for shard in range(60):
                 bad = failures(int(random.binomial(512, rate)))
-                assert tally.fetched(f"1/{shard}", 512, bad) is None
+                assert progress_actor.fetched(f"1/{shard}", 512, bad) is None
                 key = f"1/{shard}"
-                assert tally.written(key, images=512, failures=bad, segments=0, size=0) is None
+                assert (
+                    progress_actor.written(key, images=512, failures=bad, segments=0, size=0)
+                    is None
+                )
 
 
 def test_a_single_failure_shows_that_a_limit_of_0_is_passed() -> None:

@@ -38,7 +38,7 @@ def names_of(data: bytes) -> frozenset[str]:
 
 
 class Promises:
-    """Watches a world. passed: editions (run, snapshot) that a gate or a person let through."""
+    """Watches a world. passed: snapshots (run, snapshot) that a gate or a person let through."""
 
     def __init__(self, world: World) -> None:
         self.world = world

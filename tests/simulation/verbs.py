@@ -35,7 +35,7 @@ from pipeline.run.lease import Hold
 from pipeline.run.run import Run, find_run
 from pipeline.run.series import PREFIX, Nights, Pinned
 from pipeline.run.shard_format import Provenance, put_shard
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.run.writing import is_nights
 from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
 from pipeline.segmentation.graph import copy_shard
@@ -47,7 +47,7 @@ from tests.simulation.promises import OUT, Promises
 from tests.simulation.world import Object, SimulatedObjects, World
 
 WEIGHTS = ("a", "b")
-PASSES = 0.75  # part of the editions that the gate lets pass
+PASSES = 0.75  # part of the snapshots that the gate lets pass
 
 
 @dataclass
@@ -159,16 +159,16 @@ class SimulatedNight(_Night):
     def _suffixes(self) -> tuple[str, ...]:
         return ()
 
-    def _judge(self, edition: Edition) -> Judged:
+    def _judge(self, candidate: RunSnapshot) -> Judged:
         field = SimulatedStorage.field
         passes = field.gate() if field.gate else field.world.random.random() < PASSES
         if not passes:
             return Judged(("drawn",))
-        field.promises.passed.add((self.name, edition.number))
+        field.promises.passed.add((self.name, candidate.number))
         return Judged((), {"images": {"scored": 0}})
 
-    def _pin(self, edition: Edition) -> None:
-        self.nights.pin(Pinned(self.name, edition.number, "gt"))
+    def _pin(self, candidate: RunSnapshot) -> None:
+        self.nights.pin(Pinned(self.name, candidate.number, "gt"))
 
 
 def execute(

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from pipeline.cluster.metrics import METRICS
-from pipeline.cluster.progress_actor import start_tally
+from pipeline.cluster.progress_actor import start_progress_actor
 from pipeline.error_budget import Failures
 
 DOCS = Path(__file__).parents[3] / "docs" / "faults.md"
@@ -41,13 +41,13 @@ def value(text: str, name: str, **tags: str) -> float | None:
 @pytest.mark.slow(seconds=20)
 @pytest.mark.usefixtures("ray_session")
 def test_a_job_s_counters_reach_prometheus_once_for_a_shard_that_was_written_twice() -> None:
-    tally = start_tally(100, 1.0, "s3://bucket/metrics-test")
+    progress_actor = start_progress_actor(100, 1.0, "s3://bucket/metrics-test")
     for _ in range(2):
-        report = tally.written.remote(
+        report = progress_actor.written.remote(
             "1/0", images=10, failures={"empty": Failures(3, "", "")}, segments=7, size=1_000
         )
         ray.get(report)
-    ray.get(tally.look.remote())
+    ray.get(progress_actor.look.remote())
     run = {"run": "s3://bucket/metrics-test"}
     text = ""
     deadline = time.monotonic() + SECONDS
@@ -63,7 +63,7 @@ def test_a_job_s_counters_reach_prometheus_once_for_a_shard_that_was_written_twi
     assert value(text, "panoptic_images_total", code="empty", **run) == 3
     assert value(text, "panoptic_segments_total", **run) == 7
     assert value(text, "panoptic_bytes_total", direction="written", **run) == 1_000
-    ray.kill(tally)
+    ray.kill(progress_actor)
 
 
 def test_the_documented_table_is_the_list_of_metrics() -> None:

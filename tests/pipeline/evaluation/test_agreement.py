@@ -11,7 +11,7 @@ import pytest
 from detr.panoptic import Panoptic, Segment
 from pipeline.errors import UserError
 from pipeline.evaluation.agreement import Agreement, agree
-from pipeline.run.snapshots import Edition, open_edition
+from pipeline.run.snapshots import RunSnapshot, open_snapshot
 from tests.factories import (
     MadeImage,
     add_generation,
@@ -25,13 +25,13 @@ from tests.factories import (
 SCENES = made_scenes(9)
 
 
-def edition(folder: Path, rows: dict[str, Any], per_shard: int = 4) -> Edition:
+def run_snapshot(folder: Path, rows: dict[str, Any], per_shard: int = 4) -> RunSnapshot:
     made = {name: shard_row(name, own) for name, own in rows.items()}
-    return open_edition(make_run(folder, made, per_shard=per_shard).storage.url)
+    return open_snapshot(make_run(folder, made, per_shard=per_shard).storage.url)
 
 
 def agreement(tmp_path: Path, a: dict[str, Any], b: dict[str, Any], **settings: int) -> Agreement:
-    return agree(edition(tmp_path / "a", a), edition(tmp_path / "b", b, 2), **settings)
+    return agree(run_snapshot(tmp_path / "a", a), run_snapshot(tmp_path / "b", b, 2), **settings)
 
 
 def test_a_run_agrees_with_itself(tmp_path: Path) -> None:
@@ -92,7 +92,7 @@ def test_rows_of_several_generations_are_paired(tmp_path: Path) -> None:
     one = publish_run(tmp_path / "a", [image(i, 8) for i in range(10)], shards=4)
     two = publish_run(tmp_path / "b", [image(i, 8) for i in range(6)], shards=3)
     add_generation(two, [image(i, 6) for i in range(6, 10)], number=2, shards=1)
-    found = agree(open_edition(one.storage.url), open_edition(two.storage.url))
+    found = agree(open_snapshot(one.storage.url), open_snapshot(two.storage.url))
     assert (found.images, found.unpaired) == (10, 0)
     assert [own.segments for own in found.disagreements] == pytest.approx([0.25] * 4)
     assert found.groups["All"]["pq"] == pytest.approx((6 + 4 * 0.75) / 10)

@@ -1,4 +1,4 @@
-"""Two evaluations side by side: the same images, the same resamples, differences that hold."""
+"""Two evaluations side by side: the same images, the same samples, differences that hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pipeline.panoptic.bootstrap import add_rows, image_weights
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import REPLICATES, Side, Sums, score
 from pipeline.panoptic.score import score_rows
-from pipeline.run.snapshots import Edition, open_edition
+from pipeline.run.snapshots import RunSnapshot, open_snapshot
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import (
     POPULATION_CATEGORIES,
@@ -48,7 +48,7 @@ WORSE = {name: damaged(damaged(true, i), i + 100) for i, (name, true) in enumera
 def both(tmp_path: Path, a: dict[str, Any], b: dict[str, Any]) -> Comparison:
     left = evaluated_run(tmp_path / "a", a, TRUTH)
     right = evaluated_run(tmp_path / "b", b, TRUTH, per_shard=7)
-    return compare(open_edition(left.storage.url), open_edition(right.storage.url))
+    return compare(open_snapshot(left.storage.url), open_snapshot(right.storage.url))
 
 
 def test_rows_add_up_to_the_very_sums_of_the_scoring(tmp_path: Path) -> None:
@@ -73,19 +73,19 @@ def test_weights_are_poisson_and_the_same_each_time() -> None:
         assert (weights == k).mean() == pytest.approx(math.exp(-1) / math.factorial(k), abs=0.005)
 
 
-def evaluated_twice(tmp_path: Path) -> tuple[Edition, Edition]:
+def evaluated_twice(tmp_path: Path) -> tuple[RunSnapshot, RunSnapshot]:
     """Two runs that were scored against TRUTH."""
     runs = [evaluated_run(tmp_path / name, BETTER, TRUTH, per_shard=3) for name in "ab"]
-    a, b = (open_edition(run.storage.url) for run in runs)
+    a, b = (open_snapshot(run.storage.url) for run in runs)
     return a, b
 
 
-def change_result(edition: Edition, **values: Any) -> None:
+def change_result(run_snapshot: RunSnapshot, **values: Any) -> None:
     """Write other values into `pq.json`; None takes one out."""
-    place = f"evaluation/{edition.number:04d}/gt/pq.json"
-    result = {**edition.result("gt"), **values}
+    place = f"evaluation/{run_snapshot.number:04d}/gt/pq.json"
+    result = {**run_snapshot.result("gt"), **values}
     kept = {key: value for key, value in result.items() if value is not None}
-    edition.run.storage.write(place, json.dumps(kept).encode())
+    run_snapshot.run.storage.write(place, json.dumps(kept).encode())
 
 
 def test_truth_of_swapped_categories_is_other_truth(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_other_truth_is_refused(tmp_path: Path) -> None:
     }
     right = evaluated_run(tmp_path / "b", BETTER, other)
     with pytest.raises(UserError, match="used different ground truth"):
-        compare(open_edition(left.storage.url), open_edition(right.storage.url))
+        compare(open_snapshot(left.storage.url), open_snapshot(right.storage.url))
 
 
 def test_classes_that_only_the_truth_has_are_missed_and_no_other_is_charged(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_classes_that_only_the_truth_has_are_missed_and_no_other_is_charged(tmp_
     ]
     for run in runs:
         evaluate_rows(run, truth, name="more", categories=more)
-    a, b = (open_edition(run.storage.url) for run in runs)
+    a, b = (open_snapshot(run.storage.url) for run in runs)
     found = compare(a, b, "more")
     classes = {own.name: own for own in found.classes}
     assert (classes["kite"].segments, classes["kite"].pq.b) == (1, 0)
@@ -231,10 +231,10 @@ def test_classes_that_only_the_truth_has_are_missed_and_no_other_is_charged(tmp_
 def test_several_evaluations_are_told_apart_by_name(tmp_path: Path) -> None:
     run = evaluated_run(tmp_path / "a", BETTER, TRUTH)
     evaluate_rows(run, TRUTH, name="again")
-    edition = open_edition(f"{run.storage.url}/snapshots/0001.parquet")
+    run_snapshot = open_snapshot(f"{run.storage.url}/snapshots/0001.parquet")
     with pytest.raises(UserError, match="evaluated as again and as gt: choose one with --name"):
-        compare(edition, edition)
-    assert compare(edition, edition, "again").truth == "again"
+        compare(run_snapshot, run_snapshot)
+    assert compare(run_snapshot, run_snapshot, "again").truth == "again"
 
 
 @pytest.mark.parametrize("samples", [100, pytest.param(300, marks=pytest.mark.slow(seconds=25))])

@@ -25,7 +25,7 @@ from pipeline.evaluation.truth import load
 from pipeline.panoptic.score import InvalidError, Partial
 from pipeline.run.publish import finish
 from pipeline.run.run import Run
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import damaged, made_scenes, make_run, shard_row, write_coco
 from tests.pipeline.panoptic.plain_pq import plain_pq
@@ -135,9 +135,9 @@ def test_two_evaluations_of_one_name_at_a_time_do_not_mix(
     first = evaluate_run(run.storage.url, truth, note=note)
     assert figures(first) == figures(evaluated[1])
     assert second[0]["images"]["scored"] == 7
-    edition = Edition(run, 1)
-    assert edition.result("gt") == first
-    table = pa.concat_tables(edition.per_image("gt", ("file_name", "status")))
+    run_snapshot = RunSnapshot(run, 1)
+    assert run_snapshot.result("gt") == first
+    table = pa.concat_tables(run_snapshot.per_image("gt", ("file_name", "status")))
     assert sorted(table["file_name"].to_pylist()) == sorted(TRUTH)
     assert table["status"].to_pylist().count("scored") == 12
     left = {entry.path.split("/")[4] for entry in run.storage.list("evaluation/0001/gt/per_image")}
@@ -148,12 +148,12 @@ def test_two_evaluations_of_one_name_at_a_time_do_not_mix(
 def test_rows_stay_readable_until_an_evaluation_ends(tmp_path: Path, truth: str) -> None:
     rows = {name: shard_row(name, predicted) for name, predicted in PREDICTED.items()}
     run = make_run(tmp_path, rows, per_shard=5)
-    edition = Edition(run, 1)
+    run_snapshot = RunSnapshot(run, 1)
     seen: list[int] = []
 
     def note(text: str) -> None:
         if "shards" in text:
-            seen.append(sum(table.num_rows for table in edition.per_image("gt", ("hash",))))
+            seen.append(sum(table.num_rows for table in run_snapshot.per_image("gt", ("hash",))))
 
     evaluate_run(run.storage.url, truth)
     evaluate_run(run.storage.url, truth, note=note)

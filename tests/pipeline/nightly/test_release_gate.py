@@ -14,7 +14,7 @@ from pipeline.nightly.release_gate import judge_quality, judge_shares
 from pipeline.nightly.settings import NightlyConfig
 from pipeline.run.folder import ShardEntry
 from pipeline.run.run import Run
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from tests.factories import (
     MadeImage,
     add_generation,
@@ -46,7 +46,7 @@ def run(tmp_path: Path) -> Run:
 
 def reasons(run: Run, number: int, live: int) -> list[str]:
     config = load_config(NightlyConfig, {"source": "/x", "out": "/y", "weights": "r50"})
-    return judge_shares(Edition(run, number), Edition(run, live), config, same_weights=True)
+    return judge_shares(RunSnapshot(run, number), RunSnapshot(run, live), config, same_weights=True)
 
 
 def test_rows_that_were_stopped_are_new_until_they_are_published(run: Run) -> None:
@@ -68,7 +68,9 @@ def test_a_baseline_whose_evaluation_does_not_hold_is_evaluated_again(
     truth = str(write_coco(tmp_path, "gt", scenes))
     older = str(write_coco(tmp_path / "older", "gt", dict(list(scenes.items())[:9])))
     before, after = (
-        Edition(make_run(tmp_path / name, {n: shard_row(n, p) for n, p in predicted.items()}), 1)
+        RunSnapshot(
+            make_run(tmp_path / name, {n: shard_row(n, p) for n, p in predicted.items()}), 1
+        )
         for name in ("before", "after")
     )
     evaluate_run(before.run.storage.url, older if spoilt == "truth" else truth)

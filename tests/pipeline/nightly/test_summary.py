@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.nightly.release_gate import Judged
 from pipeline.nightly.summary import NightSummary, errors_by_code, summarize, work_since
 from pipeline.run.run import Run
-from pipeline.run.snapshots import Edition
+from pipeline.run.snapshots import RunSnapshot
 from tests.factories import MadeImage, add_generation, publish_run
 
 SUMMARY = NightSummary(
@@ -70,9 +70,9 @@ def test_work_is_that_of_the_generations_since_the_live_edition(tmp_path: Path) 
     everything = work_since(run, None)
     assert (everything.computed, everything.seconds) == (7, 20.0)
     assert everything.gpu_hours == 2 * 40 / 3600
-    since = work_since(run, Edition(run, 1))
+    since = work_since(run, RunSnapshot(run, 1))
     assert (since.computed, since.images_per_second) == (1, 0.1)
-    assert errors_by_code(Edition(run, 2)) == {"timeout": 6, "empty": 1}
+    assert errors_by_code(RunSnapshot(run, 2)) == {"timeout": 6, "empty": 1}
 
 
 def test_cost_is_gpu_hours_times_the_price(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_cost_is_gpu_hours_times_the_price(tmp_path: Path) -> None:
     stats = [{"done": 1, "seconds": 3600.0, **where} for where in (gpus, machine)]
     run.storage.write("stats/0001.json", json.dumps(stats).encode())
     found = summarize(
-        Edition(run, 1),
+        RunSnapshot(run, 1),
         Judged(("bad",)),
         "stopped",
         out="o",
@@ -107,11 +107,11 @@ def work_of(run: Run, number: int, done: int) -> None:
 def told(run: Run, live: int | None, before: NightSummary | None, outcome: str) -> NightSummary:
     """The summary of a night that ends with the newest generation."""
     return summarize(
-        Edition(run, max(run.generations())),
+        RunSnapshot(run, max(run.generations())),
         Judged(()),
         outcome,
         out="o",
-        live=None if live is None else Edition(run, live),
+        live=None if live is None else RunSnapshot(run, live),
         price=1.0,
         seconds=1.0,
         started=datetime(2026, 11, 21, tzinfo=UTC),

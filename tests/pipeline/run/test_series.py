@@ -40,9 +40,9 @@ def nights(tmp_path: Path) -> Nights:
 
 
 def live(nights: Nights) -> tuple[str, int]:
-    edition = nights.live()
-    assert edition is not None
-    return edition.run.storage.url.rpartition("/")[2], edition.number
+    run_snapshot = nights.live()
+    assert run_snapshot is not None
+    return run_snapshot.run.storage.url.rpartition("/")[2], run_snapshot.number
 
 
 def a_run(nights: Nights, name: str) -> Run:
@@ -173,7 +173,7 @@ def test_the_pinned_baseline_is_kept(nights: Nights) -> None:
     assert nights.storage.exists("run-a/evaluation/0002/gt/pq.json")
     pinned = nights.pinned()
     assert pinned is not None
-    assert nights.edition(pinned).evaluations() == ["gt"]
+    assert nights.pinned_snapshot(pinned).evaluations() == ["gt"]
 
 
 def test_what_is_being_made_is_kept(nights: Nights) -> None:

@@ -1,4 +1,4 @@
-"""What the stages tell the tally, so that a job which stands still can be explained."""
+"""What the stages tell the progress actor, so that a job which stands still can be explained."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ray
 from ray.actor import ActorHandle
 
 from detr.inference.gpu_batch import InFlight
-from pipeline.cluster.progress_actor import MAX_STARTS, Flow, Tally
+from pipeline.cluster.progress_actor import MAX_STARTS, Flow, ProgressActor
 from pipeline.errors import TryAgainError
 from pipeline.segmentation.graph import rewrite_shards
 from pipeline.segmentation.segmenter import Segmenter
@@ -23,8 +23,8 @@ from tests.factories import Night, jpeg, on_a_device_that_works_alone, segmenter
 KEY = "1/4"  # of unit_of's units
 
 
-class RecordingTally(Tally):
-    """A tally that remembers what it was told."""
+class RecordingTally(ProgressActor):
+    """A progress_actor that remembers what it was told."""
 
     def __init__(self) -> None:
         super().__init__(100, 1.0)
@@ -62,56 +62,58 @@ def recorder(ray_session: None) -> Iterator[Any]:
 
 
 @pytest.fixture
-def tally(recorder: Any) -> Any:
+def progress_actor(recorder: Any) -> Any:
     ray.get(recorder.begin_anew.remote())
     return recorder
 
 
-def states(tally: Any) -> Mapping[str, int]:
-    flow: Flow = ray.get(tally.flow.remote())
+def states(progress_actor: Any) -> Mapping[str, int]:
+    flow: Flow = ray.get(progress_actor.flow.remote())
     return flow.states
 
 
-def reporting(weights: Path, tally: ActorHandle, **settings: Any) -> Segmenter:
+def reporting(weights: Path, progress_actor: ActorHandle, **settings: Any) -> Segmenter:
     actor = segmenter(weights, **settings)
-    actor.tally = tally
+    actor.progress_actor = progress_actor
     return actor
 
 
-def test_a_model_at_work_is_seen_as_such(tiny_weights: Path, tally: Any) -> None:
-    actor = reporting(tiny_weights, tally)
+def test_a_model_at_work_is_seen_as_such(tiny_weights: Path, progress_actor: Any) -> None:
+    actor = reporting(tiny_weights, progress_actor)
     busy = threading.Event()
     actor.turn.submit(busy.wait)  # a model that hangs
     with ThreadPoolExecutor(1) as threads:
         waiting = threads.submit(actor, unit_of({"a.jpg": jpeg(60, 80, 1)}))
         deadline = time.monotonic() + 20
-        while not states(tally) and time.monotonic() < deadline:
+        while not states(progress_actor) and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert states(tally) == {"segmenting": 1}
+        assert states(progress_actor) == {"segmenting": 1}
         busy.set()
         waiting.result()
-    assert states(tally) == {"segmented": 1}
+    assert states(progress_actor) == {"segmented": 1}
 
 
-def test_the_sizes_of_the_batches_are_told(tiny_weights: Path, tally: Any) -> None:
-    actor = reporting(tiny_weights, tally, batch_size=4)
+def test_the_sizes_of_the_batches_are_told(tiny_weights: Path, progress_actor: Any) -> None:
+    actor = reporting(tiny_weights, progress_actor, batch_size=4)
     same = {f"{number}.jpg": jpeg(60, 80, number) for number in range(6)}
     actor(unit_of({**same, "broken.jpg": b"x", "gone.jpg": None}))
-    told = ray.get(tally.all_told.remote())
+    told = ray.get(progress_actor.all_told.remote())
     assert told == [("segmenting", KEY), ("segmented", KEY, {4: 1, 2: 1})]
 
 
-def test_batches_cut_by_memory_are_told_as_the_model_took_them(tmp_path: Path, tally: Any) -> None:
+def test_batches_cut_by_memory_are_told_as_the_model_took_them(
+    tmp_path: Path, progress_actor: Any
+) -> None:
     (tmp_path / "none").write_bytes(b"")
     model = "tests.pipeline.segmentation.test_segmenter:load_scarce"  # memory for three images
-    actor = reporting(tmp_path / "none", tally, model=model, batch_size=8)
+    actor = reporting(tmp_path / "none", progress_actor, model=model, batch_size=8)
     actor(unit_of({f"{number}.jpg": jpeg(60, 80, number) for number in range(9)}))
-    assert ray.get(tally.all_told.remote())[-1] == ("segmented", KEY, {2: 4, 1: 1})
+    assert ray.get(progress_actor.all_told.remote())[-1] == ("segmented", KEY, {2: 4, 1: 1})
 
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_batches_under_way_are_told_once(
-    tiny_weights: Path, tally: Any, monkeypatch: pytest.MonkeyPatch, fails: bool
+    tiny_weights: Path, progress_actor: Any, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     on_a_device_that_works_alone(monkeypatch)
     plain, calls = InFlight.result, [0]
@@ -123,20 +125,20 @@ def test_batches_under_way_are_told_once(
         return plain(flight)
 
     monkeypatch.setattr(InFlight, "result", full)
-    actor = reporting(tiny_weights, tally, batch_size=1)
+    actor = reporting(tiny_weights, progress_actor, batch_size=1)
     actor(unit_of({f"{number}.jpg": jpeg(60, 80, number) for number in range(6)}))
-    assert ray.get(tally.all_told.remote())[-1] == ("segmented", KEY, {1: 6})
+    assert ray.get(progress_actor.all_told.remote())[-1] == ("segmented", KEY, {1: 6})
 
 
-def test_a_unit_that_ends_every_actor_ends_the_job(tiny_weights: Path, tally: Any) -> None:
-    actor = reporting(tiny_weights, tally)
+def test_a_unit_that_ends_every_actor_ends_the_job(tiny_weights: Path, progress_actor: Any) -> None:
+    actor = reporting(tiny_weights, progress_actor)
     for _ in range(MAX_STARTS):  # each by an actor that died
-        ray.get(tally.began.remote("segmenting", KEY))
+        ray.get(progress_actor.began.remote("segmenting", KEY))
     with pytest.raises(TryAgainError, match="segmenting shard 4 of generation 1 has ended 20"):
         actor(unit_of({"a.jpg": jpeg(60, 80, 1)}))
 
 
-def test_shards_that_are_copied_are_told(tmp_path: Path, tally: Any) -> None:
+def test_shards_that_are_copied_are_told(tmp_path: Path, progress_actor: Any) -> None:
     night = Night(tmp_path)
     for number in range(10):
         night.put(f"{number}.jpg")
@@ -145,8 +147,8 @@ def test_shards_that_are_copied_are_told(tmp_path: Path, tally: Any) -> None:
     generation = night.refresh()
     assert generation is not None
     [rewrite] = generation.rewrites
-    rewrite_shards(night.run, generation.rewrites, tally)
+    rewrite_shards(night.run, generation.rewrites, progress_actor)
     key = f"1/{rewrite.shard}"
-    assert ray.get(tally.all_told.remote()) == [("rewriting", key), ("rewritten", key)]
-    assert states(tally) == {}
+    assert ray.get(progress_actor.all_told.remote()) == [("rewriting", key), ("rewritten", key)]
+    assert states(progress_actor) == {}
     assert night.run.read_shard(rewrite.path).num_rows == rewrite.rows
