@@ -28,10 +28,10 @@ from benchmarks.evaluate import DISTINCT, make, renamed, resident
 from benchmarks.made_maps import machine
 from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
+from pipeline.layout import part_name
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.score import score_rows
 from pipeline.run.folder import parquet_bytes
-from pipeline.run.layout import part_name
 from pipeline.run.run import Run, open_run
 from pipeline.sharding import WorkUnit
 from pipeline.storage.storage import Storage

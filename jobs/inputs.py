@@ -15,6 +15,7 @@ from typing import Final
 import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.layout import input_folder
 from pipeline.secrets import SIGNED, is_signed, texts
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
@@ -51,7 +52,7 @@ class Inputs:
         together = [path]
         if name == "truth" and path.with_suffix("").is_dir():
             together.append(path.with_suffix(""))  # its PNGs, found by its name
-        place = f"inputs/{content_hash(*together)[:12]}"
+        place = input_folder(content_hash(*together))
         for each in together:
             self._upload(each, f"{place}/{each.name}")
         return self._storage().join(f"{place}/{path.name}")

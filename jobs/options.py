@@ -15,7 +15,7 @@ import typer
 
 from pipeline.config import RESULT_FIELDS, SOURCE_FIELDS, RunConfig, make_config
 from pipeline.errors import UserError
-from pipeline.run.layout import LATEST_FILE, RUN_FILE
+from pipeline.layout import LATEST_FILE, RUN_FILE
 
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="One JSON object on stdout; progress goes to stderr.")

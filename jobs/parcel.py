@@ -25,6 +25,7 @@ from typer.main import get_command
 from jobs.inputs import Inputs, content_hash
 from jobs.verbs import make_app
 from pipeline.errors import UserError
+from pipeline.layout import input_folder
 from pipeline.secrets import KEPT_OPTIONS, refuse_secrets, secret_names, texts, withheld
 from pipeline.version import code_version
 
@@ -135,7 +136,7 @@ def _report(command: Sequence[str], files: dict[str, Path]) -> Iterator[str]:
                 '["python", "send.py"]'
             )
         elif path.is_file():
-            files[f"inputs/{content_hash(path)[:12]}/{path.name}"] = path
+            files[f"{input_folder(content_hash(path))}/{path.name}"] = path
             yield next(reversed(files))
         elif path.suffix in SCRIPTS and not path.is_absolute():
             raise UserError(

@@ -15,6 +15,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from pipeline.errors import UserError
+from pipeline.layout import (
+    KEPT_PATTERN,
+    SHARD_PATTERN,
+    dropped_path,
+    kept_path,
+    part_path,
+    shard_path,
+)
 
 IMAGES_PER_SHARD: Final = 512
 BYTES_PER_SHARD: Final = 96_000_000
@@ -113,7 +121,7 @@ class Generation:
         return sum(self.rows)
 
     def shard_path(self, index: int) -> str:
-        return f"{segments_folder(self.number)}/shard-{index:06d}-of-{self.shards:06d}.parquet"
+        return shard_path(self.number, index, self.shards)
 
     def parts(self) -> list[str]:
         """The manifest's parts, 64 shards each, relative to the run folder."""
@@ -156,26 +164,6 @@ class Generation:
         )
 
 
-def manifest_folder(generation: int) -> str:
-    return f"manifest/{generation:04d}"
-
-
-def segments_folder(generation: int) -> str:
-    return f"segments/{generation:04d}"
-
-
-def part_path(generation: int, part: int, plan: str = "") -> str:
-    return f"{manifest_folder(generation)}/part-{part:05d}{_of(plan)}.parquet"
-
-
-def dropped_path(generation: int, plan: str = "") -> str:
-    return f"{manifest_folder(generation)}/dropped{_of(plan)}.parquet"
-
-
-def _of(plan: str) -> str:
-    return f"-{plan}" if plan else ""
-
-
 def missing(generation: Generation, present: Collection[str]) -> list[WorkUnit]:
     """The shards of a generation that are not there yet, in order."""
     return [unit for unit in generation.units() if unit.path not in present]
@@ -203,18 +191,14 @@ def rewrites_for(
         if lost == rows:
             gone.append(path)
             continue
-        target = f"{segments_folder(number)}/kept-{origin:04d}-{shard:06d}.parquet"
+        target = kept_path(number, origin, shard)
         rewrites.append(Rewrite(path, target, number, origin, shard, rows - lost))
     return tuple(rewrites), tuple(gone)
 
 
-_SHARD = re.compile(r"segments/(\d+)/shard-(\d+)-of-\d+\.parquet")
-_KEPT = re.compile(r"segments/\d+/kept-(\d+)-(\d+)\.parquet")
-
-
 def origin_of(path: str) -> tuple[int, int]:
     """The generation that computed a live shard's rows, and the shard's number there."""
-    match = _SHARD.fullmatch(path) or _KEPT.fullmatch(path)
+    match = re.fullmatch(SHARD_PATTERN, path) or re.fullmatch(KEPT_PATTERN, path)
     if match is None:
         raise UserError(f"{path!r} is not the name of a shard: the snapshot was edited by hand")
     return int(match[1]), int(match[2])

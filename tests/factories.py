@@ -29,6 +29,7 @@ import detr
 from detr.categories import COCO_PANOPTIC, Categories
 from detr.panoptic import Panoptic, Segment
 from pipeline.evaluation.truth_png import TRUTH_SCHEMA, write_png
+from pipeline.layout import part_name
 from pipeline.panoptic import rle
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Scored, Side, Sums, score
@@ -38,7 +39,6 @@ from pipeline.planning.manifest import read_dropped
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.run.folder import RunInfo, ShardEntry, parquet_bytes
-from pipeline.run.layout import part_name
 from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard, shard_schema

@@ -34,6 +34,7 @@ from detr.categories import Categories
 from pipeline.errors import TryAgainError, UserError
 from pipeline.evaluation.fresh import fresh_name, sweep
 from pipeline.evaluation.truth import Part, Truth, check_categories, load, prepare
+from pipeline.layout import PQ_FILE, evaluation_folder, part_name, truth_folder
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import (
@@ -46,7 +47,6 @@ from pipeline.panoptic.score import (
 )
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import parquet_bytes
-from pipeline.run.layout import part_name
 from pipeline.run.run import Run, open_run
 from pipeline.secrets import refuse_secrets
 from pipeline.storage.storage import Storage, normalize, open_file
@@ -157,7 +157,7 @@ def evaluate_run(
         raise UserError("--follow takes what is being made now: leave out --snapshot")
     live = _chosen(run, snapshot, follow=follow)
     name = name or default_name(truth)
-    folder = f"evaluation/{live.number:04d}/{name}"
+    folder = evaluation_folder(live.number, name)
     started = time.monotonic()
     connect(address)
     if truth_options is None and normalize(truth).startswith(f"{run.storage.url}/"):
@@ -169,7 +169,7 @@ def evaluate_run(
     else:
         prepared = prepare(
             run,
-            f"{folder}/truth",
+            truth_folder(folder),
             truth,
             masks,
             options=truth_options,
@@ -210,7 +210,7 @@ def evaluate_run(
     classes = per_class_table(result, prepared.categories)
     run.storage.write(f"{folder}/per_class.parquet", parquet_bytes(classes))
     before = _former_rows(run.storage, folder)
-    run.storage.write(f"{folder}/pq.json", (json.dumps(result, indent=1) + "\n").encode())
+    run.storage.write(f"{folder}/{PQ_FILE}", (json.dumps(result, indent=1) + "\n").encode())
     sweep(run.storage, f"{folder}/per_image", keep=rows, replaced=before)
     refuse_invalid(result, total)
     return result
@@ -219,7 +219,7 @@ def evaluate_run(
 def _former_rows(storage: Storage, folder: str) -> str | None:
     """The fresh folder that the evaluation of this name has until now."""
     try:
-        former = json.loads(storage.read(f"{folder}/pq.json"))
+        former = json.loads(storage.read(f"{folder}/{PQ_FILE}"))
     except (FileNotFoundError, ValueError):
         return None
     return str(former.get("per_image", "")).rpartition("/")[2]

@@ -19,14 +19,25 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from pipeline.errors import LeaseError
+from pipeline.layout import (
+    EVALUATION,
+    LATEST_FILE,
+    MANIFEST,
+    PLAN_FILE,
+    REMOVED_FILE,
+    RUN_FILE,
+    SEGMENTS,
+    SNAPSHOTS,
+    STATS,
+    segments_folder,
+    snapshot_name,
+)
 from pipeline.run import fenced
 from pipeline.run.fenced import Fence
-from pipeline.run.layout import LATEST_FILE, REMOVED_FILE, RUN_FILE
 from pipeline.run.lease import CLOCK_FILE, LEASE_FILE, Host, lease
 from pipeline.run.run import Run, find_run
 from pipeline.run.series import Nights
 from pipeline.run.writing import is_nights, locate, writing
-from pipeline.sharding import segments_folder
 from pipeline.storage.entry import Entry
 from pipeline.storage.storage import Storage
 
@@ -151,7 +162,7 @@ def _plan(storage: Storage, keep: int) -> Pruning:
     if pointer is not None:
         live = {**pointer, "previous": [n for n in pointer.get("previous", ()) if n in kept_of]}
         pointers.append(Move(storage, pointer, _tidy(live)))
-    names = tuple(f"{n}/snapshots/{s:04d}" for n in sorted(kept_of) for s in sorted(kept_of[n]))
+    names = tuple(f"{n}/{snapshot_name(s)}" for n in sorted(kept_of) for s in sorted(kept_of[n]))
     return Pruning(storage.url, names, tuple(objects), tuple(pointers))
 
 
@@ -166,7 +177,7 @@ def _plan_run(storage: Storage, keep: int) -> Pruning:
     pinned = Nights(above).pinned() if above is not None else None
     if pinned and pinned.run == storage.resolved().url.rpartition("/")[2]:
         kept.add(pinned.snapshot)
-    names = tuple(f"snapshots/{number:04d}" for number in sorted(kept))
+    names = tuple(snapshot_name(number) for number in sorted(kept))
     return Pruning(storage.url, names, tuple(_of_run(run, kept)), _shorter(run, kept))
 
 
@@ -186,17 +197,17 @@ def _of_run(run: Run, kept: set[int]) -> list[Entry]:
 
     def stays(path: str) -> bool:
         top, _, rest = path.partition("/")
-        if top == "segments":
+        if top == SEGMENTS:
             making = under_way is not None and path.startswith(f"{segments_folder(under_way)}/")
             return making or path in named
-        if top == "snapshots":
+        if top == SNAPSHOTS:
             return int(rest.removesuffix(".parquet")) in kept
         if top == "evaluation":
             return int(rest.partition("/")[0]) in kept
         return True
 
     found = [entry for entry in run.storage.list() if not stays(entry.path)]
-    order = ("snapshots", "evaluation", "segments")
+    order = (SNAPSHOTS, EVALUATION, SEGMENTS)
     return sorted(found, key=lambda entry: (order.index(entry.path.split("/")[0]), entry.path))
 
 
@@ -205,8 +216,8 @@ def _whole(entries: Iterable[Entry]) -> list[Entry]:
 
     def place(entry: Entry) -> tuple[int, int, str]:
         top, _, rest = entry.path.partition("/")
-        if top == "manifest":  # the newest generation first: none may lose what it builds on
-            part = not rest.endswith("/generation.json")
+        if top == MANIFEST:  # the newest generation first: none may lose what it builds on
+            part = not rest.endswith(f"/{PLAN_FILE}")
             return _ORDER.index(top), -int(rest[:4]), f"{part:d}{rest}"
         last = {RUN_FILE: 1, REMOVED_FILE: 2}.get(top, 0)
         return (_ORDER.index(top) if top in _ORDER else len(_ORDER) + last), 0, rest
@@ -214,7 +225,7 @@ def _whole(entries: Iterable[Entry]) -> list[Entry]:
     return sorted((entry for entry in entries if entry.path not in STAYS), key=place)
 
 
-_ORDER: Final = (LATEST_FILE, "snapshots", "evaluation", "segments", "stats", "manifest")
+_ORDER: Final = (LATEST_FILE, SNAPSHOTS, EVALUATION, SEGMENTS, STATS, MANIFEST)
 
 
 def is_going(run: Run) -> bool:

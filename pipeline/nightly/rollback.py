@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.layout import REMOVED_FILE, RUN_FILE, snapshot_name
 from pipeline.run.folder import read_pointer
 from pipeline.run.latest import back, forward, instead
-from pipeline.run.layout import REMOVED_FILE, RUN_FILE
 from pipeline.run.lease import Host
 from pipeline.run.run import Run
 from pipeline.run.series import PREFIX, Nights
@@ -51,7 +51,7 @@ def rollback_at(storage: Storage, to: str | None = None, *, host: Host | None = 
         if nights is None or storage.url == place.run.url:
             before = _live(run)
             _move_run(run, to)
-            return Moved(storage.url, f"snapshots/{before:04d}", f"snapshots/{_live(run):04d}")
+            return Moved(storage.url, snapshot_name(before), snapshot_name(_live(run)))
         seen = _where(nights)
         _move_nights(nights, run, to)
         return Moved(storage.url, seen, _where(nights))
@@ -148,4 +148,4 @@ def _live(run: Run) -> int:
 
 def _where(nights: Nights) -> str:
     live = nights.live()
-    return f"{nights.live_name()}/snapshots/{live.number:04d}" if live else "nothing"
+    return f"{nights.live_name()}/{snapshot_name(live.number)}" if live else "nothing"

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.layout import SEGMENTS
 from pipeline.planning.manifest import stage_manifest
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import ShardEntry, Snapshot
@@ -60,7 +61,7 @@ def verify(run: Run, number: int | None = None) -> Verification:
     sorted by hash; footers, snapshot and the store's listing of one mind about each shard.
     """
     snapshot = run.snapshot(number)
-    sizes = {entry.path: entry.size for entry in run.storage.list("segments")}
+    sizes = {entry.path: entry.size for entry in run.storage.list(SEGMENTS)}
     result = Verification(snapshot.number, len(snapshot.shards), 0, 0, 0, 0)
     with Staging() as staging:
         result.rows = staging.stage("found", _live(run, snapshot, sizes, result))

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from pipeline.error_budget import exceeds
 from pipeline.errors import UserError
+from pipeline.layout import dropped_path
 from pipeline.planning.manifest import (
     clear_other_plans,
     new_plan,
@@ -30,7 +31,7 @@ from pipeline.planning.source import Source
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
 from pipeline.schema import DROPPED_SCHEMA
-from pipeline.sharding import Generation, dropped_path, rewrites_for, shard_count, shard_of
+from pipeline.sharding import Generation, rewrites_for, shard_count, shard_of
 
 Progress = Callable[[int], None]
 Note = Callable[[str], None]

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.layout import PLAN_FILE, manifest_folder, part_path, plan_path
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import read_parquet
 from pipeline.run.run import Run
@@ -22,8 +23,6 @@ from pipeline.schema import DROPPED_SCHEMA
 from pipeline.sharding import (
     SHARDS_PER_PART,
     Generation,
-    manifest_folder,
-    part_path,
     shard_start,
 )
 from pipeline.storage.storage import Storage
@@ -73,7 +72,7 @@ def _departures(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Tab
 
 def read_dropped(storage: Storage, generation: int) -> pa.Table:
     """The rows that leave with this generation (`schema.DROPPED_SCHEMA`)."""
-    plan = json.loads(storage.read(f"{manifest_folder(generation)}/generation.json"))
+    plan = json.loads(storage.read(plan_path(generation)))
     return read_parquet(storage.read(Generation.from_json(plan).dropped_path))
 
 
@@ -105,7 +104,7 @@ def clear_other_plans(storage: Storage, generation: Generation) -> None:
     """Delete what other plans of this number wrote, which can't be committed any more."""
     own = {*generation.parts(), generation.dropped_path}
     for entry in list(storage.list(manifest_folder(generation.number))):
-        if entry.path not in own and not entry.path.endswith("/generation.json"):
+        if entry.path not in own and not entry.path.endswith(f"/{PLAN_FILE}"):
             storage.delete(entry.path)
 
 

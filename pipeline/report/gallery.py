@@ -20,10 +20,10 @@ from PIL import Image
 from detr.categories import Categories
 from pipeline.errors import UserError
 from pipeline.evaluation.truth import Truth, load
+from pipeline.layout import evaluation_folder, part_name, truth_folder
 from pipeline.panoptic.score import hashes_of
 from pipeline.report.pictures import Picture, difference, drawn, overlay, picture, sampling
 from pipeline.report.view import photo_of
-from pipeline.run.layout import part_name
 from pipeline.run.lookup import locate_rows
 from pipeline.run.snapshots import RunSnapshot
 from pipeline.storage.storage import open_file
@@ -178,9 +178,8 @@ def _truth(run_snapshot: RunSnapshot, result: Mapping[str, Any] | None) -> Truth
     """The converted truth: in the evaluation's own folder, or the one that it was pointed to."""
     if result is None:
         return None
-    ready = load(
-        run_snapshot.run.storage, f"evaluation/{run_snapshot.number:04d}/{result['name']}/truth"
-    )
+    evaluation = evaluation_folder(run_snapshot.number, result["name"])
+    ready = load(run_snapshot.run.storage, truth_folder(evaluation))
     if ready is None and "truth" in result:
         ready = load(*open_file(str(result["truth"]), run_snapshot.run.storage.options))
     return None if ready is None else ready[0]

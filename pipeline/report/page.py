@@ -24,6 +24,7 @@ from markupsafe import Markup
 
 from pipeline.amounts import duration
 from pipeline.evaluation.compare import Comparison, compare
+from pipeline.layout import report_path
 from pipeline.report.difference import KINDS
 from pipeline.report.facts import Facts, gather
 from pipeline.report.gallery import Budget, Card, Illustrator
@@ -78,8 +79,8 @@ def write_report(
         run_snapshot, evaluation=evaluation, other=other, cards=cards, options=options, note=note
     )
     if output is None:
-        output = run_snapshot.run.storage.join(f"report/{run_snapshot.number:04d}.html")
-        storage, name = run_snapshot.run.storage, f"report/{run_snapshot.number:04d}.html"
+        storage, name = run_snapshot.run.storage, report_path(run_snapshot.number)
+        output = storage.join(name)
     else:
         storage, name = open_file(output)
     try:

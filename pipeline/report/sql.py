@@ -19,6 +19,7 @@ import duckdb
 import pyarrow as pa
 
 from pipeline.errors import UserError
+from pipeline.layout import PQ_FILE, evaluations_folder
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
@@ -72,8 +73,8 @@ def evaluations(run: Run, snapshot: int) -> list[str]:
     """Names of the finished evaluations of a snapshot, the newest first."""
     found = [
         entry
-        for entry in run.storage.list(f"evaluation/{snapshot:04d}")
-        if entry.path.endswith("/pq.json")
+        for entry in run.storage.list(evaluations_folder(snapshot))
+        if entry.path.endswith(f"/{PQ_FILE}")
     ]
     found.sort(key=lambda entry: (str(entry.last_modified or ""), entry.path), reverse=True)
     return [entry.path.split("/")[2] for entry in found]

@@ -22,11 +22,11 @@ import pyarrow.parquet as pq
 
 from detr.categories import Categories
 from pipeline.errors import LeaseError, UserError
+from pipeline.layout import LATEST_FILE, SUCCESS_FILE, plan_path, segments_folder, snapshot_path
 from pipeline.run import fenced
 from pipeline.run.latest import forward
-from pipeline.run.layout import LATEST_FILE, SUCCESS_FILE, snapshot_path
 from pipeline.schema import SNAPSHOT_SCHEMA
-from pipeline.sharding import Generation, WorkUnit, manifest_folder, segments_folder
+from pipeline.sharding import Generation, WorkUnit
 from pipeline.storage.entry import of_client
 from pipeline.storage.storage import Storage
 
@@ -121,7 +121,7 @@ class RunFolder:
         return {number: self.generation(number) for number in numbers}
 
     def generation(self, number: int) -> Generation:
-        path = f"{manifest_folder(number)}/generation.json"
+        path = plan_path(number)
         return Generation.from_json(json.loads(self.storage.read(path)))
 
     def write_generation(self, generation: Generation) -> None:
@@ -129,7 +129,7 @@ class RunFolder:
 
         Raises LeaseError if another plan of this number was committed.
         """
-        path = f"{manifest_folder(generation.number)}/generation.json"
+        path = plan_path(generation.number)
         self.check()
         if not self.storage.write_if_absent(path, json_bytes(generation.to_json())):
             raise LeaseError(

@@ -30,9 +30,9 @@ from datetime import datetime
 from typing import Any, Final, Protocol
 
 from pipeline.errors import LeaseError, TryAgainError, UserError
+from pipeline.layout import BASELINE_FILE, LATEST_FILE
 from pipeline.processes import alive, machine, process_start
 from pipeline.run import fenced
-from pipeline.run.layout import BASELINE_FILE, LATEST_FILE
 from pipeline.storage.entry import as_user_error, store_failure
 from pipeline.storage.storage import Storage
 

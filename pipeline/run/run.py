@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from pipeline.errors import LeaseError, UserError
+from pipeline.layout import RUN_FILE
 from pipeline.run.fenced import Fence
 from pipeline.run.folder import RunFolder, RunInfo, json_bytes, read_pointer
-from pipeline.run.layout import RUN_FILE
 from pipeline.run.lookup import has_row
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.entry import as_user_error

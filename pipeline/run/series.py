@@ -19,11 +19,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from pipeline.errors import UserError
+from pipeline.layout import BASELINE_FILE, LATEST_FILE, NIGHTS, RUN_FILE, night_path
 from pipeline.run import fenced
 from pipeline.run.fenced import Change, Fence
 from pipeline.run.folder import read_pointer
 from pipeline.run.latest import forward
-from pipeline.run.layout import BASELINE_FILE, LATEST_FILE, RUN_FILE
 from pipeline.run.run import Run, find_run
 from pipeline.run.snapshots import RunSnapshot
 from pipeline.storage.storage import Storage
@@ -127,13 +127,13 @@ class Nights:
 
     def last_summary(self) -> dict[str, Any] | None:
         """What the call before said (its names are times), None before the first."""
-        names = (entry.path for entry in self.storage.list("nights"))
+        names = (entry.path for entry in self.storage.list(NIGHTS))
         newest = max((name for name in names if name.endswith(".json")), default=None)
         return None if newest is None else json.loads(self.storage.read(newest))
 
     def write_summary(self, stamp: str, facts: dict[str, Any], text: str) -> None:
-        self.storage.write(f"nights/{stamp}.json", _json(facts))
-        self.storage.write(f"nights/{stamp}.txt", text.encode())
+        self.storage.write(night_path(stamp, ".json"), _json(facts))
+        self.storage.write(night_path(stamp, ".txt"), text.encode())
 
 
 def _json(value: Any) -> bytes:

@@ -10,18 +10,22 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
 from detr.categories import Categories
 from pipeline.errors import UserError
+from pipeline.layout import (
+    PQ_FILE,
+    SNAPSHOT_PATTERN,
+    evaluation_folder,
+    evaluations_folder,
+    snapshot_path,
+)
 from pipeline.run.folder import Snapshot
-from pipeline.run.layout import snapshot_path
 from pipeline.run.run import Run, open_run
 from pipeline.storage.storage import normalize
-
-_SNAPSHOT: Final = re.compile(r"(.+)/snapshots/(\d+)\.parquet")
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,13 @@ class RunSnapshot:
 
     def evaluations(self) -> list[str]:
         """Names of the evaluations of this snapshot that are complete."""
-        folder = f"evaluation/{self.number:04d}"
+        folder = evaluations_folder(self.number)
         found = (entry.path.split("/") for entry in self.run.storage.list(folder))
-        return sorted(parts[2] for parts in found if len(parts) == 4 and parts[3] == "pq.json")
+        return sorted(parts[2] for parts in found if len(parts) == 4 and parts[3] == PQ_FILE)
 
     def result(self, name: str) -> dict[str, Any]:
         """`pq.json` of an evaluation."""
-        return json.loads(self.run.storage.read(f"{self._folder(name)}/pq.json"))
+        return json.loads(self.run.storage.read(f"{self._folder(name)}/{PQ_FILE}"))
 
     def categories(self, name: str | None = None) -> Categories:
         """The run's label set; with an evaluation, then what only its truth has.
@@ -83,12 +87,12 @@ class RunSnapshot:
         return f"{self._folder(name)}/{self.result(name).get('per_image', 'per_image')}"
 
     def _folder(self, name: str) -> str:
-        return f"evaluation/{self.number:04d}/{name}"
+        return evaluation_folder(self.number, name)
 
 
 def open_snapshot(url: str, options: Mapping[str, str] | None = None) -> RunSnapshot:
     """The snapshot that a URL names. Raises UserError if there is none."""
-    match = _SNAPSHOT.fullmatch(normalize(url))
+    match = re.fullmatch(SNAPSHOT_PATTERN, normalize(url))
     if match:
         run = open_run(match[1], options)
         return RunSnapshot(run, run.snapshot(int(match[2])).number)

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from pipeline.layout import stats_path
 from pipeline.progress import Progress
-from pipeline.run.layout import stats_path
 from pipeline.run.run import Run
 from pipeline.version import versions
 

@@ -19,8 +19,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from pipeline.errors import LeaseError, UserError
+from pipeline.layout import BASELINE_FILE, RUN_FILE
 from pipeline.run.folder import read_pointer
-from pipeline.run.layout import BASELINE_FILE, RUN_FILE
 from pipeline.run.lease import Hold, Host, lease, of_nights
 from pipeline.run.run import Run, find_run
 from pipeline.run.series import PREFIX, Nights

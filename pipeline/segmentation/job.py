@@ -20,6 +20,7 @@ from pipeline.cluster.placement import place
 from pipeline.cluster.ray_session import connect
 from pipeline.config import IMAGE_SUFFIXES, SOURCE_FIELDS, RunConfig
 from pipeline.errors import UserError
+from pipeline.layout import MANIFEST, SEGMENTS, SNAPSHOTS, STATS
 from pipeline.planning.generations import (
     Brakes,
     plan_first,
@@ -52,7 +53,7 @@ from pipeline.storage.storage import Storage, normalize
 from pipeline.version import code_version
 
 # Where a killed job may have left temporary files, on a local disk.
-WRITTEN_FOLDERS: Final = ("segments", "manifest", "snapshots", "stats")
+WRITTEN_FOLDERS: Final = (SEGMENTS, MANIFEST, SNAPSHOTS, STATS)
 
 __all__ = ["Reporter", "Summary", "retry", "segment"]
 
