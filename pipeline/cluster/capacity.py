@@ -8,19 +8,14 @@ starts carry the name of their type, nodes of a cluster without one are called `
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Final
 
 import ray
-from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-from ray._private.state import state
 from ray.autoscaler.sdk import request_resources
-from ray.autoscaler.v2.sdk import get_cluster_status
-from ray.autoscaler.v2.utils import is_autoscaler_v2
-from ray.experimental.internal_kv import _internal_kv_get
 
 from pipeline.cluster.placement import Capacity
+from pipeline.cluster.ray_internals import most_resources, node_types
 from pipeline.cluster.ray_session import is_local
 from pipeline.errors import TryAgainError
 
@@ -33,26 +28,15 @@ def capacity(address: str | None) -> Capacity:
     now = ray.cluster_resources()
     if is_local(address):
         return Capacity(now)
-    most = state.get_max_resources_from_cluster_config()
+    most = most_resources()
     return Capacity(now, most, grows=most is not None or _has_autoscaler())
 
 
 def _has_autoscaler() -> bool:
     deadline = time.monotonic() + STATUS_SECONDS
-    while (types := _node_types()) is None and time.monotonic() < deadline:
+    while (types := node_types()) is None and time.monotonic() < deadline:
         time.sleep(POLL_SECONDS)
     return types is not None and not any(name.startswith("node_") for name in types)
-
-
-def _node_types() -> set[str] | None:
-    """As `ray status` shows them; None before the autoscaler's first report."""
-    if is_autoscaler_v2():
-        status = get_cluster_status(ray.get_runtime_context().gcs_address)
-        nodes = (*status.active_nodes, *status.idle_nodes)
-        return {node.ray_node_type_name or "node_" for node in nodes} or None
-    report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}")
-    summary = report.get("autoscaler_report")
-    return None if summary is None else set(summary["active_nodes"])
 
 
 def wait_for_gpu(seconds: int) -> None:

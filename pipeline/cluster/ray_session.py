@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import ray
-from ray._private import worker as ray_worker
 
+from pipeline.cluster.ray_internals import print_worker_logs_to_stderr
 from pipeline.errors import TryAgainError, UserError
 from pipeline.scratch import temporary_folder
 
@@ -60,7 +60,7 @@ def _own_sigterm() -> Iterator[None]:
 
 
 def _connect(address: str | None, verbose: bool) -> None:
-    _keep_stdout_for_results()
+    print_worker_logs_to_stderr()
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
     if not verbose:  # Ray's core warns on stderr of what Ray Data does by design (ray#53727)
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -141,21 +141,6 @@ def _reach_this_machine_without_proxy() -> None:
     for name in ("no_proxy", "NO_PROXY"):
         there = [each for each in os.environ.get(name, "").split(",") if each.strip()]
         os.environ[name] = ",".join(dict.fromkeys([*there, *own]))
-
-
-def _keep_stdout_for_results() -> None:
-    """Send to stderr what Ray prints in this process of its nodes and workers.
-
-    That a node died it prints on stdout whatever `log_to_driver` says, in the midst of JSON.
-    """
-    ray_worker.print_worker_logs = _print_to_stderr
-
-
-def _print_to_stderr(data: dict[str, Any], print_file: Any, *rest: Any) -> None:
-    _print_worker_logs(data, sys.stderr, *rest)
-
-
-_print_worker_logs: Final = ray_worker.print_worker_logs
 
 
 @contextmanager

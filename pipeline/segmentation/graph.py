@@ -21,10 +21,10 @@ import pyarrow as pa
 import ray
 from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext
-from ray.data._internal.execution.backpressure_policy import DownstreamCapacityBackpressurePolicy
 
 from pipeline.cluster.placement import FETCH_CPUS, WRITE_CPUS, Placement, stage_memory
 from pipeline.cluster.progress_actor import begin
+from pipeline.cluster.ray_internals import let_no_stage_run_ahead, map_blocks
 from pipeline.config import RunConfig
 from pipeline.planning.manifest import read_leaving
 from pipeline.run.run import Run
@@ -53,10 +53,9 @@ def configure_ray_data(verbose: bool) -> None:
     # Half of all CPUs and memory would be kept for the other stages, which need little, and a pool
     # would stand still beside a free GPU.
     context.op_resource_reservation_ratio = 0.2
-    # Rows that wait for their write are lost with the driver: a stage that is ahead of the next by
-    # as much as that one has in hand waits. Ray would first fill half of its object store.
+    # Rows that wait for their write are lost with the driver.
     context.downstream_capacity_backpressure_ratio = 1.0
-    DownstreamCapacityBackpressurePolicy.OBJECT_STORE_BUDGET_UTIL_THRESHOLD = 0.0
+    let_no_stage_run_ahead()
     context.enable_progress_bars = verbose  # ours shows images, theirs shows blocks
     context.enable_auto_log_stats = verbose
 
@@ -120,11 +119,10 @@ def compute_shards(
             "progress_actor": progress_actor,
         },
     )
-    # The developers' form: the public one refuses GPUs without a batch size, and a batch size would
-    # split units or bundle them. A block is a unit is a shard; the actor makes the model's batches.
-    segmented = fetched.map_batches_internal(
+    # A block is a unit is a shard; the actor makes the model's batches.
+    segmented = map_blocks(
+        fetched,
         stages.segmenter,
-        batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         compute=ActorPoolStrategy(
