@@ -36,8 +36,8 @@ from detr.categories import COCO_PANOPTIC
 from pipeline.evaluation.truth_png import row_of, table_of, write_png
 from pipeline.panoptic import rle
 from pipeline.panoptic.figures import results
+from pipeline.panoptic.kernels import read_runs
 from pipeline.panoptic.pq import Side, Sums, score
-from pipeline.panoptic.rle_kernels import read_runs
 from pipeline.panoptic.score import score_rows
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import SHARD_SCHEMA

@@ -9,31 +9,24 @@ made so share their bootstrap samples: differences between them are paired.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from numba import njit
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from pipeline.panoptic.kernels import IOU_UNIT, REPLICATE_UNIT, fill_weights
 from pipeline.panoptic.pq import OUTCOMES, POISSON, SIZES, Sums, class_positions
-from pipeline.panoptic.pq_kernels import IOU_UNIT, REPLICATE_UNIT, bootstrap_weights
 
 COLUMNS: Final = ("category_id", "size", "outcome", "segment_iou")
 ROWS_AT_A_TIME: Final = 2_048  # 6.5 MB of weights
 
 
-@njit(cache=True, nogil=True)
-def _fill(seeds: NDArray[Any], poisson: NDArray[Any], out: NDArray[Any]) -> None:
-    for i in range(seeds.size):
-        bootstrap_weights(seeds[i], poisson, out[i])
-
-
 def image_weights(hashes: NDArray[np.uint64], replicates: int) -> NDArray[np.float64]:
     """(n, replicates) Poisson(1) weights of images, as `pq.score` draws them."""
     out = np.empty((hashes.size, replicates))
-    _fill(hashes, POISSON, out)
+    fill_weights(hashes, POISSON, out)
     return out
 
 

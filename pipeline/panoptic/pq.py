@@ -9,7 +9,7 @@ or Decimal would be as exact and a thousand times slower.
 
 The bootstrap rides along: each image has Poisson(1) weights drawn from its own hash, so replicates
 are sums too (of integers below 2^53 held in doubles), and two runs over the same images share their
-resamples.
+bootstrap samples.
 """
 
 from __future__ import annotations
@@ -19,27 +19,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.panoptic import overlap_kernels, pq_kernels, rle, rle_kernels
+from pipeline.panoptic import kernels, rle
 
 REPLICATES = 400
 SIZES = ("small", "medium", "large")
 OUTCOMES = ("TP", "FP", "FN")
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """The segments of many images, flat, as Arrow's lists hold them.
 
     size: (n, 2) int64 height, width; height -1 where there is no result. first: (n + 1,) the first
     segment of each image. Of each segment: classes (position of its category, -1 unknown), ids,
     and its string text[text_first[s]:text_first[s + 1]]. Truth alone has crowd, and per image the
-    string of pixels whose id its JSON doesn't list (empty: none).
+    string of pixels whose id its JSON doesn't list (empty: none). A tuple, as numba takes it.
     """
 
     size: NDArray[np.int64]
@@ -127,8 +126,7 @@ class Sums:
         return (exact / 2**53).astype(np.float64)
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """What one call of `score` found, image by image.
 
     faults: (n, 5) code (0 good), 0 prediction or 1 truth, segment position, detail, 0.
@@ -180,17 +178,18 @@ def score(
     pixels = int(truth.size[truth_rows].prod(axis=1).max(initial=0))
     # Labels of one byte where they fit: what the kernel touches then stays in the cache.
     labels = np.zeros((2, pixels + 1), dtype=np.uint8 if most <= 2**8 - 3 else np.uint16)
-    pq_kernels.score(
-        prediction_rows, truth_rows,
-        predictions.size, predictions.first, predictions.classes,
-        predictions.text, predictions.text_first,
-        truth.size, truth.first, truth.classes, truth.text, truth.text_first,
-        truth.crowd, truth.unlisted, truth.unlisted_first,
-        seeds, labels, POISSON, sums.counts, sums.replicates,
-        scored.faults, scored.totals, scored.ious,
-        scored.event_first, scored.events, scored.event_iou,
-        scored.mix_first, scored.mixes, scored.mix_iou,
-    )  # fmt: skip
+    kernels.score(
+        prediction_rows,
+        truth_rows,
+        predictions,
+        truth,
+        seeds,
+        labels,
+        POISSON,
+        sums.counts,
+        sums.replicates,
+        scored,
+    )
     found = scored.mixes[: scored.mix_first[-1]]
     sums.confusion.update(zip(found[:, 0].tolist(), found[:, 1].tolist(), strict=True))
     return scored
@@ -224,12 +223,12 @@ def fault_sentence(
     what = "the truth" if in_truth else "the prediction"
     height, width = truth.size[truth_row].tolist()
     ids = side.ids[side.first[row] : side.first[row + 1]].tolist()
-    if code == pq_kernels.SIZE:
+    if code == kernels.SIZE:
         own = " x ".join(map(str, predictions.size[prediction_row]))
         return f"{what} is {own} (height x width), the truth {height} x {width}", None
-    if code == pq_kernels.TOO_MANY:
-        return f"{what} has {len(ids)} segments, more than {pq_kernels.MAX_SEGMENTS}", None
-    if code == rle_kernels.OVERLAP:
+    if code == kernels.TOO_MANY:
+        return f"{what} has {len(ids)} segments, more than {kernels.MAX_SEGMENTS}", None
+    if code == kernels.OVERLAP:
         # The kernel knows that pixels are taken twice, not by whom: paint them.
         positions = np.arange(1, len(ids) + 1)
         try:
@@ -239,7 +238,7 @@ def fault_sentence(
             other = ids[int(str(error).rsplit(" ", 1)[1]) - 1]
             return f"segment {one} of {what} overlaps segment {other}", one
         return f"the unlisted pixels of {what} overlap a segment", None
-    if code == overlap_kernels.UNKNOWN_CATEGORY:
+    if code == kernels.UNKNOWN_CATEGORY:
         category = side.category_ids[side.first[row] + segment]
         reason = f"its category {category} is not in the truth's categories"
     else:

@@ -10,7 +10,7 @@ contiguous, and only the changes are sorted into columns: transposing first woul
 Reading is strict. A string that pycocotools would decode into a shorter, longer or overlapping mask
 without a word is refused by name, because a wrong mask scores a wrong PQ in silence.
 
-The loops are in rle_kernels.py and rle_encode_kernels.py.
+The loops are in kernels.py and kernels.py.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.panoptic import rle_encode_kernels, rle_kernels
+from pipeline.panoptic import kernels
 
 MAX_PIXELS = 2**31 - 1
 
@@ -78,7 +78,7 @@ def runs(segment_map: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
         starts = _changes(flat, 1)
         return starts, flat[starts]
     rows = np.ascontiguousarray(segment_map)
-    return rle_encode_kernels.runs_of_rows(rows, _changes(rows.reshape(-1), rows.shape[1]))
+    return kernels.runs_of_rows(rows, _changes(rows.reshape(-1), rows.shape[1]))
 
 
 def encode_runs(
@@ -96,9 +96,7 @@ def encode_runs(
     if height * width > MAX_PIXELS:
         raise ValueError(f"{height} x {width} is beyond {MAX_PIXELS} pixels")
     keys = np.asarray(ids, dtype=np.int64).reshape(-1)
-    text, begin, end, area, bbox = rle_encode_kernels.encode_runs(
-        starts, values, height, width, keys
-    )
+    text, begin, end, area, bbox = kernels.encode_runs(starts, values, height, width, keys)
     if text.size == 0 and keys.size:
         raise ValueError("ids must be distinct")
     missing = np.flatnonzero(area == 0)
@@ -127,7 +125,7 @@ def decode(
         raise ValueError(f"{height} x {width} is not the size of a map")
     text, offsets = pack(counts)
     out = np.zeros(height * width, dtype=np.int32)
-    code, index, detail = rle_kernels.decode(text, offsets, keys.astype(np.int32), out)
+    code, index, detail = kernels.decode(text, offsets, keys.astype(np.int32), out)
     if code:
         reason = describe(code, detail, height, width, ids=keys)
         raise RleError(f"segment {keys[index]}: {reason}", int(keys[index]))
@@ -145,18 +143,18 @@ def pack(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 def describe(code: int, detail: int, height: int, width: int, *, ids: NDArray[Any]) -> str:
     """What a kernel's code means, for a sentence. ids: of the image's segments, in order."""
-    if code == rle_kernels.OVERLAP:
+    if code == kernels.OVERLAP:
         return f"it overlaps segment {ids[detail]}"
     size = f"{height} x {width}"
     covered = f"the RLE covers {detail} of the {height * width} pixels of its {size} image"
     return {
-        rle_kernels.TRUNCATED: "the RLE string ends inside a number",
-        rle_kernels.BAD_CHARACTER: f"the RLE string has a bad character at byte {detail}",
-        rle_kernels.NUMBER_TOO_LONG: f"the RLE string has a number beyond 32 bits at byte {detail}",
-        rle_kernels.NEGATIVE: f"run {detail} of the RLE is negative",
-        rle_kernels.PAST_END: f"the RLE runs past the end of its {size} image",
-        rle_kernels.SHORT: covered,
-        rle_kernels.EMPTY: "the RLE has no pixels",
+        kernels.TRUNCATED: "the RLE string ends inside a number",
+        kernels.BAD_CHARACTER: f"the RLE string has a bad character at byte {detail}",
+        kernels.NUMBER_TOO_LONG: f"the RLE string has a number beyond 32 bits at byte {detail}",
+        kernels.NEGATIVE: f"run {detail} of the RLE is negative",
+        kernels.PAST_END: f"the RLE runs past the end of its {size} image",
+        kernels.SHORT: covered,
+        kernels.EMPTY: "the RLE has no pixels",
     }[code]
 
 
@@ -168,15 +166,15 @@ def _changes(flat: NDArray[Any], lag: int) -> NDArray[np.int32]:
     changed[flat.size :] = False
     words = changed.view(np.uint64)
     out = np.empty(lag + flat.size // 32 + 64, dtype=np.int32)
-    n = rle_encode_kernels.positions(words, out)
+    n = kernels.positions(words, out)
     if n < 0:  # an unusually busy map: count, then once more
         out = np.empty(int(np.count_nonzero(changed)) + 8, dtype=np.int32)
-        n = rle_encode_kernels.positions(words, out)
+        n = kernels.positions(words, out)
     return out[:n]
 
 
 def empty_counts(height: int, width: int) -> str:
     """The string of a mask without pixels, as pycocotools writes it."""
     text = np.empty(7, dtype=np.uint8)
-    end = rle_encode_kernels.put_number(text, 0, height * width)
+    end = kernels.put_number(text, 0, height * width)
     return text[:end].tobytes().decode("ascii")
