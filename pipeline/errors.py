@@ -7,6 +7,8 @@ else that is raised is a bug and shows its traceback.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 EXIT_OK = 0
 EXIT_CRASH = 1
 EXIT_USAGE = 2
@@ -38,3 +40,11 @@ class TryAgainError(UserError):
     """Stopped cleanly, or the infrastructure is down: the same command continues."""
 
     exit_code = EXIT_TRY_AGAIN
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what is behind it: Ray's `cause` of a task's error, else `__cause__`."""
+    cause: BaseException | None = error
+    while cause is not None:
+        yield cause
+        cause = getattr(cause, "cause", None) or cause.__cause__

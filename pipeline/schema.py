@@ -87,3 +87,10 @@ SNAPSHOT_SCHEMA: Final = pa.schema(
         pa.field("bytes", pa.int64(), nullable=False),
     ]
 )
+
+
+def list_values(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The values of a list column, one row's after the other's; a null row has none."""
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    return column.flatten()

@@ -22,6 +22,7 @@ from scipy.stats import binom
 
 from detr.categories import Categories
 from pipeline.panoptic.pq import class_positions
+from pipeline.schema import list_values
 
 COLUMNS: Final = ("status", "error_code", "height", "width", "category_id", "area")
 ALPHA: Final = 0.01  # a night in a hundred may be stopped for nothing
@@ -48,8 +49,8 @@ class Shares:
         ok = rows.filter(pc.field("status") == "ok")
         lists = ok["category_id"].combine_chunks()
         lengths = np.diff(lists.offsets.to_numpy())
-        own = class_positions(lists.flatten().to_numpy(zero_copy_only=False), category_ids)
-        area = ok["area"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        own = class_positions(list_values(lists).to_numpy(zero_copy_only=False), category_ids)
+        area = list_values(ok["area"]).to_numpy(zero_copy_only=False)
         image = np.repeat(np.arange(ok.num_rows), lengths)
         classes = len(category_ids)
         shown = np.unique(image * classes + own) % classes if own.size else own

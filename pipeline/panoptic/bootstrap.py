@@ -18,6 +18,7 @@ from scipy.sparse import csr_array
 
 from pipeline.panoptic.kernels import IOU_UNIT, REPLICATE_UNIT, fill_weights
 from pipeline.panoptic.pq import OUTCOMES, POISSON, SIZES, Sums, class_positions
+from pipeline.schema import list_values
 
 COLUMNS: Final = ("category_id", "size", "outcome", "segment_iou")
 ROWS_AT_A_TIME: Final = 2_048  # 6.5 MB of weights
@@ -44,11 +45,13 @@ def _add(sums: Sums, rows: pa.Table, category_ids: Sequence[int]) -> None:
     n = rows.num_rows
     lengths = np.diff(rows["category_id"].combine_chunks().offsets.to_numpy())
     image = np.repeat(np.arange(n), lengths)
-    own = class_positions(_flat(rows["category_id"]).to_numpy(zero_copy_only=False), category_ids)
+    own = class_positions(
+        list_values(rows["category_id"]).to_numpy(zero_copy_only=False), category_ids
+    )
     assert (own >= 0).all(), "rows of categories that are not among category_ids"
     size = _positions(rows["size"], SIZES)
     outcome = _positions(rows["outcome"], OUTCOMES)
-    iou = _flat(rows["segment_iou"]).to_numpy(zero_copy_only=False)
+    iou = list_values(rows["segment_iou"]).to_numpy(zero_copy_only=False)
     np.add.at(sums.counts, (own, size, 2 + outcome), 1)
     hit = outcome == OUTCOMES.index("TP")
     exact = (iou[hit] * IOU_UNIT).astype(np.int64)
@@ -66,11 +69,7 @@ def _add(sums: Sums, rows: pa.Table, category_ids: Sequence[int]) -> None:
     sums.replicates[2] += weighted(~hit, ones[~hit])
 
 
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks().flatten()
-
-
 def _positions(column: pa.ChunkedArray, names: tuple[str, ...]) -> NDArray[np.int64]:
-    words = _flat(column).cast(pa.string()).dictionary_encode()
+    words = list_values(column).cast(pa.string()).dictionary_encode()
     places = [names.index(word) for word in words.dictionary.to_pylist()]
     return np.array(places, np.int64)[words.indices.to_numpy()]

@@ -26,6 +26,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.panoptic import kernels, rle
+from pipeline.schema import list_values
 
 REPLICATES = 400
 SIZES = ("small", "medium", "large")
@@ -58,11 +59,11 @@ class Side(NamedTuple):
         iscrowd and unlisted_counts. Strings are not copied."""
         first, ids = _flat(rows["segment_id"])
         _, own = _flat(rows["category_id"])
-        text, text_first = _strings(_flat_array(rows["counts"]))
+        text, text_first = _strings(list_values(rows["counts"]))
         heights = rows["height"].fill_null(-1).to_numpy().astype(np.int64)
         widths = rows["width"].fill_null(-1).to_numpy().astype(np.int64)
         if "iscrowd" in rows.column_names:
-            crowd = np.asarray(_flat_array(rows["iscrowd"]).to_numpy(zero_copy_only=False), bool)
+            crowd = np.asarray(list_values(rows["iscrowd"]).to_numpy(zero_copy_only=False), bool)
             unlisted, unlisted_first = _strings(_one(rows["unlisted_counts"]).fill_null(""))
         else:
             crowd = np.zeros(ids.size, dtype=bool)
@@ -261,15 +262,11 @@ def _one(column: pa.ChunkedArray) -> pa.Array:
     return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
 
 
-def _flat_array(column: pa.ChunkedArray) -> pa.Array:
-    return _one(column).flatten()
-
-
 def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A list column of integers as (rows + 1,) offsets and flat values."""
     lists = _one(column)
     offsets = lists.offsets.to_numpy().astype(np.int64)
-    return offsets - offsets[0], lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
+    return offsets - offsets[0], list_values(lists).to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def _strings(array: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

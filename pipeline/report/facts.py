@@ -23,7 +23,7 @@ from pipeline.report.sql import choose_evaluation
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
 from pipeline.run.stats import read_stats
-from pipeline.schema import SHARD_SCHEMA, TRANSIENT_CODES
+from pipeline.schema import SHARD_SCHEMA, TRANSIENT_CODES, list_values
 
 SHARDS_READ: Final = 64  # some 30,000 images
 PARTS_READ: Final = 256  # of per-image rows, which are small
@@ -216,7 +216,7 @@ def _classes(
 
 
 def _flat(table: pa.Table, name: str) -> Any:
-    return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return list_values(table[name]).to_numpy(zero_copy_only=False)
 
 
 def _quality(run_snapshot: RunSnapshot, name: str, result: Mapping[str, Any]) -> Quality:

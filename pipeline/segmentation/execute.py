@@ -26,7 +26,7 @@ from pipeline.cluster.placement import Placement
 from pipeline.cluster.progress_actor import Flow, start_progress_actor
 from pipeline.cluster.watchdog import Cluster, Watchdog
 from pipeline.config import RunConfig
-from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
+from pipeline.errors import ErrorBudgetError, TryAgainError, UserError, causes
 from pipeline.progress import Progress, Reporter
 from pipeline.run.run import Run
 from pipeline.run.shard_format import Provenance
@@ -124,8 +124,7 @@ def _raise_sentence(error: BaseException, progress_actor: ActorHandle) -> None:
             f"{reason}; stopped early, shards already written stay: mend the cause and run the "
             "same command again"
         ) from None
-    cause: BaseException | None = refusal or error
-    while cause is not None:
+    for cause in causes(refusal or error):
         if isinstance(cause, UserError) and not isinstance(cause, RayError):  # Ray's are both
             if isinstance(cause, StorageError) and cause.may_pass:
                 raise TryAgainError(f"{cause}; run the same command again") from None
@@ -138,7 +137,6 @@ def _raise_sentence(error: BaseException, progress_actor: ActorHandle) -> None:
                 f"the cluster lost what it was working on ({type(cause).__name__}: {first}); "
                 "shards already written stay: run the same command again"
             ) from error
-        cause = getattr(cause, "cause", None) or cause.__cause__
 
 
 def _kill(progress_actor: ActorHandle) -> None:

@@ -21,6 +21,7 @@ from pipeline.cluster.progress_actor import begin, check_budget
 from pipeline.error_budget import Failures, FirstTries, failures_of
 from pipeline.errors import UserError
 from pipeline.run.shard_format import ERROR_COLUMNS, Provenance, put_shard
+from pipeline.schema import list_values
 from pipeline.sharding import Generation, unit_key
 from pipeline.storage.entry import as_lost
 from pipeline.storage.storage import Storage
@@ -68,7 +69,7 @@ class ShardSink(Datasink[int]):
             raise
         except Exception as error:
             raise as_lost(error, f"can't write {self.storage.join(path)}") from error
-        segments = sum(len(chunk.flatten()) for chunk in rows["segment_id"].chunks)
+        segments = len(list_values(rows["segment_id"]))
         told = rows.select([*ERROR_COLUMNS, "attempts"])
         first = told.filter(pc.field("attempts") == 1)
         report = self.progress_actor.written.remote(

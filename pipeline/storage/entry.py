@@ -9,7 +9,7 @@ import socket
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, TryAgainError, UserError
+from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, TryAgainError, UserError, causes
 
 CLIENTS: Final = ("obstore", "botocore", "aiohttp")
 
@@ -163,13 +163,11 @@ def store_failure(
     None if it is anything else. For whoever has reached the store before: one that nobody answers
     for any more is down, so the same command may work later.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, StorageError):
             return cause
         if of_client(cause):
             return as_lost(cause, what)
-        cause = getattr(cause, "cause", None) or cause.__cause__
     return None
 
 
@@ -179,8 +177,7 @@ def machine_failure(error: BaseException) -> UserError | None:
     Whatever library met it: DuckDB, Ray and others say it in words of their own. None if it is
     anything else.
     """
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in (*_NO_ROOM, errno.EROFS):
             return _of_disk(cause, "can't write on this machine", "unavailable", str(cause))
         if "No space left on device" in str(cause) or "Disk quota exceeded" in str(cause):
@@ -188,7 +185,6 @@ def machine_failure(error: BaseException) -> UserError | None:
                 line for line in str(cause).splitlines() if "space" in line or "quota" in line
             )
             return UserError(f"a disk of this machine is full: {line.strip()[:300]}; make room")
-        cause = getattr(cause, "cause", None) or cause.__cause__
     return None
 
 
