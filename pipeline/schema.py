@@ -64,6 +64,8 @@ SHARD_SCHEMA: Final = pa.schema(
     ]
 )
 
+SEGMENT_COLUMNS: Final = tuple(f.name for f in SHARD_SCHEMA if pa.types.is_list(f.type))
+
 # What rows carry beside these on their way from the fetch to the sink, and in the SQL views.
 INTERNAL_COLUMNS: Final = ("data", "shard", "generation", "segments", "file_row_number")
 

@@ -42,7 +42,7 @@ from pipeline.run.folder import RunInfo, ShardEntry, parquet_bytes
 from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
-from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA
+from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, SEGMENT_COLUMNS, SHARD_SCHEMA
 from pipeline.segmentation.fetch import Body, _with_bodies
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.segmentation.segmenter import Decoding, Segmenter
@@ -95,10 +95,9 @@ def shard_row(
         "generation": generation,
         "status": "ok",
     }
-    lists = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")
     if isinstance(result, str):
         failed = {"status": "error", "error_code": result, "error_message": "made"}
-        return {**row, **failed, **{key: [] for key in lists}}
+        return {**row, **failed, **{key: [] for key in SEGMENT_COLUMNS}}
     if isinstance(result, Panoptic):
         segment_map, segments = result.segment_map, result.segments
     else:

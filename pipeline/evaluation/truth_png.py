@@ -123,7 +123,7 @@ def row_of(annotation: Mapping[str, Any], data: bytes, *, truth: bool) -> dict[s
 
 def problem_row(annotation: Mapping[str, Any], problem: str) -> dict[str, Any]:
     """The row of an image that can't be scored."""
-    lists = ("segment_id", "category_id", "iscrowd", "area", "bbox", "counts")
+    lists = (field.name for field in TRUTH_SCHEMA if pa.types.is_list(field.type))
     return {
         **_names(annotation),
         "height": None,

@@ -25,12 +25,12 @@ from pipeline.report.coco_writer import ImageIds, JsonLists, TruthImage
 from pipeline.run.folder import Snapshot
 from pipeline.run.lookup import find_rows
 from pipeline.run.run import Run
+from pipeline.schema import SEGMENT_COLUMNS
 
 Format = Literal["panoptic", "instances", "results"]
 Row = dict[str, Any]
 
-_COLUMNS = ("file_name", "status", "height", "width", "segment_id", "category_id", "isthing",
-            "score", "area", "bbox", "counts")  # fmt: skip
+_COLUMNS = ("file_name", "status", "height", "width", *SEGMENT_COLUMNS)
 _PNG_THREADS = 4
 _CHUNK_ROWS = 256
 
@@ -156,8 +156,8 @@ class _Writer:
 
     def describe(self, row: Row, image: TruthImage) -> None:
         """Append the image's JSON entries."""
-        columns = zip(*(row[name] for name in _SEGMENT), strict=True)
-        segments = [Row(zip(_SEGMENT, values, strict=True)) for values in columns]
+        columns = zip(*(row[name] for name in SEGMENT_COLUMNS), strict=True)
+        segments = [Row(zip(SEGMENT_COLUMNS, values, strict=True)) for values in columns]
         height, width = row["height"], row["width"]
         if self.format != "results":
             about = {"id": image.id, "file_name": image.file_name, "height": height, "width": width}
@@ -181,9 +181,6 @@ class _Writer:
         number = self.lists.counts["annotations"] + 1
         bbox, area = segment["bbox"], segment["area"]
         return {"id": number, **result, "bbox": bbox, "area": area, "iscrowd": 0}
-
-
-_SEGMENT = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")
 
 
 def _panoptic_segment(segment: Row) -> Row:

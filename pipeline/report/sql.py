@@ -23,10 +23,10 @@ from pipeline.layout import PQ_FILE, evaluations_folder
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
+from pipeline.schema import SEGMENT_COLUMNS
 from pipeline.storage.duckdb_fs import url_of
 
 MEMORY_LIMIT: Final = "2GB"
-_LISTS: Final = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")
 
 
 def connect(
@@ -106,7 +106,7 @@ def per_image_files(run: Run, snapshot: int, name: str | None = None) -> list[st
 
 _IMAGES: Final = f"""
 create view images as
-select * exclude ({", ".join(_LISTS)}), len(segment_id)::integer as segments from shards
+select * exclude ({", ".join(SEGMENT_COLUMNS)}), len(segment_id)::integer as segments from shards
 """
 _SEGMENTS: Final = """
 create view segments as

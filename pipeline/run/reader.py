@@ -31,7 +31,7 @@ from pipeline.schema import SHARD_SCHEMA
 
 READ_THREADS: Final = 16
 # What `panoptic_of` needs of a shard's row.
-SEGMENT_COLUMNS = ("height", "width", "segment_id", "category_id", "isthing", "score", "counts")
+PANOPTIC_COLUMNS = ("height", "width", "segment_id", "category_id", "isthing", "score", "counts")
 
 
 @dataclass(frozen=True)

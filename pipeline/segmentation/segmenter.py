@@ -30,7 +30,7 @@ from detr.panoptic import Panoptic
 from pipeline.cluster.progress_actor import begin, refusals_told
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
-from pipeline.schema import MANIFEST_SCHEMA, SHARD_SCHEMA
+from pipeline.schema import MANIFEST_SCHEMA, SEGMENT_COLUMNS, SHARD_SCHEMA
 from pipeline.secrets import without_query
 from pipeline.segmentation.batches import Batch, Decoding, UnitDecoder, Work
 from pipeline.segmentation.fetch import FETCHED_FIELDS
@@ -204,14 +204,13 @@ def segment_row(panoptic: Panoptic) -> dict[str, Any]:
 
 def error_row(code: str | None, message: str | None) -> dict[str, Any]:
     """An image's columns before it is segmented, or if it can't be."""
-    lists = ("segment_id", "category_id", "isthing", "score", "area", "bbox", "counts")
     return {
         "status": "error",
         "error_code": code,
         "error_message": message,
         "height": None,
         "width": None,
-        **{name: [] for name in lists},
+        **{name: [] for name in SEGMENT_COLUMNS},
     }
 
 
