@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import tomli_w
 from typer.core import TyperGroup
 from typer.main import get_command
 
@@ -89,7 +90,7 @@ def pack(words: Sequence[str], *, shared_files: bool) -> Parcel:
         if each.name == "config":
             sent[each.place] = each.replaced(words[each.place], CONFIG)
     environment["PANOPTIC_CODE_VERSION"] = code_version()
-    text = toml_text(settings) if config is not None else None
+    text = tomli_w.dumps(settings) if config is not None else None
     return Parcel(tuple(sent), text, environment, files)
 
 
@@ -180,22 +181,6 @@ def _model_package(parcel: Parcel) -> Path | None:
     place = spec.submodule_search_locations[0] if spec.submodule_search_locations else spec.origin
     path = Path(str(place))
     return None if "site-packages" in path.parts else path
-
-
-def toml_text(settings: Mapping[str, Any]) -> str:
-    """Settings as TOML: values first, then tables of strings."""
-    lines = []
-    tables = {name: value for name, value in settings.items() if isinstance(value, dict)}
-    for name, value in settings.items():
-        if name not in tables:
-            lines.append(f"{name} = {json.dumps(value, ensure_ascii=False)}")
-    for name, table in tables.items():
-        lines += [
-            "",
-            f"[{name}]",
-            *(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in table.items()),
-        ]
-    return "\n".join(lines) + "\n"
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tomli_w
 
-from jobs.parcel import Parcel, check_runtime_env, pack, stage_code, toml_text
+from jobs.parcel import Parcel, check_runtime_env, pack, stage_code
 from pipeline.errors import UserError
 from tests.servers import S3Server
 
@@ -96,7 +97,7 @@ def test_a_folder_that_changed_in_any_byte_is_sent_again(
 def test_a_config_file_travels_rewritten(out: str, weights: Path, tmp_path: Path) -> None:
     toml = tmp_path / "nightly.toml"
     settings = {"source": "s3://data/photos", "out": out, "weights": str(weights)}
-    toml.write_text(toml_text({**settings, "source_options": {"profile": "prod"}}))
+    toml.write_text(tomli_w.dumps({**settings, "source_options": {"profile": "prod"}}))
     parcel = pack(["nightly", str(toml), "--allow-full"], shared_files=False)
     assert parcel.words == ("nightly", "config.toml", "--allow-full")
     sent = tomllib.loads(parcel.config or "")
@@ -144,7 +145,7 @@ def test_the_scripts_of_the_report_command_travel(
     settings = {"source": "s3://b/p", "out": "s3://b/o"}
 
     def packed(*report: str) -> Parcel:
-        Path("nightly.toml").write_text(toml_text({**settings, "report": report}))
+        Path("nightly.toml").write_text(tomli_w.dumps({**settings, "report": report}))
         return pack(["nightly", "nightly.toml"], shared_files=False)
 
     parcel = packed("python", "send.py", "/usr/bin/env", "/app/post.py", "{run}")
