@@ -4,8 +4,7 @@ A `Categories` is the `categories` list of a COCO JSON, checked once and frozen:
 stuff, colour. COCO panoptic's own 133 are shipped; a user's set comes from the user's JSON and
 travels inside the project's weight files. The published models' head is indexed by COCO category id
 (250 classes, most of them no category), one's own models' head by position in the list; `class_ids`
-states which, so that nothing else in the project knows about it. An enum of names was rejected:
-ids are what truth files hold, and names repeat in real label sets.
+states which, so that nothing else in the project knows about it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """What a DETR panoptic model is made of, as one frozen value, and the three published recipes.
 
 Everything that decides the shape of a weight or the geometry of an input stands here and nowhere
-else, is checked once when the value is made, and travels inside our weight files as JSON. The
-rejected alternative is a backbone name that a library looks up: it can't describe the small models
-that people train on their own classes, and the library's defaults would become part of our results.
+else, is checked once when the value is made, and travels inside our weight files as JSON.
 """
 
 from __future__ import annotations

@@ -8,8 +8,7 @@ again and again while a job runs, and says yes only when that is shown: a plain 
 report would stop good jobs, since a rate just below the limit passes it by chance now and then. It
 is a test martingale (Ville 1939; Ramdas et al., Statistical Science 2023): the likelihood ratio of
 rates above the limit against one just below it. Whatever the number of looks, its chance of ever
-reaching 1 / FALSE_STOP at a lower rate is FALSE_STOP at most. A test of fixed size (binomial,
-Wilson) repeated at each look was rejected: the chance of a false stop grows with every look.
+reaching 1 / FALSE_STOP at a lower rate is FALSE_STOP at most.
 """
 
 from __future__ import annotations

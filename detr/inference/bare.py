@@ -3,7 +3,6 @@
 libpng and libjpeg pass over a comment that is too long, a damaged colour profile or garbage between
 two segments, and browsers show the picture; PIL refuses the whole file. Where it does, the file is
 copied without those extras, and PIL reads the copy. A file that PIL reads as it is is never copied.
-Raising PIL's limits was rejected: they are globals that threads share.
 """
 
 from __future__ import annotations

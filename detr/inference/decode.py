@@ -11,9 +11,8 @@ colour stored beneath it shows (nothing is composited), CMYK is converted withou
 animation gives its first frame. The exceptions are PIL's own pits: samples of more than 8 bits are
 scaled instead of clipped to white, and a photo's orientation tag is followed.
 
-torchvision's decoder dies with a segmentation fault on a PNG with one flipped byte and turbojpeg
-returns the top of a truncated file with a warning: both were rejected. Damage in the middle of a
-JPEG is invisible to every decoder; the fetch compares sizes and checksums for that.
+Damage in the middle of a JPEG is invisible to every decoder; the fetch compares sizes and checksums
+for that.
 
 PIL is strict about things that are no pixels, too: such a file is read without them (`bare`). The
 time that a file may take is bounded as its pixels are (`heavy`).

@@ -3,8 +3,7 @@
 Positions are added to queries and keys, never to values, in every layer anew; the decoder starts
 from zeros and its positions are the learned query embeddings. Batch first and without attention
 weights returned, so that `scaled_dot_product_attention` never builds the (heads, N, N) maps of the
-plain form; `nn.MultiheadAttention` is rejected for its sequence-first layout and its hidden fast
-path, but its parameter names are kept, since published files use them.
+plain form. Parameters are named as `nn.MultiheadAttention` names them, since published files are.
 """
 
 from __future__ import annotations

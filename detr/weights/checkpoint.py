@@ -6,7 +6,6 @@ a file is ever executed (`weights_only`), every name and shape is checked agains
 a model exists, and whatever is wrong is one sentence with what was expected and what was found. A
 file is read once: the bytes that are hashed are those that the model gets, also where the file is
 replaced meanwhile, and no tensor is a view of the file, which would follow what is written to it.
-Trusting the suffix was rejected: an HTML error page saved as `.pth` is the commonest wrong file.
 """
 
 from __future__ import annotations

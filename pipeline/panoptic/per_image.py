@@ -2,8 +2,7 @@
 
 The sums of a run can be sliced afterwards only if the rows hold what the sums are made of, so a row
 lists each match, false positive and miss with class, size and IoU, and carries the user's own
-columns. docs/evaluation.md shows the queries. A row per image and class was rejected: it loses
-which segments were mistaken for which.
+columns. docs/evaluation.md shows the queries.
 """
 
 from __future__ import annotations

@@ -4,8 +4,7 @@ PQ of a class = sum of IoU over its matches / (TP + FP / 2 + FN / 2) (Kirillov e
 panopticapi's rules for void and crowds. Sums of floating point numbers depend on their order, and
 shards arrive in any; but every IoU that counts lies in (1/2, 1], so as a double it is a multiple of
 2^-53 and its sum is exact in two int64 (high and low 32 bits). Hence the same bits for any order,
-sharding or repetition of the work, and a result that equals `math.fsum`. Keeping Python's Fraction
-or Decimal would be as exact and a thousand times slower.
+sharding or repetition of the work, and a result that equals `math.fsum`.
 
 The bootstrap rides along: each image has Poisson(1) weights drawn from its own hash, so replicates
 are sums too (of integers below 2^53 held in doubles), and two runs over the same images share their

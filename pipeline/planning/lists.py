@@ -2,8 +2,7 @@
 
 Text stays text, byte for byte: `000042` and `1e5` are names, and a column that is kept from a CSV
 is one of strings (Parquet says itself what its columns are). What can't be read is one sentence
-with the line or the column. DuckDB's CSV reader was rejected: it guesses types, dialects and
-comments from the first lines.
+with the line or the column.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A suffix is a claim, not the truth: `.jfif` is a JPEG, and many a bucket's photos have none. So the
 set is generous, it is recorded in the run (a longer one in a later version adds nothing to a run
-that exists), and whatever it leaves out is counted by suffix. Looking into every file while listing
-was rejected: a request for each object; `--any-suffix` leaves that to the fetch.
+that exists), and whatever it leaves out is counted by suffix. `--any-suffix` lets the
+fetch look at the first bytes of every file.
 """
 
 from __future__ import annotations

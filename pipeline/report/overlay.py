@@ -4,8 +4,7 @@ Pure: pixels and a `Panoptic` in, a PIL image out; the report, `inspect` and `vi
 category has its own colour and the things of one category are shades of it. Labels must be legible
 on any photo, so they are white on a dark plate, sized by the picture, put into the middle of their
 segment (the pixel farthest from its border), and left out where they would cover each other: a
-segment without a label still has its contour. Drawing with matplotlib was rejected: a heavy
-dependency for lines and text that PIL has.
+segment without a label still has its contour.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 Style, script and pictures are inside; the page forbids itself everything else (a Content Security
 Policy that names the hash of the one script), so that neither a request nor an injected script can
 run even where escaping failed. Names and labels are users' text: jinja2 escapes them all.
-Plotting libraries were rejected: megabytes of script for bars that SVG draws.
 """
 
 from __future__ import annotations

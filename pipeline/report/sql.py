@@ -6,7 +6,7 @@
     per_image    one row per image of the newest evaluation, or of the one that is named
 
 DuckDB reads only the columns that a query touches, so a count over a million images never reads a
-mask. Copying a run into a database file was rejected: it would be stale after the next night.
+mask.
 """
 
 from __future__ import annotations

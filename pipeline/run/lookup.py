@@ -3,8 +3,7 @@
 The hash of a file name is its place: in each generation it can only be in one shard, and the names
 of the shards say how many there are. So a lookup reads `latest.json`, the snapshot, and one shard
 per live generation at most, newest first, however many images there are; of a large shard only the
-names and one row group. An index file was rejected: it would have to be kept in step with every
-snapshot, and rolled back with it.
+names and one row group.
 """
 
 from __future__ import annotations

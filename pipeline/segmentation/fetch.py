@@ -3,8 +3,7 @@
 A task reads its own slice of the manifest and fetches its images concurrently, one GET an image
 and no HEAD. A body counts only if it is the object that was listed: its length, its ETag and,
 where the ETag is one, its MD5. Anything else is fetched again, with backoff and jitter, and then
-reported: never segmented. Ray's own `read_images` and `download` were rejected: one dies on a bad
-file, the other gives None without saying why. Blocks carry encoded bytes, a tenth of the pixels.
+reported: never segmented. Blocks carry encoded bytes, a tenth of the pixels.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The sink: one work unit's rows become one Parquet object by one PUT, made only if absent.
 
 Encoded in memory, checked (every image of the unit is there, once), then written: a reader sees a
-whole shard or none, and a worker that dies leaves nothing behind. Ray's `write_parquet` was
-rejected: it names files by a fresh uuid, so a rerun appends duplicates.
+whole shard or none, and a worker that dies leaves nothing behind.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Objects of any store as files of DuckDB: local ones by their path, others through fsspec.
-
-DuckDB's own httpfs was rejected: it is downloaded on first use, and finds credentials by other
-rules than the rest of the program.
-"""
+"""Objects of any store as files of DuckDB: local ones by their path, others through fsspec."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ empty class), and by reading images and PNGs (JSON and PNG that disagree): all o
 sample of a large one, whose others are checked at their turn. Each is one sentence naming the file.
 Images come out as the model will see them later, at the processed size of inference, because that
 resize is part of what it must learn.
-Converting datasets to a format of our own first was rejected: one more copy to keep in step.
 """
 
 from __future__ import annotations

@@ -3,9 +3,7 @@
 The whole state (weights, optimiser, averages, best figure) is one object, OUT/checkpoint.pt,
 replaced by one PUT; batches and learning rates are functions of the step. So a training killed at
 any moment goes on from its last checkpoint as if nothing had happened, and on one worker on CPUs
-ends with the same weights to the bit. Ray Train's own checkpoints (a new folder each) were
-rejected: what a restart needs is the newest one only, under a name that doesn't depend on the run
-before.
+ends with the same weights to the bit.
 
 What is validated and kept is an exponential average of the weights over the last steps: at a
 constant learning rate it is several PQ better than the weights themselves (Polyak averaging).

@@ -2,7 +2,7 @@
 
 The file is loaded and segmented by the same code as `panoptic segment` and scored by the same code
 as `panoptic evaluate`, so that the figure is what its user will get: label set, thresholds, merge
-and all. A cheaper estimate from the losses was rejected: it doesn't rank checkpoints as PQ does.
+and all.
 """
 
 from __future__ import annotations
