@@ -15,7 +15,7 @@ from typer.main import get_command
 
 from jobs.verbs import VERBS, make_app
 from pipeline.run.run import Run, open_run
-from tests.documents import DOCUMENTS, READING, README, ROOT, blocks
+from tests.documents import CONTRIBUTING, DOCUMENTS, READING, README, ROOT, blocks
 
 
 def commands() -> list[str]:
@@ -33,7 +33,7 @@ def run(segmented: Path) -> Run:
 
 
 def test_the_query_by_class_name_counts_every_segment(run: Run) -> None:
-    [query] = blocks("sql")
+    [query] = blocks("sql", READING)
     rows = duckdb.execute(query.replace("RUN", run.storage.url)).fetchall()
     tables = [run.read_shard(shard.path) for shard in run.snapshot().shards]
     areas = [area for table in tables for row in table["area"].to_pylist() for area in row]
@@ -44,24 +44,23 @@ def test_the_query_by_class_name_counts_every_segment(run: Run) -> None:
 
 
 def test_the_snippets_run_as_written(run: Run, scenes: Path, tiny_weights: Path) -> None:
-    shard = run.storage.join(run.snapshot().shards[0].path)
     names: dict[str, Any] = {
-        "SHARD": shard,
         "WEIGHTS": str(tiny_weights),
         "PHOTO": str(scenes / "images" / "000000.jpg"),
         "RUN": run.storage.url,
     }
     for snippet in blocks("python"):
         exec(snippet, names)
-    assert names["pixels"].shape == (names["row"]["height"], names["row"]["width"])
     assert names["panoptic"].segments
     assert len(names["frame"]) == run.snapshot().rows
 
 
 def test_the_snippets_on_reading_run_as_written(run: Run) -> None:
-    names: dict[str, Any] = {"RUN": run.storage.url}
+    shard = run.storage.join(run.snapshot().shards[0].path)
+    names: dict[str, Any] = {"RUN": run.storage.url, "SHARD": shard}
     for snippet in blocks("python", READING):
         exec(snippet, names)
+    assert names["pixels"].shape == (names["row"]["height"], names["row"]["width"])
     assert names["frame"]["area"].notna().sum() == sum(
         len(row["area"]) for row in run.table(["area"]).to_pylist()
     )
@@ -130,7 +129,7 @@ def test_the_diagrams_are_what_their_script_draws() -> None:
 
 
 def test_the_file_tree_shows_every_room_and_names_files_that_exist() -> None:
-    tree = README.split("## Where everything is")[1]
+    tree = CONTRIBUTING.split("## Where everything is")[1].split("\n## ")[0]
     package = room = ""
     shown: set[str] = set()
     for line in tree.splitlines():
@@ -143,3 +142,7 @@ def test_the_file_tree_shows_every_room_and_names_files_that_exist() -> None:
     inits = [path for name in ("detr", "pipeline") for path in (ROOT / name).rglob("__init__.py")]
     assert {str(path.parent.relative_to(ROOT)) for path in inits} <= shown
     assert all((ROOT / name).is_dir() for name in shown)
+
+
+def test_the_readme_is_read_in_minutes() -> None:
+    assert len(README.split()) < 1_200
