@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pipeline.errors import UserError
 from pipeline.secrets import refuse_secrets, texts
-from pipeline.sharding import IMAGES_PER_SHARD
+from pipeline.sharding import IMAGES_PER_SHARD, LEAST_SHARDS
 
 IMAGE_SUFFIXES: Final = (
     *("jpg", "jpeg", "jpe", "jfif", "jfi", "jif", "pjpeg", "pjp", "mpo"),
@@ -99,8 +99,12 @@ class RunConfig(BaseModel):
     )
     limit: int | None = Field(None, ge=1, description="A uniform sample of so many images.")
 
-    images_per_shard: int = Field(
-        IMAGES_PER_SHARD, ge=1, le=100_000, description="Rows of a Parquet shard, about."
+    images_per_shard: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description=f"Rows of a Parquet shard, about; default {IMAGES_PER_SHARD}, and fewer where "
+        f"a job has less than {LEAST_SHARDS} such shards.",
     )
     shards: str | None = Field(None, description="FIRST:END, compute only these shards now.")
     refresh: bool = Field(False, description="List again; what is new or changed comes next.")

@@ -52,6 +52,7 @@ from pipeline.run.snapshots import Edition
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.segmentation.job import check_same, describe_run, say_withheld, work
 from pipeline.segmentation.model_spec import ModelSpec, run_fingerprint, with_size_quantum
+from pipeline.sharding import IMAGES_PER_SHARD
 from pipeline.storage.entry import StorageError, as_user_error, of_storage
 from pipeline.storage.storage import Storage, normalize
 
@@ -180,7 +181,7 @@ class _Night:
                 info = describe_run(self.settings, self.description, self.device, self._suffixes())
                 run = create_run(storage, info, hold)
             say_withheld(run, self.reporter)
-            plan_first(run, staging, images, size, config.images_per_shard)
+            plan_first(run, staging, images, size, self._images_per_shard)
         self.reporter.note(f"{images:,} images to compute in {self.name}")
         return run
 
@@ -192,7 +193,7 @@ class _Night:
             run,
             self._source(run),
             config.limit,
-            images_per_shard=config.images_per_shard,
+            images_per_shard=self._images_per_shard,
             brakes=Brakes(
                 max_removed_rate=config.max_removed_rate,
                 max_recompute=None if free else config.max_recompute,
@@ -213,6 +214,11 @@ class _Night:
         return work(
             run, self.settings, self.spec, self.device, self.reporter, self.began, publish=False
         ).computed
+
+    @property
+    def _images_per_shard(self) -> int:
+        """Full shards also in a small night: what every night adds stays for years."""
+        return self.config.images_per_shard or IMAGES_PER_SHARD
 
     def _lease(self) -> Hold:
         """Of the run folder that this call works on, kept to its end."""

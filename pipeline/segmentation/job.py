@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pipeline.amounts import counted, duration
+from pipeline.amounts import counted
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.device import Device, decide_device, with_a_gpu
 from pipeline.cluster.placement import place
@@ -38,7 +38,6 @@ from pipeline.run.stats import record_stats
 from pipeline.run.writing import Writer, locate, writing
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.secrets import kept, withheld
-from pipeline.segmentation.estimate import WORTH_MEASURING, WORTH_TELLING, cpu_seconds
 from pipeline.segmentation.execute import execute
 from pipeline.segmentation.model_spec import (
     ModelDescription,
@@ -46,8 +45,8 @@ from pipeline.segmentation.model_spec import (
     run_fingerprint,
     with_size_quantum,
 )
-from pipeline.segmentation.pending import owed
-from pipeline.sharding import missing
+from pipeline.segmentation.pending import Owed, owed
+from pipeline.sharding import Generation, missing
 from pipeline.storage.storage import Storage, normalize
 from pipeline.version import code_version
 
@@ -235,6 +234,8 @@ def describe_run(
     settings = config.model_dump(mode="json", exclude={"refresh", "shards", "address"})
     if not config.keep_signed_urls:  # so that older versions read it
         del settings["keep_signed_urls"]
+    if config.images_per_shard is None:
+        del settings["images_per_shard"]
     options = {name: getattr(config, name) for name in ("source_options", "out_options")}
     return RunInfo(
         schema_version=SCHEMA_VERSION,
@@ -318,22 +319,27 @@ def work(
         placement = place(
             found, device=kind, actors=config.actors(), units=units, images=todo.images
         )
-        if placement.device == "cpu" and todo.images >= WORTH_MEASURING:
-            seconds = cpu_seconds(spec, placement, todo.images)
-            if seconds >= WORTH_TELLING:
-                takes = f"{counted(todo.images, 'image')} take about {duration(seconds)} or more"
-                reporter.note(f"on these CPUs {takes}")
         facts = {"device": device.name, "dtype": device.dtype, "placement": vars(placement)}
-        progress = execute(
-            run,
-            todo.units,
-            todo.rewrites,
-            config=config,
-            spec=spec,
-            placement=placement,
-            reporter=reporter,
-            done=lambda progress: record_stats(run, generation.number, progress, facts),
-        )
+
+        def done(seen: Progress) -> None:
+            nonlocal progress
+            progress = seen
+            record_stats(run, generation.number, seen, facts)
+
+        try:
+            execute(
+                run,
+                todo.units,
+                todo.rewrites,
+                config=config,
+                spec=spec,
+                placement=placement,
+                reporter=reporter,
+                done=done,
+            )
+        except KeyboardInterrupt:
+            reporter.note(what_is_left(generation, todo, progress))
+            raise
         sizes = shard_sizes(run)
     else:
         reporter.note("nothing to compute: every shard is there")
@@ -356,3 +362,16 @@ def work(
         published=snapshot is not None and run.latest() == snapshot.number,
         device=f"{device.kind} {device.dtype}",
     )
+
+
+def what_is_left(generation: Generation, todo: Owed, progress: Progress) -> str:
+    """Such as `3 of 10 shards are written, 40 images in work were lost`, of a job that is stopped."""
+    owed_shards = sum(len(units) for units in todo.units.values())
+    shards = sum(1 for _ in generation.units())
+    shards += owed_shards - len(todo.units.get(generation.number, ()))  # lost by others before it
+    written = shards - owed_shards + progress.shards
+    text = f"{written:,} of {counted(shards, 'shard')} {'is' if shards == 1 else 'are'} written"
+    if progress.in_work:
+        lost = "was" if progress.in_work == 1 else "were"
+        text += f", {counted(progress.in_work, 'image')} in work {lost} lost"
+    return text

@@ -16,6 +16,7 @@ from ray.actor import ActorHandle
 from detr.inference.gpu_batch import InFlight
 from pipeline.cluster.progress_actor import MAX_STARTS, Flow, Tally
 from pipeline.errors import TryAgainError
+import pipeline.segmentation.segmenter
 from pipeline.segmentation.graph import rewrite_shards
 from pipeline.segmentation.segmenter import Segmenter
 from tests.factories import Night, jpeg, on_a_device_that_works_alone, segmenter, unit_of
@@ -29,6 +30,7 @@ class RecordingTally(Tally):
     def __init__(self) -> None:
         super().__init__(100, 1.0)
         self.told: list[tuple[Any, ...]] = []
+        self.advances: list[tuple[str, int, int]] = []
 
     def began(self, state: str, shard: str) -> int:
         self.told.append((state, shard))
@@ -39,6 +41,13 @@ class RecordingTally(Tally):
     ) -> None:
         self.told.append(("segmented", shard, dict(batches or {})))
         super().segmented(shard, seconds, batches)
+
+    def advanced(self, shard: str, finished: int, images: int) -> None:
+        self.advances.append((shard, finished, images))
+        super().advanced(shard, finished, images)
+
+    def all_advances(self) -> list[tuple[str, int, int]]:
+        return self.advances
 
     def rewritten(self, shard: str) -> None:
         self.told.append(("rewritten", shard))
@@ -99,6 +108,18 @@ def test_the_sizes_of_the_batches_are_told(tiny_weights: Path, tally: Any) -> No
     actor(unit_of({**same, "broken.jpg": b"x", "gone.jpg": None}))
     told = ray.get(tally.all_told.remote())
     assert told == [("segmenting", KEY), ("segmented", KEY, {4: 1, 2: 1})]
+
+
+def test_images_are_told_as_the_model_finishes_them(
+    tiny_weights: Path, tally: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.segmentation.segmenter, "REPORT_SECONDS", 0)
+    actor = reporting(tiny_weights, tally, batch_size=2)
+    same = {f"{number}.jpg": jpeg(60, 80, number) for number in range(5)}
+    actor(unit_of({"gone.jpg": None, **same, "broken.jpg": b"x"}))
+    advances = ray.get(tally.all_advances.remote())
+    # What could not be fetched, then each batch, and what can't be decoded with the first.
+    assert advances == [(KEY, finished, 7) for finished in (1, 4, 6, 7)]
 
 
 def test_batches_cut_by_memory_are_told_as_the_model_took_them(tmp_path: Path, tally: Any) -> None:
