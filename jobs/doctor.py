@@ -214,4 +214,7 @@ def _out(config: RunConfig, store: list[Guarantee]) -> str:
 def _weights(config: RunConfig) -> str:
     description = ModelSpec.of(config, device="cpu", dtype="fp32").describe()
     count = len(description.categories)
-    return f"{config.weights}: {count} categories, sha256 {description.weights_sha256[:12]}"
+    kept = f"threshold {description.threshold:g}"
+    if description.recommended is not None:
+        kept += ", as these weights recommend"
+    return f"{config.weights}: {count} categories, sha256 {description.weights_sha256[:12]}, {kept}"

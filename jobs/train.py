@@ -28,7 +28,7 @@ from pipeline.errors import UserError
 from pipeline.run.lease import lease
 from pipeline.storage.storage import Storage
 from pipeline.train.dataset import LEFT, TURNED, PanopticDataset, hold_out, open_dataset
-from pipeline.train.init_weights import digest, start
+from pipeline.train.init_weights import digest, start, usual_threshold
 from pipeline.train.loop import WEIGHTS, Plan, Schedule, Task, read_checkpoint
 
 Data = "Data"
@@ -118,7 +118,10 @@ def train(
     threshold: Annotated[
         float | None,
         _option(
-            "Score that validation keeps a query above; 0.5 from scratch, else 0.85.", min=0, max=1
+            "Score that a segment must have at validation, and that the weights recommend; 0.5 from "
+            "scratch, else what --weights recommend, or 0.85.",
+            min=0,
+            max=1,
         ),
     ] = None,
     half: Annotated[bool, _option("Keep the best weights as float16.")] = False,
@@ -174,7 +177,7 @@ def train(
         save_seconds=save_seconds,
         validate_every=validate_every,
         validate_images=validate_images,
-        threshold=(0.5 if initial is None else 0.85) if threshold is None else threshold,
+        threshold=usual_threshold(weights) if threshold is None else threshold,
         half=half,
     )
     storage = Storage(out)

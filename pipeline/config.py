@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from detr.config import THRESHOLD
 from pipeline.errors import UserError
 from pipeline.secrets import refuse_secrets, texts
 from pipeline.sharding import IMAGES_PER_SHARD, LEAST_SHARDS
@@ -62,7 +63,13 @@ class RunConfig(BaseModel):
     categories: str | None = Field(
         None, description="COCO categories JSON of the weights' classes, where they carry none."
     )
-    threshold: float = Field(0.85, ge=0, lt=1, description="Least class probability of a segment.")
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Least class probability of a segment; default: what the weights recommend, "
+        f"else {THRESHOLD}.",
+    )
     size_quantum: int | None = Field(
         None,
         ge=1,

@@ -51,7 +51,13 @@ from pipeline.run.series import PREFIX, Nights, Pinned
 from pipeline.run.snapshots import Edition
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.segmentation.job import check_same, describe_run, say_withheld, work
-from pipeline.segmentation.model_spec import ModelSpec, run_fingerprint, with_size_quantum
+from pipeline.segmentation.model_spec import (
+    ModelSpec,
+    run_fingerprint,
+    with_recommended,
+    with_size_quantum,
+    with_threshold,
+)
 from pipeline.sharding import IMAGES_PER_SHARD
 from pipeline.storage.entry import StorageError, as_user_error, of_storage
 from pipeline.storage.storage import Storage, normalize
@@ -110,16 +116,22 @@ class _Night:
         self.device = night_device(self.live, config, reporter.note)
         recorded = self.live.run.info.config if self.live is not None else None
         config = with_size_quantum(config, recorded, self.device.kind, reporter.note)
-        self.config = config
-        self.spec = ModelSpec.of(config, device=self.device.kind, dtype=self.device.dtype)
-        self.description = self.spec.describe()
-        self.spec = self.spec.expecting(self.description)
+        self.description = self._spec(config).describe()
+        if self.live and self.live.run.info.weights_sha256 == self.description.weights_sha256:
+            config = with_threshold(config, recorded)
+            if config.threshold != self.description.threshold:
+                self.description = self._spec(config).describe()
+        self.config = config = with_recommended(config, self.description, reporter.note)
+        self.spec = self._spec(config).expecting(self.description)
         self.name = PREFIX + run_fingerprint(self.description, config)[0]
         self.settings = config.of_run(nights.url(self.name))
         self.same_weights = self.live is None or nights.live_name() == self.name
         self._refuse_withdrawn()
         if config.truth is not None:
             check_truth(config.truth, config.options_of(config.truth))
+
+    def _spec(self, config: NightlyConfig) -> ModelSpec:
+        return ModelSpec.of(config, device=self.device.kind, dtype=self.device.dtype)
 
     def do(self, pin: bool) -> NightSummary:
         run = self.nights.run(self.name)

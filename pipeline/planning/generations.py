@@ -94,7 +94,10 @@ def plan_first(
 
 
 def plan_retry(
-    run: Run, codes: Sequence[str], images_per_shard: int | None, options: Mapping[str, str] | None = None
+    run: Run,
+    codes: Sequence[str],
+    images_per_shard: int | None,
+    options: Mapping[str, str] | None = None,
 ) -> Generation | None:
     """A generation of the images that failed with one of `codes`; None if there are none.
 

@@ -43,7 +43,9 @@ from pipeline.segmentation.model_spec import (
     ModelDescription,
     ModelSpec,
     run_fingerprint,
+    with_recommended,
     with_size_quantum,
+    with_threshold,
 )
 from pipeline.segmentation.pending import Owed, owed
 from pipeline.sharding import Generation, missing
@@ -88,9 +90,10 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
     device = recorded_device(run, config) or decide_device(config, reporter.note)
     recorded = run.info.config if run is not None else None
     config = with_size_quantum(config, recorded, device.kind, reporter.note)
-    spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
-    description = spec.describe()
-    spec = spec.expecting(description)
+    config = with_threshold(config, recorded)
+    description = ModelSpec.of(config, device=device.kind, dtype=device.dtype).describe()
+    config = with_recommended(config, description, reporter.note)
+    spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype).expecting(description)
     if run is not None and run.generations():
         check_same(run, config, description)
         with writing(place) as writer:
@@ -132,6 +135,7 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
     assert run is not None  # the settings were read from it
     device = recorded_device(run, config) or decide_device(config, reporter.note)
     config = with_size_quantum(config, run.info.config, device.kind, reporter.note)
+    config = with_threshold(config, run.info.config)
     spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
     description = spec.describe()
     check_same(run, config, description)
@@ -252,6 +256,7 @@ def describe_run(
         config={
             **settings,
             "dtype": device.dtype,
+            "threshold": description.threshold,
             **{name: kept(given) for name, given in options.items()},
         },
         withheld={name: withheld(given) for name, given in options.items() if withheld(given)},
