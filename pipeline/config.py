@@ -186,14 +186,7 @@ def make_config(flags: dict[str, Any], toml: str | None = None) -> RunConfig:
 
 def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -> C:
     """As `make_config`, for a RunConfig or one that has more settings."""
-    values: dict[str, Any] = {}
-    if toml is not None:
-        try:
-            values = tomllib.loads(Path(toml).read_text("utf-8-sig"))
-        except FileNotFoundError:
-            raise UserError(f"--config {toml}: no such file") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UserError(f"--config {toml} can't be read as TOML: {error}") from error
+    values = {} if toml is None else read_toml(toml, "--config")
     values.update({name: value for name, value in flags.items() if value not in (None, (), {})})
     try:
         config = kind(**values)
@@ -205,6 +198,16 @@ def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -
         for text in texts(getattr(config, name)):
             refuse_secrets(text, flag)
     return config
+
+
+def read_toml(path: str, flag: str) -> dict[str, Any]:
+    """A file of settings, also as Windows' editors save it. Raises UserError naming the flag."""
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{flag} {path} can't be read as TOML: {error}") from error
 
 
 def _sentence(error: ValidationError, kind: type[RunConfig], toml: str | None) -> str:

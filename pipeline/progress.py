@@ -23,7 +23,8 @@ class Progress:
     gpu_seconds: float = 0.0  # of the GPUs that were there for it; the driver measures them
     codes: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
-    # Of this moment alone: no statistics.
+    empty: int = 0  # ok, and without any segment
+    # Of this moment alone:
     phase: str = ""  # what is waited for before the first image: "model loading" ...
     phase_seconds: float = 0.0  # since the job began, as long as there is a phase
     in_work: int = 0  # images of the shards that the model actors hold or that are being written
@@ -45,7 +46,8 @@ class Progress:
         return (self.total - self.finished) / self.rate if self.rate else None
 
 
-MOMENTARY: Final = ("phase", "phase_seconds", "in_work", "ahead", "rate")
+# What people are told, and the statistics of a run folder don't hold.
+UNRECORDED: Final = ("empty", "phase", "phase_seconds", "in_work", "ahead", "rate")
 FIRST_IMAGES: Final = 10  # a rate of fewer would be an accident
 
 

@@ -175,9 +175,11 @@ class Tally:
         size: int,
         seconds: float = 0.0,
         first_tries: FirstTries | None = None,
+        empty: int = 0,
     ) -> str | None:
         """A shard is in the store; returns the reason to stop, if there is one.
 
+        empty: images that are ok and have no segment.
         first_tries: those of its images that no earlier generation has tried, if not all.
         """
         first_tries = first_tries or FirstTries(images, failures)
@@ -194,6 +196,7 @@ class Tally:
             self.now.done += images
             self.now.shards += 1
             self.now.segments += segments
+            self.now.empty += empty
             self.now.bytes += size
             if self.metrics:
                 failed = counts(failures)

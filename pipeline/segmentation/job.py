@@ -38,6 +38,7 @@ from pipeline.run.stats import record_stats
 from pipeline.run.writing import Writer, locate, writing
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.secrets import kept, withheld
+from pipeline.segmentation.closing import few_segments, what_is_left
 from pipeline.segmentation.execute import execute
 from pipeline.segmentation.model_spec import (
     ModelDescription,
@@ -47,8 +48,8 @@ from pipeline.segmentation.model_spec import (
     with_size_quantum,
     with_threshold,
 )
-from pipeline.segmentation.pending import Owed, owed
-from pipeline.sharding import Generation, missing
+from pipeline.segmentation.pending import owed
+from pipeline.sharding import missing
 from pipeline.storage.storage import Storage, normalize
 from pipeline.version import code_version
 
@@ -345,6 +346,8 @@ def work(
         except KeyboardInterrupt:
             reporter.note(what_is_left(generation, todo, progress))
             raise
+        if config.threshold is not None and (hint := few_segments(progress, config.threshold)):
+            reporter.note(hint)
         sizes = shard_sizes(run)
     else:
         reporter.note("nothing to compute: every shard is there")
@@ -367,16 +370,3 @@ def work(
         published=snapshot is not None and run.latest() == snapshot.number,
         device=f"{device.kind} {device.dtype}",
     )
-
-
-def what_is_left(generation: Generation, todo: Owed, progress: Progress) -> str:
-    """Such as `3 of 10 shards are written, 40 images in work were lost`, of a job that is stopped."""
-    owed_shards = sum(len(units) for units in todo.units.values())
-    shards = sum(1 for _ in generation.units())
-    shards += owed_shards - len(todo.units.get(generation.number, ()))  # lost by others before it
-    written = shards - owed_shards + progress.shards
-    text = f"{written:,} of {counted(shards, 'shard')} {'is' if shards == 1 else 'are'} written"
-    if progress.in_work:
-        lost = "was" if progress.in_work == 1 else "were"
-        text += f", {counted(progress.in_work, 'image')} in work {lost} lost"
-    return text

@@ -33,7 +33,8 @@ from detr.config import THRESHOLD, DetrConfig
 from detr.cuda_settings import settle_cuda
 from detr.models.detr import DetrPanoptic
 from detr.training.criterion import Weights
-from detr.training.learner import Learner, Phase, prepare_from_scratch
+from detr.training.learner import Learner, prepare_from_scratch
+from detr.training.phases import Phase
 from detr.transfer import upload
 from pipeline.storage.storage import Storage
 from pipeline.train.batches import Batch, Batches
