@@ -14,13 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from jobs.console import ConsoleReporter, print_json
-from jobs.options import JsonOutput, Verbose
+from jobs.options import DEMO_WEIGHTS, JsonOutput, Verbose
 from pipeline.amounts import duration
 from pipeline.config import make_config
 from pipeline.errors import UserError
 from pipeline.train.synthetic import write_scenes
 
-DEMO_WEIGHTS = Path(__file__).with_name("demo_weights") / "demo.safetensors"
 DEMO_RECORD = DEMO_WEIGHTS.with_suffix(".json")  # what benchmarks/demo_weights.py measured
 DEMO_THRESHOLD = 0.5  # as the file recommends: so small a model is less sure than DETR
 SEED = 2026  # not a seed of training

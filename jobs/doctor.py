@@ -10,21 +10,14 @@ from importlib.metadata import version
 from itertools import islice
 from typing import Annotated
 
-import ray
-import torch
 import typer
-from ray.exceptions import GetTimeoutError
 from rich.console import Console
 
 from detr.config import ModelError
-from detr.cuda_settings import why_no_gpu
-from detr.inference.check_gpu import check_gpu
 from detr.inference.decode import ImageError, decode
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from jobs.submit import submit
-from pipeline.cluster.capacity import capacity
-from pipeline.cluster.ray_session import connect
 from pipeline.config import RunConfig, make_config
 from pipeline.errors import TryAgainError, UserError
 from pipeline.planning.source import Source
@@ -125,6 +118,12 @@ def _submit(address: str, words: list[str]) -> int:
 
 def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterator[Check]:
     """The checks where the work will be: on a GPU node if the cluster has or may start one."""
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    from pipeline.cluster.capacity import capacity
+    from pipeline.cluster.ray_session import connect
+
     connect(address)
     gpu = capacity(address).ceiling("GPU") >= 1
     checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0)(_all_checks)
@@ -162,10 +161,17 @@ def _try(name: str, check: Callable[[], str]) -> Check:
 
 
 def _python() -> str:
+    import torch
+
     return f"{platform.python_version()}, ray {version('ray')}, torch {torch.__version__}"
 
 
 def _device() -> str:
+    import torch
+
+    from detr.cuda_settings import why_no_gpu
+    from detr.inference.check_gpu import check_gpu
+
     if reason := why_no_gpu():
         raise UserError(reason)
     if not torch.cuda.is_available():
