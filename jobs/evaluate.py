@@ -32,6 +32,13 @@ def evaluate(
     prediction_masks: Annotated[
         str | None, typer.Option(help="Folder of its PNGs. Default: the JSON's name.")
     ] = None,
+    map_categories: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML of names: [truth] and [model] to one label set; renames, merges, leaves out.",
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(help="Name of the evaluation in OUT/evaluation. Default: the truth's."),
@@ -83,7 +90,13 @@ def evaluate(
         if predictions is not None:
             _refuse(name=name, snapshot=snapshot, follow=follow or None, address=address)
             result = evaluate_files(
-                predictions, truth, prediction_masks, truth_masks, options=truth_options, note=note
+                predictions,
+                truth,
+                prediction_masks,
+                truth_masks,
+                map_categories=map_categories,
+                options=truth_options,
+                note=note,
             )
         else:
             assert out is not None
@@ -92,6 +105,7 @@ def evaluate(
                 out,
                 truth,
                 truth_masks,
+                map_categories=map_categories,
                 name=name,
                 snapshot=snapshot,
                 follow=follow,

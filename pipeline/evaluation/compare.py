@@ -123,9 +123,18 @@ def compare(a: Edition, b: Edition, name: str | None = None) -> Comparison:
                 f"{have}): run `panoptic evaluate` on both, or compare --without-truth"
             )
     assert name is not None
-    if b.run.info.category_list != a.run.info.category_list:
-        raise UserError("A and B have different categories: their classes can't be compared")
     results_of = [_complete(edition, name) for edition in (a, b)]
+    maps = [result.get("category_map", {}).get("names") for result in results_of]
+    if maps[0] != maps[1]:
+        raise OtherTruthError(
+            f"the evaluations {name!r} of A and B were made with different --map-categories: "
+            "evaluate both with the same file"
+        )
+    if maps[0] is None and b.run.info.category_list != a.run.info.category_list:
+        raise UserError(
+            "A and B have different categories: their classes can't be compared (evaluate both "
+            "with a --map-categories FILE that makes one label set of them)"
+        )
     if results_of[0]["truth_sha256"] != results_of[1]["truth_sha256"]:
         raise OtherTruthError(_OTHER_TRUTH.format(name=name))
     categories = a.categories(name)

@@ -135,12 +135,14 @@ def prepare(
     *,
     options: Mapping[str, str] | None = None,
     convert: Convert,
+    check: Callable[[Categories], object] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Truth:
     """The truth of a run, converted into `folder` of it, or as it was left there.
 
     options are those of the truth's storage. convert runs the given conversions of chunks, in
-    parallel if it can. Raises UserError for a file that is no panoptic JSON, other categories than
+    parallel if it can. check: is given the truth's categories and refuses what doesn't fit; by
+    default they must be the run's. Raises UserError for a file that is no panoptic JSON, other categories than
     the run's, ambiguous names, or no image in common. One image's broken PNG is a `problem` in its
     row.
     """
@@ -148,7 +150,10 @@ def prepare(
     file = CocoFile(truth_url, options)
     with Staging() as staging:
         categories = stage_truth(staging, file)
-        check_categories(run.info.categories, categories, truth_url)
+        if check is not None:
+            check(categories)
+        else:
+            check_categories(run.info.categories, categories, truth_url)
         pngs = _pngs(masks)
         sha256, key = _sha256(file, pngs), _key(run, file, pngs)
         ready = load(run.storage, folder)

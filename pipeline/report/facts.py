@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from detr.categories import Categories, Category
+from pipeline.evaluation.category_map import CategoryMap
 from pipeline.report.sql import choose_evaluation
 from pipeline.run.run import Run
 from pipeline.run.snapshots import Edition
@@ -121,6 +122,9 @@ def gather(edition: Edition, evaluation: str | None = None) -> Facts:
     errors, errors_sampled = _errors(run, [s for s in snapshot.shards if s.error], snapshot.error)
     paths = [shard.path for shard in snapshot.shards if shard.ok]
     table, sampled = _sample(run, paths, SHARDS_READ, _CONTENTS)
+    mapping = CategoryMap.of_result(result)
+    if mapping is not None:  # by the classes that were scored
+        table = mapping.apply(table, "model")
     classes = _classes(edition.categories(name), table, result)
     stats = [entry for number in run.generations() for entry in read_stats(run, number)]
     ok = table.filter(pc.field("status") == "ok")

@@ -19,6 +19,7 @@ from PIL import Image
 
 from detr.categories import Categories
 from pipeline.errors import UserError
+from pipeline.evaluation.category_map import CategoryMap
 from pipeline.evaluation.truth import Truth, load
 from pipeline.panoptic.score import hashes_of
 from pipeline.report.pictures import Picture, difference, drawn, overlay, picture, sampling
@@ -64,6 +65,7 @@ class Illustrator:
     evaluation: str | None
     truth: Truth | None
     categories: Categories  # of predictions and truth
+    mapping: CategoryMap | None = None  # of the evaluation, to these categories
     options: Mapping[str, str] = field(default_factory=dict)  # storage options of the photos
 
     @classmethod
@@ -74,7 +76,8 @@ class Illustrator:
         still there."""
         name = None if result is None else str(result["name"])
         truth = _truth(edition, result)
-        return cls(edition, name, truth, edition.categories(name), options or {})
+        mapping = CategoryMap.of_result(result)
+        return cls(edition, name, truth, edition.categories(name), mapping, options or {})
 
     def cards(
         self, names: Sequence[str], count: int, budget: Budget, others: Sequence[Illustrator] = ()
@@ -98,7 +101,11 @@ class Illustrator:
         return cards
 
     def _rows(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        return locate_rows(self.edition.run, names, snapshot=self.edition.snapshot)
+        found = locate_rows(self.edition.run, names, snapshot=self.edition.snapshot)
+        for path, row in found:
+            if self.mapping is not None and row["status"] == "ok":
+                row = self.mapping.row(row, "model")
+            yield path, row
 
     def _card(self, path: str, row: dict[str, Any], others: Sequence[Illustrator]) -> Card:
         run, name = self.edition.run, row["file_name"]
@@ -151,7 +158,9 @@ class Illustrator:
             return None
         rows = self.truth.rows(hashes_of([file_name]))
         found = [row for row in rows.to_pylist() if row["file_name"] == file_name]
-        return found[0] if found and found[0]["problem"] is None else None
+        if not found or found[0]["problem"] is not None:
+            return None
+        return self.mapping.row(found[0], "truth") if self.mapping else found[0]
 
 
 def outcome_lines(scored: Mapping[str, Any], categories: Categories) -> list[str]:
