@@ -2,10 +2,10 @@
 
     python benchmarks/fine_tuning.py [--images 25 100 400] [--steps 400] [--batch-size 8]
 
-The scenes are new to the weights (another seed), and so are the classes: seven that rename and merge
-the nine that they know, so the class head is learnt anew and the rest goes on from where it is, as
-with the official weights and photos of one's own. For each number of images it prints the validation
-PQ, on 100 scenes held apart, after every quarter of the steps.
+The scenes are new to the weights (another seed), and so are the classes: seven that rename and
+merge the nine that they know. So the class head is learnt anew and the rest goes on from where it
+is, as with the official weights and photos of one's own. For each number of images it prints the
+validation PQ, on 100 scenes held apart, after every quarter of the steps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def relabel(truth: Path) -> None:
     data = json.loads(truth.read_text())
     old = {category["name"]: category for category in data["categories"]}
     kinds = {**KINDS, **{f"my {name}": (name,) for name in old if not old[name]["isthing"]}}
-    ids = {old[name]["id"]: place for place, names in enumerate(kinds.values(), 1) for name in names}
+    ids = {
+        old[name]["id"]: place for place, names in enumerate(kinds.values(), 1) for name in names
+    }
     data["categories"] = [
         {"id": place, "name": kind, "isthing": old[names[0]]["isthing"]}
         for place, (kind, names) in enumerate(kinds.items(), 1)
@@ -59,7 +61,9 @@ def tuned(data: str, val: str, out: Path, steps: int, batch_size: int) -> dict[s
         *("--steps", str(steps), "--batch-size", str(batch_size), "--warmup", "20"),
         *("--validate-every", str(steps // 4), "--validate-images", str(VALIDATION)),
     )
-    pq = {each["step"]: round(100 * (each["validation"]["All"] or 0), 1) for each in found["history"]}
+    pq = {
+        each["step"]: round(100 * (each["validation"]["All"] or 0), 1) for each in found["history"]
+    }
     return {"pq": pq, "seconds": round(time.monotonic() - started)}
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from jobs.console import ConsoleReporter, print_json
 from jobs.options import DEMO_WEIGHTS, JsonOutput, Verbose
-from pipeline.amounts import duration
+from pipeline.amounts import counted, duration
 from pipeline.config import make_config
 from pipeline.errors import UserError
 from pipeline.train.synthetic import write_scenes
@@ -89,7 +89,8 @@ def demo(
         table.add_row(group, *shares, str(scores["n"]))
     console.print(table)
     console.print(
-        f"{summary.images} images: {summary.ok} ok, {summary.error} broken files as error rows; "
+        f"{counted(summary.images, 'image')}: {summary.ok:,} ok, "
+        f"{counted(summary.error, 'broken file')} as error rows; "
         f"{duration(summary.seconds)}"
     )
     console.print(
@@ -141,5 +142,5 @@ def make_demo_scenes(folder: Path, images: int, note: Callable[[str], None]) -> 
         shutil.rmtree(path)
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(MARK_TEXT)
-    note(f"making {images} scenes and {BROKEN} broken files in {data}")
+    note(f"making {counted(images, 'scene')} and {BROKEN} broken files in {data}")
     write_scenes(data, images, SEED, broken=BROKEN)

@@ -18,6 +18,7 @@ from detr.inference.decode import ImageError, decode
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from jobs.submit import submit
+from pipeline.amounts import counted, duration
 from pipeline.config import RunConfig, make_config
 from pipeline.errors import TryAgainError, UserError
 from pipeline.planning.source import Source
@@ -131,7 +132,7 @@ def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterat
         yield from ray.get(checks.remote(config, with_weights), timeout=config.wait_for_gpus)
     except GetTimeoutError:
         raise TryAgainError(
-            f"no worker could be had within {config.wait_for_gpus} s: see `ray status`"
+            f"no worker could be had within {duration(config.wait_for_gpus)}: see `ray status`"
         ) from None
 
 
@@ -175,7 +176,7 @@ def _device() -> str:
     if reason := why_no_gpu():
         raise UserError(reason)
     if not torch.cuda.is_available():
-        return f"cpu, {torch.get_num_threads()} threads (no GPU here; a cluster's is its workers')"
+        return f"cpu, {counted(torch.get_num_threads(), 'thread')} (no GPU here; a cluster's is its workers')"
     return check_gpu()
 
 
@@ -220,7 +221,8 @@ def _out(config: RunConfig, store: list[Guarantee]) -> str:
 def _weights(config: RunConfig) -> str:
     description = ModelSpec.of(config, device="cpu", dtype="fp32").describe()
     count = len(description.categories)
+    classes = f"{count:,} {'category' if count == 1 else 'categories'}"
     kept = f"threshold {description.threshold:g}"
     if description.recommended is not None:
         kept += ", as these weights recommend"
-    return f"{config.weights}: {count} categories, sha256 {description.weights_sha256[:12]}, {kept}"
+    return f"{config.weights}: {classes}, sha256 {description.weights_sha256[:12]}, {kept}"

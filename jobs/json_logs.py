@@ -3,8 +3,8 @@
     {"time": "2026-11-21T10:00:00.123+00:00", "event": "progress", "done": 1024, "total": 5000, ...}
 
 `event` is `note` (with `message`), `listed` (with `images`), `progress` (with the fields of
-`pipeline.progress.Progress`, and what follows from them) or `error` (with `message` and `exit_code`, the last line of a job
-that fails). Lines of Ray's own workers stay where Ray keeps them, as JSON too.
+`pipeline.progress.Progress`, and what follows from them) or `error` (with `message` and
+`exit_code`, the last line of a job that fails). Lines of Ray's own workers stay where Ray keeps them, as JSON too.
 """
 
 from __future__ import annotations

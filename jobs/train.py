@@ -21,7 +21,7 @@ from detr.config import DetrConfig
 from detr.training.phases import Phase, learns_masks
 from jobs.console import print_json
 from jobs.options import JsonOutput, Verbose, example_option, from_file
-from pipeline.amounts import duration
+from pipeline.amounts import counted, duration
 from pipeline.errors import UserError
 from pipeline.run.lease import lease
 from pipeline.storage.storage import Storage
@@ -118,7 +118,7 @@ def train(
     threshold: Annotated[
         float | None,
         _option(
-            "Score that a segment must have at validation, and that the weights recommend; 0.5 from "
+            "Score that a segment must have at validation; the weights then recommend it. 0.5 from "
             "scratch, else what --weights recommend, or 0.85.",
             min=0,
             max=1,
@@ -206,7 +206,7 @@ def train(
     with lease(storage):
         begun = _check_same(storage, plan, config, origin)
         console.print(
-            f"{len(training.examples):,} images to learn from, {len(validation.examples):,} to "
+            f"{counted(len(training.examples), 'image')} to learn from, {len(validation.examples):,} to "
             f"validate on, {len(training.categories)} classes; step {begun:,} of {steps:,}"
         )
         if not begun and (turns := training.check() + validation.check()):
@@ -255,8 +255,8 @@ def next_step(
     more = MORE_STEPS["from scratch" if scratch else "from weights"]
     return (
         f"PQ {100 * best:.1f} is too little to segment with: at threshold {threshold:g} hardly an "
-        f"image would have a segment\nnext: the same command with --steps {step + more}, which goes "
-        f"on from step {step}"
+        f"image would have a segment\nnext: the same command with --steps {step + more}, which "
+        f"goes on from step {step}"
     )
 
 

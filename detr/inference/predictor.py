@@ -193,11 +193,11 @@ def load(
     recipe: r50, r50-dc5 or r101 if this is that published file (checked by sha256).
     categories: the label set, for files that carry none. threshold: least class probability of a
     kept query, exclusive; None is what the file recommends (ours do), else the published 0.85, and
-    `threshold` of what is returned says which. size_quantum: round processed sides to its multiples, so that photos of
-    free aspect ratio share batches. compile: let torch compile backbone and transformer (a minute
-    at the first image; other rounding). output_size: original, processed (what the model saw), or
-    quarter (the mask head's own). batch_size: images at a time on a GPU, at most (by default what
-    fits); changes no result. Raises ModelError in one sentence.
+    `threshold` of what is returned says which. size_quantum: round processed sides to its
+    multiples, so that photos of free aspect ratio share batches. compile: let torch compile
+    backbone and transformer (a minute at the first image; other rounding). output_size: original,
+    processed (what the model saw), or quarter (the mask head's own). batch_size: images at a time
+    on a GPU, at most (by default what fits); changes no result. Raises ModelError in one sentence.
 
         import detr
         model = detr.load("detr-r50-panoptic-00ce5173.pth")

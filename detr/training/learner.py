@@ -19,6 +19,7 @@ from detr.training.criterion import Losses, Targets, Weights, criterion, match_l
 from detr.training.dense_head import DenseHead
 from detr.training.phases import TRAINS, Phase
 
+
 class Learner(nn.Module):
     """What a phase trains: "boxes" all but the masks and "masks" nothing else (the paper's two
     steps, section 4.4), "joint" all at once. Where there are no weights at all, "backbone" comes

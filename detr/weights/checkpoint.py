@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from detr.categories import COCO_PANOPTIC, Categories
 from detr.config import RECIPES, DetrConfig, ModelError
+from detr.first_bytes import first_bytes
 from detr.models.detr import DetrPanoptic
 from detr.weights.hf_labels import COCO_CLASSES, own_labels, read_json
 from detr.weights.hf_names import is_hugging_face, to_official
@@ -202,8 +203,8 @@ def _read_torch(path: Path, content: bytes) -> tuple[dict[str, Tensor], object]:
         raise ModelError(f"{path.name} is empty")
     if start[:1] in b"<{#" or start[:4] in (b"\xff\xd8\xff\xe0", b"\x89PNG"):
         raise ModelError(
-            f"{path.name} is not a weight file: it begins with {start[:24]!r} (a web page saved "
-            "under that name?)"
+            f"{path.name} is not a weight file: it begins with {first_bytes(start, 24)} (a web page "
+            "saved under that name?)"
         )
     try:
         # upstream's training script adds its arguments; a Namespace is plain data

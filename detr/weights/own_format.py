@@ -2,8 +2,8 @@
 
 All of it is one JSON in one metadata entry: the order of several in the file would be random, and
 the file's hash must not be. The threshold is what the file recommends to whoever names none. It is
-no part of the weights' identity (`Checkpoint.sha256`): a file that gets one later is the same weights,
-and the threshold that is used stands in the fingerprint by itself.
+no part of the weights' identity (`Checkpoint.sha256`): a file that gets one later is the same
+weights, and the threshold that is used stands in the fingerprint by itself.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@ In nightly.toml:
 
     report = ["python", "send.py", "{run}", "{snapshot}", "{baseline}"]
 
-It runs before anything is published, whether the gate has passed or not. What it writes to stderr is
-seen in the night's log; if it ends with another code than 0, nothing is published. Set CHAT_WEBHOOK to the
-address of a chat channel that takes {"text": ...}, or put your own way of sending into `send`.
+It runs before anything is published, whether the gate has passed or not. What it writes to stderr
+is seen in the night's log; if it ends with another code than 0, nothing is published. Set
+CHAT_WEBHOOK to the address of a chat channel that takes {"text": ...}, or put your own way of
+sending into `send`.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@
     bus = "vehicle"
     "*" = ""            # whatever is not named here is left out: predicted there is nothing
 
-Both sides go by names, and a category that no line names keeps its own. The common label set is what
-the truth then has, so a category of the model must end up in it. Stuff that is merged is one segment
-an image, as the rules of PQ want it; things stay as many as they are.
+Both sides go by names, and a category that no line names keeps its own. The common label set is
+what the truth then has, so a category of the model must end up in it. Stuff that is merged is one
+segment an image, as the rules of PQ want it; things stay as many as they are.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class CategoryMap:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CategoryMap:
-        ids = {side: {own: new for own, new in pairs} for side, pairs in data["ids"].items()}
+        ids = {side: dict(pairs) for side, pairs in data["ids"].items()}
         return cls(Categories.from_json(data["categories"]), ids, data["names"])
 
     @classmethod
@@ -90,19 +90,21 @@ class CategoryMap:
         columns = [rows[name].to_pylist() for name in names]
         sizes = zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True)
         mapped = [
-            self._segments([dict(zip(names, each, strict=True)) for each in zip(*own)], side, size)
+            self._segments(_by_segment(names, own), side, size)
             for own, size in zip(zip(*columns, strict=True), sizes, strict=True)
         ]
         for name in names:
             at = rows.column_names.index(name)
             values = [[segment[name] for segment in segments] for segments in mapped]
-            rows = rows.set_column(at, rows.schema.field(at), pa.array(values, rows.schema.types[at]))
+            rows = rows.set_column(
+                at, rows.schema.field(at), pa.array(values, rows.schema.types[at])
+            )
         return rows
 
     def row(self, row: Mapping[str, Any], side: Side) -> dict[str, Any]:
         """As `apply`, of one row as a dict."""
         names = [name for name in _LISTS if name in row]
-        segments = [dict(zip(names, each, strict=True)) for each in zip(*(row[n] for n in names))]
+        segments = _by_segment(names, [row[name] for name in names])
         mapped = self._segments(segments, side, (row["height"], row["width"]))
         return {**row, **{name: [segment[name] for segment in mapped] for name in names}}
 
@@ -137,6 +139,11 @@ class CategoryMap:
             side: {c.id for c in self.categories if not c.isthing and count[c.id] > 1}
             for side, count in counts.items()
         }
+
+
+def _by_segment(names: Sequence[str], lists: Sequence[Sequence[Any]]) -> list[Segment]:
+    """One image's lists as a dict for each segment."""
+    return [dict(zip(names, each, strict=True)) for each in zip(*lists, strict=True)]
 
 
 def _union(parts: Sequence[Segment], size: tuple[int | None, int | None]) -> Segment | None:
@@ -227,7 +234,7 @@ def _names(url: str, options: Mapping[str, str] | None) -> Names:
         for name, new in lines.items():
             if not isinstance(new, str):
                 raise UserError(
-                    f"{FLAG} {url}: [{table}] {name!r} must be a name, or \"\" to leave it out, not "
+                    f'{FLAG} {url}: [{table}] {name!r} must be a name, or "" to leave it out, not '
                     f"{new!r}"
                 )
     return {"truth": read.get("truth", {}), "model": read.get("model", {})}

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from pipeline.amounts import counted
 from pipeline.evaluation.category_map import CategoryMap, read_map
 from pipeline.evaluation.truth import convert_row, masks_of
 from pipeline.evaluation.truth_join import stage_predictions, stage_truth
@@ -44,9 +45,9 @@ def evaluate_files(
 
     Each JSON's PNGs lie in the folder of its name unless another is given; options are those of
     their storage. map_categories: as of `evaluate_run`; predictions that list no categories have
-    those of the truth. The result has the structure of `evaluate_run`. Raises UserError for files that
-    can't be read; InvalidError, with the figures of all others, for images that can't be scored: by
-    panopticapi's rules a truth without a prediction is one of them.
+    those of the truth. The result has the structure of `evaluate_run`. Raises UserError for files
+    that can't be read; InvalidError, with the figures of all others, for images that can't be
+    scored: by panopticapi's rules a truth without a prediction is one of them.
     """
     started = time.monotonic()
     folders = {
@@ -105,7 +106,7 @@ def evaluate_files(
             for first in range(0, chunk.num_rows, CHUNK):
                 rows = chunk.slice(first, CHUNK).to_pylist()
                 total.add(_score_chunk(rows, folders, categories.ids, mapping))
-                note(f"{total.counts['scored']:,} images scored")
+                note(f"{counted(total.counts['scored'], 'image')} scored")
     result = {
         "predictions": predictions,
         "truth": truth,

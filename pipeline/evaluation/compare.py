@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from detr.categories import Categories
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.panoptic.bootstrap import COLUMNS, add_rows
 from pipeline.panoptic.figures import LEVEL, group_members, quality, results
@@ -168,7 +169,7 @@ def _complete(edition: Edition, name: str) -> dict[str, Any]:
     if "truth_sha256" not in result:
         why = "was made by an older version, which did not record its truth"
     elif not result["complete"]:
-        why = f"was made before the snapshot was finished ({result['shards']:,} shards were there)"
+        why = f"was made before the snapshot was finished (with {counted(result['shards'], 'shard')})"
     else:
         return result
     raise IncompleteError(

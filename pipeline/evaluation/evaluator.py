@@ -32,6 +32,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from detr.categories import Categories
+from pipeline.amounts import counted
 from pipeline.errors import TryAgainError, UserError
 from pipeline.evaluation.category_map import FLAG, CategoryMap, read_map
 from pipeline.evaluation.fresh import fresh_name, sweep
@@ -307,9 +308,7 @@ def _score_all(
     while True:
         new = [path for path in live.paths if path not in sent]
         told = time.monotonic()
-        for _ in _bounded(
-            _score.remote(run, path, shared, folder, mapping, actor) for path in new
-        ):
+        for _ in _bounded(_score.remote(run, path, shared, folder, mapping, actor) for path in new):
             if time.monotonic() - told > POLL_SECONDS:
                 _tell(actor, len(live.paths), note)
                 told = time.monotonic()
@@ -325,7 +324,7 @@ def _score_all(
 def _tell(actor: Any, shards: int, note: Callable[[str], None]) -> None:
     done, counts, pq = ray.get(actor.progress.remote())
     figure = "no classes yet" if pq is None else f"PQ {100 * pq:.2f}"
-    note(f"{done:,} of {shards:,} shards, {counts.get('scored', 0):,} images: {figure}")
+    note(f"{done:,} of {counted(shards, 'shard')}, {counted(counts.get('scored', 0), 'image')}: {figure}")
 
 
 def _in_parallel(conversions: Iterable[Callable[[], Part]]) -> Iterator[Part]:

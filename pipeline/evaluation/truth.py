@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detr.categories import Categories
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.evaluation.fresh import fresh_name, sweep
 from pipeline.evaluation.truth_join import check_categories, resolve, stage_truth
@@ -142,9 +143,9 @@ def prepare(
 
     options are those of the truth's storage. convert runs the given conversions of chunks, in
     parallel if it can. check: is given the truth's categories and refuses what doesn't fit; by
-    default they must be the run's. Raises UserError for a file that is no panoptic JSON, other categories than
-    the run's, ambiguous names, or no image in common. One image's broken PNG is a `problem` in its
-    row.
+    default they must be the run's. Raises UserError for a file that is no panoptic JSON, other
+    categories than the run's, ambiguous names, or no image in common. One image's broken PNG is a
+    `problem` in its row.
     """
     masks = Storage(masks_url or masks_of(truth_url), options)
     file = CocoFile(truth_url, options)
@@ -173,7 +174,7 @@ def prepare(
                 f"no image of {truth_url} is in the run: its names ({names[0][0]!r}, ...) match no "
                 "file name of the manifest"
             )
-        note(f"ground truth: converting {images:,} images")
+        note(f"ground truth: converting {counted(images, 'image')}")
         chunks = staging.tables("from resolved order by hash")
         name = fresh_name()
         parts = convert(_conversions(chunks, run.storage, folder, name, masks))

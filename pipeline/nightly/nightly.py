@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Final
 
+from pipeline.amounts import counted
 from pipeline.error_budget import enough_rate, over_budget
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.nightly.precheck import (
@@ -184,7 +185,7 @@ class _Night:
                 images, size = only_with_truth(
                     staging, config.truth, config.options_of(config.truth)
                 )
-                self.reporter.note(f"other weights: {images:,} images with ground truth come first")
+                self.reporter.note(f"other weights: {counted(images, 'image')} with ground truth first")
             elif not self.same_weights:
                 self._brake(None)
             if run is None:
@@ -194,7 +195,7 @@ class _Night:
                 run = create_run(storage, info, hold)
             say_withheld(run, self.reporter)
             plan_first(run, staging, images, size, self._images_per_shard)
-        self.reporter.note(f"{images:,} images to compute in {self.name}")
+        self.reporter.note(f"{counted(images, 'image')} to compute in {self.name}")
         return run
 
     def _difference(self, run: Run, *, retry: bool) -> bool:

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from detr.categories import Categories, Category
+from pipeline.amounts import counted
 from pipeline.evaluation.category_map import CategoryMap
 from pipeline.report.sql import choose_evaluation
 from pipeline.run.run import Run
@@ -166,7 +167,7 @@ def _sample(
     rows = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
     if len(chosen) == len(paths):
         return rows, ""
-    return rows, f"a sample of {rows.num_rows:,} images ({len(chosen):,} of {len(paths):,} shards)"
+    return rows, f"a sample of {counted(rows.num_rows, 'image')} ({len(chosen):,} of {len(paths):,} shards)"
 
 
 def _errors(run: Run, shards: Sequence[Any], failed: int) -> tuple[tuple[ErrorCode, ...], str]:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from detr.categories import Categories
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.evaluation.category_map import CategoryMap
 from pipeline.evaluation.truth import Truth, load
@@ -169,7 +170,7 @@ def outcome_lines(scored: Mapping[str, Any], categories: Categories) -> list[str
     for category_id, outcome in zip(scored["category_id"], scored["outcome"], strict=True):
         if outcome in counts:
             counts[outcome][categories.by_id(category_id).name] += 1
-    lines = [f"{scored['tp']} of {scored['tp'] + scored['fn']} segments matched"]
+    lines = [f"{scored['tp']} of {counted(scored['tp'] + scored['fn'], 'segment')} matched"]
     for outcome, word in (("FN", "missed"), ("FP", "not in the truth")):
         if counts[outcome]:
             listed = ", ".join(

@@ -1,4 +1,4 @@
-"""What a job says when it ends: what a stop has cost, and what looks wrong with its results. Pure."""
+"""What a job says when it ends: what a stop has cost, what looks wrong with its results. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HARDLY_ANY: Final = 0.1  # the part of the images with a segment that makes one 
 
 
 def what_is_left(generation: Generation, todo: Owed, progress: Progress) -> str:
-    """Such as `3 of 10 shards are written, 40 images in work were lost`, of a job that is stopped."""
+    """Such as `3 of 10 shards are written, 40 images in work were lost`, of a stopped job."""
     owed_shards = sum(len(units) for units in todo.units.values())
     shards = sum(1 for _ in generation.units())
     shards += owed_shards - len(todo.units.get(generation.number, ()))  # lost by others before it

@@ -152,7 +152,7 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
             chosen = codes or sorted(TRANSIENT_CODES)
             generation = plan_retry(run, chosen, config.images_per_shard, config.source_options)
             images = generation.images if generation else 0
-            reporter.note(f"{images} failed images to compute again")
+            reporter.note(f"{counted(images, 'failed image')} to compute again")
         return _finish_here(writer, run, config, spec, device, reporter, started)
 
 

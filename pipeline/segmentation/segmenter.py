@@ -115,9 +115,9 @@ class Segmenter:
         batches: Counter[int],
         advance: Callable[[int], None] = lambda finished: None,
     ) -> list[dict[str, Any]]:
-        """`advance` is told how many images are finished, batch after batch; `seconds` gets the time in turn (total), the model's part of it, and the CPU time of the
+        """`seconds` gets the time in turn (total), the model's part of it, and the CPU time of the
         threads that decoded and encoded meanwhile; `batches` how many of each size the model was
-        given."""
+        given; `advance` how many images are finished, batch after batch."""
         rows: list[dict[str, Any]] = [
             error_row(code, message)
             for code, message in zip(

@@ -26,7 +26,9 @@ from pipeline.storage.entry import as_lost
 from pipeline.storage.storage import Storage
 
 UNIT_COLUMN: Final = "shard"
-_IS_EMPTY: Final = (pc.field("status") == "ok") & (pc.list_value_length(pc.field("segment_id")) == 0)
+_IS_EMPTY: Final = (pc.field("status") == "ok") & (
+    pc.list_value_length(pc.field("segment_id")) == 0
+)
 
 
 class ShardSink(Datasink[int]):

@@ -382,7 +382,12 @@ def test_architectures_by_name_and_file(architecture: Path) -> None:
     ("phase", "best", "scratch", "advice"),
     [
         ("joint", 0.3, True, r"next: panoptic segment PHOTOS --out OUT --weights w$"),
-        ("joint", 0.02, True, r"PQ 2\.0 is too little .* --steps 4500, which goes on from step 500"),
+        (
+            "joint",
+            0.02,
+            True,
+            r"PQ 2\.0 is too little .* --steps 4500, which goes on from step 500",
+        ),
         ("masks", 0.0, False, r"PQ 0\.0 is too little .* at threshold 0\.5.*--steps 2000, which"),
         ("boxes", 0.0, False, r"--phase boxes learns no masks: panoptic train with --weights w$"),
     ],
