@@ -20,6 +20,7 @@ from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.errors import UserError
+from pipeline.report.overlay import OPACITY
 from pipeline.report.selection import nearest_names, random_names, worst_names
 from pipeline.report.view import View, contact_sheet, view_photo, view_row
 from pipeline.run.lookup import NoImageError
@@ -75,7 +76,7 @@ def view(
             f"{FOLDER} here, and never among the photos."
         ),
     ] = None,
-    opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the colours.")] = 0.5,
+    opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the colours.")] = OPACITY,
     labels: Annotated[
         bool, typer.Option(help="Write category and score into each segment.")
     ] = True,

@@ -18,12 +18,13 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from detr.categories import Categories
+from detr.panoptic import Panoptic
 from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.evaluation.category_map import CategoryMap
 from pipeline.evaluation.truth import Truth, load
 from pipeline.panoptic.score import hashes_of
-from pipeline.report.pictures import Picture, difference, drawn, overlay, picture, sampling
+from pipeline.report.pictures import Picture, changed, difference, drawn, overlay, picture, sampling
 from pipeline.report.view import photo_of
 from pipeline.run.layout import part_name
 from pipeline.run.lookup import locate_rows
@@ -121,6 +122,7 @@ class Illustrator:
             lines.append(f"no photo: {error}")
         own = drawn(row, at, categories)
         pictures = [picture("Photo", f"The photo {name}", Image.fromarray(photo))]
+        before: Panoptic | None = None
         for other in others:
             for _, then in other._rows([name]):
                 if then["status"] == "ok" and (then["height"], then["width"]) == (height, width):
@@ -133,6 +135,8 @@ class Illustrator:
         if truth_row is not None and (truth_row["height"], truth_row["width"]) == (height, width):
             true = drawn(truth_row, at, categories)
             pictures.append(overlay("Truth", photo, true, categories, scores=False))
+            if before is not None:
+                pictures.append(changed(photo, before, own, true))
             if scored is not None and not others:
                 matches = _matches(scored, row["segment_id"], truth_row["segment_id"])
                 pictures.append(difference(photo, own, true, matches))

@@ -25,7 +25,7 @@ from markupsafe import Markup
 from pipeline.amounts import duration
 from pipeline.evaluation.category_map import CategoryMap
 from pipeline.evaluation.compare import Comparison, compare
-from pipeline.report.difference import KINDS
+from pipeline.report.difference import CHANGES, KINDS
 from pipeline.report.facts import Facts, gather
 from pipeline.report.gallery import Budget, Card, Illustrator
 from pipeline.run.run import Run
@@ -119,6 +119,7 @@ def render(
             stage_color=_STAGE_COLORS,
             galleries=galleries,
             kinds=KINDS,
+            changes=CHANGES,
             max_bytes=MAX_BYTES,
             names={own.category.id: own.category.name for own in facts.classes},
             comparison=comparison,

@@ -19,7 +19,7 @@ from detr.inference.decode import MAX_PIXELS, ImageError, decode
 from detr.panoptic import Panoptic
 from pipeline.errors import UserError
 from pipeline.panoptic.rle import RleError
-from pipeline.report.overlay import draw_overlay, font
+from pipeline.report.overlay import OPACITY, draw_overlay, font
 from pipeline.run.lookup import find_row
 from pipeline.run.reader import panoptic_of
 from pipeline.run.run import Run
@@ -42,7 +42,7 @@ class View:
     panoptic: Panoptic
     categories: Categories
 
-    def overlay(self, *, opacity: float = 0.5, labels: bool = True) -> Image.Image:
+    def overlay(self, *, opacity: float = OPACITY, labels: bool = True) -> Image.Image:
         return draw_overlay(
             self.image, self.panoptic, self.categories, opacity=opacity, labels=labels
         )
