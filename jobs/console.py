@@ -37,9 +37,10 @@ class ConsoleReporter(Reporter):
         self._say(f"listing: {counted(images, 'image')}", final=False)
 
     def progress(self, progress: Progress) -> None:
-        if self._finished:
+        ended = progress.done >= progress.total
+        if ended and self._finished:
             return
-        self._finished = progress.done >= progress.total
+        self._finished = ended  # a night may have two jobs, one after the other
         self._say(progress_line(progress), final=self._finished)
         if self._finished:
             self.close()
