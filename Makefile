@@ -37,8 +37,9 @@ SEED ?= $(shell git rev-parse HEAD 2>/dev/null)
 sample: setup ## two minutes of the slow tests, others for each commit (SEED=word: those again)
 	$(BIN)/python -m pytest -q -m slow --slow-sample 120 --seed '$(SEED)'
 
-soak: setup ## kill, resume and retry for 20 minutes, and the tests that take minutes
+soak: setup ## kill, resume and retry for 20 minutes, README walked, and the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+	PYTHON=$(BIN)/python tests/newcomer.sh
 	$(BIN)/python -m tests.soak --minutes 20
 
 lint: setup ## ruff, the rules of imports, and pyright

@@ -10,7 +10,6 @@ the stages of the training as the Makefile's target runs them.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -22,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import detr
 from benchmarks.made_maps import machine
 from jobs.demo import DEMO_THRESHOLD, DEMO_WEIGHTS
 
@@ -81,7 +81,7 @@ def main() -> None:
         "command": "python benchmarks/demo_weights.py",
         **machine(),
         "weights": weights.name,
-        "sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+        "sha256": detr.describe(weights, device="cpu").weights_sha256,
         "bytes": weights.stat().st_size,
         "threshold": DEMO_THRESHOLD,
         "scenes": found["images"]["scored"],

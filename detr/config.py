@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+THRESHOLD: Final = 0.85  # least class probability of a segment, as published
 
 
 class ModelError(ValueError):

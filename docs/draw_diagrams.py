@@ -104,7 +104,7 @@ def model() -> str:
         parts.append(arrow((center[k], top + HEIGHT), (center[k], bottom)))
     for k in (4, 3, 2, 1):
         parts.append(arrow((column[k], bottom + half), (column[k - 1] + WIDTH, bottom + half)))
-    gap = column[7] - 10
+    right, below = column[7] + WIDTH + 14, bottom + HEIGHT + 18  # round the decoder
     parts += [
         arrow((center[7], top + HEIGHT), (center[7], middle)),
         arrow((center[7], bottom), (center[7], middle + HEIGHT)),
@@ -112,11 +112,11 @@ def model() -> str:
         arrow((column[6], middle + half), (column[5] + WIDTH, middle + half)),
         arrow((center[6], middle + HEIGHT), (center[6], bottom)),
         arrow(
-            (column[7] + 12, top + HEIGHT),
-            (column[7] + 12, 142),
-            (gap, 142),
-            (gap, bottom + half),
-            (column[6] + WIDTH, bottom + half),
+            (column[7] + WIDTH, top + half),
+            (right, top + half),
+            (right, below),
+            (center[6], below),
+            (center[6], bottom + HEIGHT),
         ),
         arrow((column[6], bottom + half), (column[4] + WIDTH, bottom + half)),
         arrow((center[5], top + HEIGHT), (center[5], 142), (center[4], 142), (center[4], bottom)),
@@ -126,7 +126,7 @@ def model() -> str:
         label(column[5] - 4, bottom + half - 8, "laid beside it"),
         label(center[6] + 6, bottom - 22, "kept"),
     ]
-    return picture(1176, 440, "DETR panoptic, from a photo to its map", parts)
+    return picture(1190, 440, "DETR panoptic, from a photo to its map", parts)
 
 
 def attention() -> str:

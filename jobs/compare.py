@@ -10,6 +10,7 @@ from rich.table import Table
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
+from pipeline.amounts import counted
 from pipeline.errors import EXIT_QUALITY_GATE, UserError
 from pipeline.evaluation.agreement import SAMPLE, Agreement, agree
 from pipeline.evaluation.compare import Change, Comparison, shared_evaluation
@@ -105,7 +106,7 @@ def show_comparison(comparison: Comparison, verdict: Verdict | None, json_output
     if moved:
         console.print(classes)
     console.print(
-        f"{comparison.images:,} images scored in both against {comparison.truth} "
+        f"{counted(comparison.images, 'image')} scored in both against {comparison.truth} "
         f"({comparison.only_a:,} in A only, {comparison.only_b:,} in B only)",
         soft_wrap=True,
     )
@@ -128,7 +129,7 @@ def show_agreement(agreement: Agreement, json_output: bool) -> None:
         console.print(f"{group}: PQ of B with A as truth {text}")
     before, after = agreement.drift.empty_rate
     console.print(
-        f"{agreement.images:,} images ok in both ({agreement.unpaired:,} are not); empty "
+        f"{counted(agreement.images, 'image')} ok in both ({agreement.unpaired:,} not); empty "
         f"{100 * before:.1f} % -> {100 * after:.1f} %"
     )
     table = Table("category", "images of A", "of B", "pixels of A", "of B", box=None)

@@ -37,9 +37,10 @@ class ConsoleReporter(Reporter):
         self._say(f"listing: {counted(images, 'image')}", final=False)
 
     def progress(self, progress: Progress) -> None:
-        if self._finished:
+        ended = progress.done >= progress.total
+        if ended and self._finished:
             return
-        self._finished = progress.done >= progress.total
+        self._finished = ended  # a night may have two jobs, one after the other
         self._say(progress_line(progress), final=self._finished)
         if self._finished:
             self.close()
@@ -62,20 +63,25 @@ class ConsoleReporter(Reporter):
 
 
 def progress_line(progress: Progress) -> str:
-    """Such as `1,024 of 5,000 images (20 %), 12.3 images/s, 5 min left, 3 errors (empty 3)`."""
-    parts = [f"{progress.done:,} of {counted(progress.total, 'image')}"]
-    if progress.total:
-        parts[0] += f" ({100 * progress.done // progress.total} %)"
-    if progress.done:
-        parts.append(f"{progress.images_per_second:.3g} images/s")
-    remaining = progress.remaining_seconds
-    if remaining and progress.done < progress.total:
-        parts.append(f"{duration(remaining)} left")
+    """Such as `1,024 of 5,000 images (20 %), 12.3 images/s, 5 min left, 64 in work, 3 errors (empty
+    3)`; images count as the model finishes them."""
+    total, finished = progress.total, progress.finished
+    parts = [f"{finished:,} of {counted(total, 'image')}"]
+    if total:
+        parts[0] += f" ({100 * finished // total} %)"
+    written = progress.done >= total
+    rate = progress.images_per_second if written else progress.rate
+    if rate:
+        parts.append(f"{rate:.3g} images/s")
+    if progress.phase and not finished:
+        parts.append(f"{progress.phase}, {duration(progress.phase_seconds)}")
+    if progress.remaining_seconds and not written:
+        parts.append(f"{duration(progress.remaining_seconds)} left")
+    if progress.in_work:
+        parts.append(f"{progress.in_work:,} in work")
     if progress.error:
         kinds = ", ".join(f"{code} {count}" for code, count in sorted(progress.codes.items()))
         parts.append(f"{counted(progress.error, 'error')} ({kinds})")
-    if not progress.done:
-        parts.append(f"starting, {duration(progress.seconds)}")
     return ", ".join(parts)
 
 

@@ -10,21 +10,15 @@ from importlib.metadata import version
 from itertools import islice
 from typing import Annotated
 
-import ray
-import torch
 import typer
-from ray.exceptions import GetTimeoutError
 from rich.console import Console
 
 from detr.config import ModelError
-from detr.cuda_settings import why_no_gpu
-from detr.inference.check_gpu import check_gpu
 from detr.inference.decode import ImageError, decode
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from jobs.submit import submit
-from pipeline.cluster.capacity import capacity
-from pipeline.cluster.ray_session import connect
+from pipeline.amounts import counted, duration
 from pipeline.config import RunConfig, make_config
 from pipeline.errors import TryAgainError, UserError
 from pipeline.planning.source import Source
@@ -125,6 +119,12 @@ def _submit(address: str, words: list[str]) -> int:
 
 def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterator[Check]:
     """The checks where the work will be: on a GPU node if the cluster has or may start one."""
+    import ray
+    from ray.exceptions import GetTimeoutError
+
+    from pipeline.cluster.capacity import capacity
+    from pipeline.cluster.ray_session import connect
+
     connect(address)
     gpu = capacity(address).ceiling("GPU") >= 1
     checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0)(_all_checks)
@@ -132,7 +132,7 @@ def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterat
         yield from ray.get(checks.remote(config, with_weights), timeout=config.wait_for_gpus)
     except GetTimeoutError:
         raise TryAgainError(
-            f"no worker could be had within {config.wait_for_gpus} s: see `ray status`"
+            f"no worker could be had within {duration(config.wait_for_gpus)}: see `ray status`"
         ) from None
 
 
@@ -162,14 +162,21 @@ def _try(name: str, check: Callable[[], str]) -> Check:
 
 
 def _python() -> str:
+    import torch
+
     return f"{platform.python_version()}, ray {version('ray')}, torch {torch.__version__}"
 
 
 def _device() -> str:
+    import torch
+
+    from detr.cuda_settings import why_no_gpu
+    from detr.inference.check_gpu import check_gpu
+
     if reason := why_no_gpu():
         raise UserError(reason)
     if not torch.cuda.is_available():
-        return f"cpu, {torch.get_num_threads()} threads (no GPU here; a cluster's is its workers')"
+        return f"cpu, {counted(torch.get_num_threads(), 'thread')} (no GPU here; a cluster's is its workers')"
     return check_gpu()
 
 
@@ -214,4 +221,8 @@ def _out(config: RunConfig, store: list[Guarantee]) -> str:
 def _weights(config: RunConfig) -> str:
     description = ModelSpec.of(config, device="cpu", dtype="fp32").describe()
     count = len(description.categories)
-    return f"{config.weights}: {count} categories, sha256 {description.weights_sha256[:12]}"
+    classes = f"{count:,} {'category' if count == 1 else 'categories'}"
+    kept = f"threshold {description.threshold:g}"
+    if description.recommended is not None:
+        kept += ", as these weights recommend"
+    return f"{config.weights}: {classes}, sha256 {description.weights_sha256[:12]}, {kept}"

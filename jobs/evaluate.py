@@ -11,6 +11,7 @@ from rich.table import Table
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
+from pipeline.amounts import counted, duration
 from pipeline.errors import UserError
 
 WORST_CLASSES = 10
@@ -31,6 +32,13 @@ def evaluate(
     ] = None,
     prediction_masks: Annotated[
         str | None, typer.Option(help="Folder of its PNGs. Default: the JSON's name.")
+    ] = None,
+    map_categories: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="TOML: names of [truth] and [model] in one label set; renames, merges, leaves out.",
+        ),
     ] = None,
     name: Annotated[
         str | None,
@@ -83,7 +91,13 @@ def evaluate(
         if predictions is not None:
             _refuse(name=name, snapshot=snapshot, follow=follow or None, address=address)
             result = evaluate_files(
-                predictions, truth, prediction_masks, truth_masks, options=truth_options, note=note
+                predictions,
+                truth,
+                prediction_masks,
+                truth_masks,
+                map_categories=map_categories,
+                options=truth_options,
+                note=note,
             )
         else:
             assert out is not None
@@ -92,6 +106,7 @@ def evaluate(
                 out,
                 truth,
                 truth_masks,
+                map_categories=map_categories,
                 name=name,
                 snapshot=snapshot,
                 follow=follow,
@@ -167,7 +182,7 @@ def _worst_classes(result: dict[str, Any]) -> Table:
 def counts_lines(result: dict[str, Any]) -> list[str]:
     """Images by kind, a few of each named, and what is odd about the truth."""
     counts, named = result["images"], result["named"]
-    lines = [f"{counts['scored']:,} images scored in {result['seconds']:.1f} s"]
+    lines = [f"{counted(counts['scored'], 'image')} scored in {duration(result['seconds'])}"]
     for kind, words in {
         "failed": "failed, scored as missing all of their truth",
         "without_truth": "without ground truth",
@@ -178,14 +193,14 @@ def counts_lines(result: dict[str, Any]) -> list[str]:
             some = named.get(kind, [])
             more = ["..."] if some and counts[kind] > len(some) else []
             which = f": {', '.join([*some, *more])}" if some else ""
-            lines.append(f"{counts[kind]:,} images {words}{which}")
+            lines.append(f"{counted(counts[kind], 'image')} {words}{which}")
     if result.get("area_mismatches"):
         lines.append(
-            f"{result['area_mismatches']:,} segments of the truth have another area in the JSON "
-            "than in the PNG: the PNG was counted"
+            f"{counted(result['area_mismatches'], 'segment')} of the truth with another area in the "
+            "JSON than in the PNG: the PNG was counted"
         )
     if not result.get("complete", True):
-        lines.append(f"the run isn't finished: {result['shards']:,} shards were there")
+        lines.append(f"the run isn't finished: scored are {counted(result['shards'], 'shard')}")
     return lines
 
 

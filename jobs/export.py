@@ -11,6 +11,7 @@ from rich.console import Console
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.report.coco_writer import ImageIds
 from pipeline.report.export import export_run
@@ -64,20 +65,22 @@ def export(
             snapshot=snapshot,
             file_names=_names(files),
             limit=limit,
-            progress=lambda images: status.update(f"exporting: {images:,} images"),
+            progress=lambda images: status.update(f"exporting: {counted(images, 'image')}"),
         )
     if json_output:
         print_json(asdict(done))
         return
     console = Console(highlight=False)
-    console.print(f"{done.images:,} images, {done.segments:,} segments", soft_wrap=True)
+    console.print(
+        f"{counted(done.images, 'image')}, {counted(done.segments, 'segment')}", soft_wrap=True
+    )
     for count, what in (
         (done.errors, "failed in the run: " + ("all void" if truth else "left out")),
         (done.without_truth, "are not in the truth: left out"),
         (done.without_prediction, "of the truth are not in the run"),
     ):
         if count:
-            console.print(f"{count:,} images {what}")
+            console.print(f"{counted(count, 'image')} {what}")
     console.print(done.output, markup=False, soft_wrap=True)
 
 

@@ -20,7 +20,13 @@ from pipeline.secrets import SIGNED, is_signed, texts
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
 
-FILES: Final = ("weights", "categories", "truth", "source")  # settings that may be one local file
+FILES: Final = (
+    "weights",
+    "categories",
+    "truth",
+    "map_categories",
+    "source",
+)  # settings that may be one local file
 FOLDERS: Final = ("weights", "truth_masks")  # or a local folder
 # Settings whose local files stay here: too much to send, or worked on best where they lie.
 STAY: Final = ("image_root", "predictions", "prediction_masks", "dataset", "photo")

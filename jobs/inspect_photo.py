@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detr.config import THRESHOLD
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from pipeline.errors import UserError
 from pipeline.report.view import read_image
-from pipeline.segmentation.model_spec import ModelSpec
+from pipeline.segmentation.model_spec import ModelSpec, recommended_by, say_recommended
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
 
@@ -41,8 +42,14 @@ def inspect(
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Least class probability of a segment.")
-    ] = 0.85,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Least class probability of a segment; default: what the weights recommend, "
+            f"else {THRESHOLD}.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     source_option: Annotated[
@@ -72,6 +79,9 @@ def inspect(
     model = spec.load()
     if not isinstance(model, Predictor):
         raise UserError("inspect looks into DETR; other models have no such stages")
+    if threshold is None:
+        console = Console(stderr=True, highlight=False)
+        say_recommended(recommended_by(model), lambda text: console.print(text, soft_wrap=True))
     seen = inspect_image(model, image, queries)
     output = output or f"{PurePosixPath(photo).stem}.inspect.html"
     storage, name = open_file(output)

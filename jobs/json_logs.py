@@ -3,8 +3,8 @@
     {"time": "2026-11-21T10:00:00.123+00:00", "event": "progress", "done": 1024, "total": 5000, ...}
 
 `event` is `note` (with `message`), `listed` (with `images`), `progress` (with the fields of
-`pipeline.progress.Progress`) or `error` (with `message` and `exit_code`, the last line of a job
-that fails). Lines of Ray's own workers stay where Ray keeps them, as JSON too.
+`pipeline.progress.Progress`, and what follows from them) or `error` (with `message` and
+`exit_code`, the last line of a job that fails). Lines of Ray's own workers stay where Ray keeps them, as JSON too.
 """
 
 from __future__ import annotations
@@ -43,8 +43,13 @@ class JsonReporter(Reporter):
         ended = progress.total > 0 and progress.done >= progress.total
         if (ended and not self._done) or (not ended and self._due()):
             self._done = ended
-            rate = round(progress.images_per_second, 3)
-            log("progress", **asdict(progress), images_per_second=rate)
+            log(
+                "progress",
+                **asdict(progress),
+                finished=progress.finished,
+                images_per_second=round(progress.images_per_second, 3),
+                remaining_seconds=progress.remaining_seconds,
+            )
 
     def _due(self) -> bool:
         if time.monotonic() - self._last < LOG_SECONDS:

@@ -9,6 +9,7 @@ import typer
 
 from jobs.console import ConsoleReporter, print_json
 from jobs.options import JsonOutput
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.train.synthetic import write_scenes
 
@@ -32,10 +33,10 @@ def scenes(
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"FOLDER {folder} is not empty: name a new one")
     reporter = ConsoleReporter()
-    reporter.note(f"making {images:,} scenes in {folder}")
+    reporter.note(f"making {counted(images, 'scene')} in {folder}")
     write_scenes(folder, images, seed, broken=broken)
     truth = folder / "panoptic.json"
     if json_output:
         print_json({"images": images, "broken": broken, "seed": seed, "truth": str(truth)})
     else:
-        print(f"{images:,} scenes: {folder / 'images'} and {truth}")
+        print(f"{counted(images, 'scene')}: {folder / 'images'} and {truth}")

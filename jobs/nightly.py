@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from jobs.console import ConsoleReporter, print_json
-from jobs.options import JsonOutput, Verbose
+from jobs.options import JsonOutput, Verbose, example_option
 from pipeline.errors import EXIT_QUALITY_GATE
 from pipeline.nightly.settings import load_nightly
 
@@ -28,6 +28,7 @@ def nightly(
         bool, typer.Option("--pin", help="Make what is live afterwards the baseline.")
     ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster, as for segment.")] = None,
+    example: Annotated[bool, example_option("nightly.toml")] = False,
     json_output: JsonOutput = False,
     verbose: Verbose = False,
 ) -> None:
@@ -39,6 +40,8 @@ def nightly(
         panoptic nightly nightly.toml
 
         panoptic nightly nightly.toml --allow-full        # new weights are meant
+
+        panoptic nightly --example > nightly.toml
 
     Exit codes: 0 published or nothing to do, 2 a brake or a bad setting, 3 the gate stopped it, 4
     too many images failed, 5 another call is at work, 75 the store or the cluster is down.

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 from collections.abc import Callable
-from typing import Annotated, Any, get_origin
+from pathlib import Path
+from typing import Annotated, Any, Final, get_origin
 
 import typer
 
-from pipeline.config import RESULT_FIELDS, SOURCE_FIELDS, RunConfig, make_config
+from pipeline.config import RESULT_FIELDS, SOURCE_FIELDS, RunConfig, make_config, read_toml
 from pipeline.errors import UserError
 from pipeline.layout import LATEST_FILE, RUN_FILE
 
@@ -34,12 +36,50 @@ OutOptions = Annotated[
     typer.Option("--out-option", metavar="KEY=VALUE", help="Storage option of OUT; repeatable."),
 ]
 
+EXAMPLES: Final = Path(__file__).with_name("examples")
+DEMO_WEIGHTS: Final = Path(__file__).with_name("demo_weights") / "demo.safetensors"
 _PANELS = {
     **dict.fromkeys(SOURCE_FIELDS, "Which images (frozen with the run)"),
     "limit": "Which images (frozen with the run)",
     **dict.fromkeys(RESULT_FIELDS, "What can change results (part of the fingerprint)"),
 }
 _FLAGS = {"source_options": "--source-option", "out_options": "--out-option"}
+
+
+def example_option(name: str) -> Any:
+    """The option `--example`, which prints a commented file that works, and ends."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            text = (EXAMPLES / name).read_text("utf-8")
+            sys.stdout.write(text.replace("DEMO_WEIGHTS", str(DEMO_WEIGHTS)))
+            raise typer.Exit
+
+    return typer.Option(
+        "--example", is_eager=True, callback=show, help=f"Print a {name} that works, and end."
+    )
+
+
+def from_file(context: typer.Context, path: str | None) -> str | None:
+    """Callback of an eager `--config`: the file's values are the defaults of all other options.
+
+    Raises UserError for a file that can't be read or names no such setting.
+    """
+    if path is None:
+        return None
+    names = {
+        flag.removeprefix("--").replace("-", "_"): parameter.name
+        for parameter in context.command.params
+        for flag in parameter.opts
+        if parameter.name not in ("config_file", "example")
+    }
+    values = read_toml(path, "--config")
+    for name in values:
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise UserError(f"unknown setting {name!r} in {path}; known are: {known}")
+    context.default_map = {names[name]: value for name, value in values.items()}
+    return path
 
 
 def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:

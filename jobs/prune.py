@@ -9,6 +9,7 @@ from rich.console import Console
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
+from pipeline.amounts import counted
 from pipeline.nightly.prune import plan_prune
 from pipeline.nightly.prune import prune as remove
 
@@ -50,4 +51,6 @@ def prune(
     if len(pruning.objects) > LISTED:
         console.print(f"  ... and {len(pruning.objects) - LISTED:,} more")
     verb = "removed" if delete else "would be removed (add --delete)"
-    console.print(f"{len(pruning.objects):,} objects of {pruning.bytes / 1e6:,.1f} MB {verb}")
+    console.print(
+        f"{counted(len(pruning.objects), 'object')} of {pruning.bytes / 1e6:,.1f} MB {verb}"
+    )

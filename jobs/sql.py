@@ -15,6 +15,7 @@ from rich.text import Text
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.report.sql import connect, query
 from pipeline.run.run import Run, open_run
@@ -112,7 +113,9 @@ def _write(answer: pa.Table, output: Path) -> None:
             pyarrow.csv.write_csv(answer, output)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"can't write --output {output}: {error}") from error
-    Console(highlight=False).print(Text(f"{answer.num_rows:,} rows in {output}"), soft_wrap=True)
+    Console(highlight=False).print(
+        Text(f"{counted(answer.num_rows, 'row')} in {output}"), soft_wrap=True
+    )
 
 
 def _cell(value: Any) -> str:

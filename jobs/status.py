@@ -12,7 +12,7 @@ from rich.table import Table
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
-from pipeline.amounts import duration
+from pipeline.amounts import counted, duration
 from pipeline.run.lease import read_holder
 from pipeline.run.publish import footers, shard_sizes
 from pipeline.run.run import Run, open_run
@@ -35,12 +35,13 @@ def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutpu
     console.print(f"{facts['out']}  (from {facts['source']})", soft_wrap=True)
     console.print(
         f"generation {facts['generation']} ({facts['reason']}): {facts['shards_done']:,} of "
-        f"{facts['shards']:,} shards, {facts['ok']:,} images ok, {facts['error']:,} errors, "
+        f"{counted(facts['shards'], 'shard')}, {counted(facts['ok'], 'image')} ok, "
+        f"{counted(facts['error'], 'error')}, "
         f"{facts['images']:,} in all"
     )
     if facts["computed"]:
         console.print(
-            f"computed {facts['computed']:,} images in {duration(facts['seconds'])}, "
+            f"computed {counted(facts['computed'], 'image')} in {duration(facts['seconds'])}, "
             f"{facts['images_per_second']:.3g} images/s"
         )
     published = facts["snapshot"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import platform
 import re
 import time
@@ -56,6 +57,8 @@ class Cluster:
         self.address = address
         self.wait_seconds = wait_seconds
         self.note = note
+        for name in ("ray.dashboard", "ray._private.runtime_env"):  # what they pack and upload
+            logging.getLogger(name).setLevel(logging.ERROR)
         self.client: JobSubmissionClient = self._patiently(lambda: JobSubmissionClient(address))
         # The address is right: a head that is lost from here on may come back.
         self.wait_seconds = max(wait_seconds, RESTART_SECONDS)

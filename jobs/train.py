@@ -12,25 +12,25 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, Final, cast, get_args
 
-import ray
 import typer
 from rich.console import Console
 
 from detr.config import DetrConfig
-from detr.training.learner import Phase
+from detr.training.phases import Phase, learns_masks
 from jobs.console import print_json
-from jobs.options import JsonOutput, Verbose
-from pipeline.amounts import duration
-from pipeline.cluster import ray_session
+from jobs.options import JsonOutput, Verbose, example_option, from_file
+from pipeline.amounts import counted, duration
 from pipeline.errors import UserError
 from pipeline.run.lease import lease
 from pipeline.storage.storage import Storage
 from pipeline.train.dataset import LEFT, TURNED, PanopticDataset, hold_out, open_dataset
-from pipeline.train.init_weights import digest, start
-from pipeline.train.loop import WEIGHTS, Plan, Schedule, Task, read_checkpoint
 
+# At less, hardly an image gets a segment; and so many more steps are then worth their time
+# (docs/your-own-labels.md).
+TOO_LITTLE_PQ: Final = 0.05
+MORE_STEPS: Final = {"from scratch": 4000, "from weights": 1500}
 Data = "Data"
 Recipe = "What is learnt (fixed once a training has begun)"
 
@@ -118,7 +118,10 @@ def train(
     threshold: Annotated[
         float | None,
         _option(
-            "Score that validation keeps a query above; 0.5 from scratch, else 0.85.", min=0, max=1
+            "Score that a segment must have at validation; the weights then recommend it. 0.5 from "
+            "scratch, else what --weights recommend, or 0.85.",
+            min=0,
+            max=1,
         ),
     ] = None,
     half: Annotated[bool, _option("Keep the best weights as float16.")] = False,
@@ -129,6 +132,17 @@ def train(
         int, _option("Ray Train workers; a GPU each where there are enough.", min=1)
     ] = 1,
     address: Annotated[str | None, _option("Ray cluster; this machine without it.")] = None,
+    config_file: Annotated[
+        str | None,
+        typer.Option(
+            "--config",
+            metavar="FILE",
+            is_eager=True,
+            callback=from_file,
+            help="TOML file of these settings; flags win.",
+        ),
+    ] = None,
+    example: Annotated[bool, example_option("train.toml")] = False,
     json_output: JsonOutput = False,
     verbose: Verbose = False,
 ) -> None:
@@ -141,14 +155,20 @@ def train(
         panoptic train data/panoptic.json --out runs/own --weights r50 --steps 20000
 
         panoptic train data/panoptic.json --out runs/tiny --architecture small --size 256
-    """
-    from pipeline.train.workers import (
-        launch,  # Ray Train takes seconds to import: no other verb should wait
-    )
 
+        panoptic train --example > train.toml && panoptic train --config train.toml
+    """
+    checked_phase = _phase(phase)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     training = open_dataset(dataset, images=images, masks=masks, exif=exif)
     training, validation = _validation(training, val, val_images, val_masks, hold)
+    import ray
+
+    from pipeline.cluster import ray_session
+    from pipeline.train.init_weights import digest, start, usual_threshold
+    from pipeline.train.loop import WEIGHTS, Plan, Schedule, Task, read_checkpoint
+    from pipeline.train.workers import launch
+
     config, initial = start(
         weights, architecture, size, training.categories, phase, known=categories
     )
@@ -156,7 +176,7 @@ def train(
     if backbone_lr is None:
         backbone_lr = lr if initial is None else lr / 10
     plan = Plan(
-        phase=_phase(phase),
+        phase=checked_phase,
         seed=seed,
         steps=steps,
         batch_size=batch_size,
@@ -174,7 +194,7 @@ def train(
         save_seconds=save_seconds,
         validate_every=validate_every,
         validate_images=validate_images,
-        threshold=(0.5 if initial is None else 0.85) if threshold is None else threshold,
+        threshold=usual_threshold(weights) if threshold is None else threshold,
         half=half,
     )
     storage = Storage(out)
@@ -186,7 +206,7 @@ def train(
     with lease(storage):
         begun = _check_same(storage, plan, config, origin)
         console.print(
-            f"{len(training.examples):,} images to learn from, {len(validation.examples):,} to "
+            f"{counted(len(training.examples), 'image')} to learn from, {len(validation.examples):,} to "
             f"validate on, {len(training.categories)} classes; step {begun:,} of {steps:,}"
         )
         if not begun and (turns := training.check() + validation.check()):
@@ -218,8 +238,26 @@ def train(
     if json_output:
         print_json(summary)
     else:
-        print(f"best PQ {100 * state['best']:.1f}; weights: {storage.join(WEIGHTS)}")
-        print(f"next: panoptic segment PHOTOS --out OUT --weights {storage.join(WEIGHTS)}")
+        url = storage.join(WEIGHTS)
+        print(f"best PQ {100 * state['best']:.1f}; weights: {url}")
+        print(next_step(state, url, checked_phase, schedule.threshold, scratch=initial is None))
+
+
+def next_step(
+    state: Mapping[str, Any], weights: str, phase: Phase, threshold: float, *, scratch: bool
+) -> str:
+    """What to do with a training that has ended, by its best PQ. state: of its checkpoint."""
+    if not learns_masks(phase):
+        return f"next: --phase {phase} learns no masks: panoptic train with --weights {weights}"
+    step, best = state["step"], state["best"]
+    if best >= TOO_LITTLE_PQ:
+        return f"next: panoptic segment PHOTOS --out OUT --weights {weights}"
+    more = MORE_STEPS["from scratch" if scratch else "from weights"]
+    return (
+        f"PQ {100 * best:.1f} is too little to segment with: at threshold {threshold:g} hardly an "
+        f"image would have a segment\nnext: the same command with --steps {step + more}, which "
+        f"goes on from step {step}"
+    )
 
 
 def line(news: dict[str, Any], steps: int) -> str:
@@ -258,8 +296,10 @@ def _phase(phase: str) -> Phase:
     return cast(Phase, phase)
 
 
-def _check_same(out: Storage, plan: Plan, config: DetrConfig, origin: Mapping[str, str]) -> int:
+def _check_same(out: Storage, plan: Any, config: DetrConfig, origin: Mapping[str, str]) -> int:
     """The step that a training in `out` has reached, 0 without one; refuses another training."""
+    from pipeline.train.loop import read_checkpoint
+
     state = read_checkpoint(out)
     if state is None:
         return 0

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from pipeline.amounts import counted
 from pipeline.config import make_config
 from pipeline.errors import EXIT_QUALITY_GATE
 from pipeline.nightly.verify import verify as verify_run
@@ -94,9 +95,9 @@ def _recompute(
 def _print(facts: dict[str, Any]) -> None:
     console = Console(highlight=False)
     console.print(
-        f"snapshot {facts['snapshot']}: {facts['images']:,} images in the manifest, "
-        f"{facts['rows']:,} rows in {facts['shards']:,} shards ({facts['ok']:,} ok, "
-        f"{facts['error']:,} errors)"
+        f"snapshot {facts['snapshot']}: {counted(facts['images'], 'image')} in the manifest, "
+        f"{counted(facts['rows'], 'row')} in {counted(facts['shards'], 'shard')} "
+        f"({facts['ok']:,} ok, {counted(facts['error'], 'error')})"
     )
     for example in facts["examples"]:
         console.print(f"  {example}", markup=False, soft_wrap=True)
@@ -105,7 +106,7 @@ def _print(facts: dict[str, Any]) -> None:
     sample = facts.get("sample")
     if sample:
         console.print(
-            f"{sample['compared']} images computed again: {sample['same']} the same to the last "
+            f"{counted(sample['compared'], 'image')} computed again: {sample['same']} the same to the last "
             f"pixel, {sample['close']} with other pixels (mean {sample['mean_difference']:.4%} of "
             f"all), {len(sample['other'])} with another outcome; {sample['skipped']} skipped, "
             "whose files can't be had or have changed"

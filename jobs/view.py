@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from detr.config import THRESHOLD
 from jobs.console import print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.errors import UserError
+from pipeline.report.overlay import OPACITY
 from pipeline.report.selection import nearest_names, random_names, worst_names
 from pipeline.report.view import View, contact_sheet, view_photo, view_row
 from pipeline.run.lookup import NoImageError
@@ -74,7 +76,7 @@ def view(
             f"{FOLDER} here, and never among the photos."
         ),
     ] = None,
-    opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the colours.")] = 0.5,
+    opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the colours.")] = OPACITY,
     labels: Annotated[
         bool, typer.Option(help="Write category and score into each segment.")
     ] = True,
@@ -83,8 +85,14 @@ def view(
     ] = None,
     model: Annotated[str, typer.Option(help="package.module:callable.")] = "detr:load",
     threshold: Annotated[
-        float, typer.Option(min=0, max=1, help="Least class probability of a segment.")
-    ] = 0.85,
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Least class probability of a segment; default: what the weights recommend, "
+            f"else {THRESHOLD}.",
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     source_option: Annotated[
         list[str] | None,
@@ -102,6 +110,8 @@ def view(
     panoptic view s3://bucket/out --worst 20 --folder worst
     """
     options = parse_options(source_option, "--source-option")
+    aside = Console(stderr=True, highlight=False)
+    note: Callable[[str], None] = lambda text: aside.print(text, markup=False, soft_wrap=True)  # noqa: E731
     if len([way for way in (file_names, at_random, worst) if way]) > 1:
         raise UserError("choose images by name, by --random or by --worst: one of them at a time")
     single = folder is None and not (at_random or worst) and len(set(file_names or ())) < 2
@@ -131,7 +141,7 @@ def view(
             categories=categories,
             categories_options=options,
         )
-        views = {target: view_photo(target, spec, options)}
+        views = {target: view_photo(target, spec, options, note)}
         photos = normalize(target).rpartition("/")[0]
     drawn = {name: seen.overlay(opacity=opacity, labels=labels) for name, seen in views.items()}
     if single:

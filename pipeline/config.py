@@ -17,9 +17,10 @@ from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from detr.config import THRESHOLD
 from pipeline.errors import UserError
 from pipeline.secrets import refuse_secrets, texts
-from pipeline.sharding import IMAGES_PER_SHARD
+from pipeline.sharding import IMAGES_PER_SHARD, LEAST_SHARDS
 
 IMAGE_SUFFIXES: Final = (
     *("jpg", "jpeg", "jpe", "jfif", "jfi", "jif", "pjpeg", "pjp", "mpo"),
@@ -62,7 +63,13 @@ class RunConfig(BaseModel):
     categories: str | None = Field(
         None, description="COCO categories JSON of the weights' classes, where they carry none."
     )
-    threshold: float = Field(0.85, ge=0, lt=1, description="Least class probability of a segment.")
+    threshold: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="Least class probability of a segment; default: what the weights recommend, "
+        f"else {THRESHOLD}.",
+    )
     size_quantum: int | None = Field(
         None,
         ge=1,
@@ -99,8 +106,12 @@ class RunConfig(BaseModel):
     )
     limit: int | None = Field(None, ge=1, description="A uniform sample of so many images.")
 
-    images_per_shard: int = Field(
-        IMAGES_PER_SHARD, ge=1, le=100_000, description="Rows of a Parquet shard, about."
+    images_per_shard: int | None = Field(
+        None,
+        ge=1,
+        le=100_000,
+        description=f"Rows of a Parquet shard, about; default {IMAGES_PER_SHARD}, and fewer where "
+        f"a job has less than {LEAST_SHARDS} such shards.",
     )
     shards: str | None = Field(None, description="FIRST:END, compute only these shards now.")
     refresh: bool = Field(False, description="List again; what is new or changed comes next.")
@@ -175,14 +186,7 @@ def make_config(flags: dict[str, Any], toml: str | None = None) -> RunConfig:
 
 def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -> C:
     """As `make_config`, for a RunConfig or one that has more settings."""
-    values: dict[str, Any] = {}
-    if toml is not None:
-        try:
-            values = tomllib.loads(Path(toml).read_text("utf-8-sig"))
-        except FileNotFoundError:
-            raise UserError(f"--config {toml}: no such file") from None
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise UserError(f"--config {toml} can't be read as TOML: {error}") from error
+    values = {} if toml is None else read_toml(toml, "--config")
     values.update({name: value for name, value in flags.items() if value not in (None, (), {})})
     try:
         config = kind(**values)
@@ -194,6 +198,16 @@ def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -
         for text in texts(getattr(config, name)):
             refuse_secrets(text, flag)
     return config
+
+
+def read_toml(path: str, flag: str) -> dict[str, Any]:
+    """A file of settings, also as Windows' editors save it. Raises UserError naming the flag."""
+    try:
+        return tomllib.loads(Path(path).read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{flag} {path}: no such file") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{flag} {path} can't be read as TOML: {error}") from error
 
 
 def _sentence(error: ValidationError, kind: type[RunConfig], toml: str | None) -> str:

@@ -21,6 +21,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.amounts import counted
+
 FALSE_STOP: Final = 0.001  # the chance that a job below its limit is stopped early, at any length
 # In parts of the limit: the rate that the evidence speaks against, then the rates that it speaks
 # for, with weights. At 1.5 times the limit a long job is stopped, at 3 times any job soon.
@@ -120,7 +122,7 @@ def over_budget(images: int, failures: ByCode, max_error_rate: float) -> str | N
     kinds = ", ".join(f"{code} {count}" for code, count in by_code.most_common())
     worst = failures[by_code.most_common(1)[0][0]]
     return (
-        f"{failed} of {images} images failed ({kinds}), more than --max-error-rate "
+        f"{failed:,} of {counted(images, 'image')} failed ({kinds}), more than --max-error-rate "
         f"{max_error_rate:g} allows; {by_code.most_common(1)[0][0]} under {worst.folder or '/'}, "
         f"such as: {worst.example}"
     )

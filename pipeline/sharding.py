@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.layout import (
     KEPT_PATTERN,
@@ -25,6 +26,9 @@ from pipeline.layout import (
 )
 
 IMAGES_PER_SHARD: Final = 512
+# A small job is cut into so many shards, so that little is lost when it is stopped.
+LEAST_SHARDS: Final = 8
+WORTH_CUTTING: Final = 64  # images
 BYTES_PER_SHARD: Final = 96_000_000
 # More shards than this burden the driver (10 ms and 15 KB each) before they help anybody...
 MAX_SHARDS: Final = 8_000
@@ -48,13 +52,17 @@ def shard_start(index: int, shards: int) -> int:
     return -(-(index << 64) // shards)
 
 
-def shard_count(images: int, total_bytes: int, images_per_shard: int = IMAGES_PER_SHARD) -> int:
+def shard_count(images: int, total_bytes: int, images_per_shard: int | None = None) -> int:
     """How many shards a generation of this many images and encoded bytes is packed into.
 
-    Another `images_per_shard` than the default is somebody's choice, and kept at any number.
+    images_per_shard: somebody's choice, kept at any number; None: `IMAGES_PER_SHARD`, and at least
+    `LEAST_SHARDS` from `WORTH_CUTTING` images on.
     """
-    wanted = max(math.ceil(images / images_per_shard), math.ceil(total_bytes / BYTES_PER_SHARD), 1)
-    if images_per_shard != IMAGES_PER_SHARD:
+    per_shard = images_per_shard or IMAGES_PER_SHARD
+    wanted = max(math.ceil(images / per_shard), math.ceil(total_bytes / BYTES_PER_SHARD), 1)
+    if images_per_shard is None and images >= WORTH_CUTTING:
+        wanted = max(wanted, LEAST_SHARDS)
+    if per_shard != IMAGES_PER_SHARD:
         return wanted
     return min(wanted, max(MAX_SHARDS, math.ceil(total_bytes / MAX_BYTES_PER_SHARD)))
 
@@ -212,7 +220,7 @@ def parse_shards(text: str | None, shards: int) -> range:
     chosen = range(int(match[1] or 0), min(int(match[2] or shards), shards)) if match else range(0)
     if not chosen:
         raise UserError(
-            f"--shards {text!r} chooses none of this run's {shards} shards: write FIRST:END, "
+            f"--shards {text!r} chooses none of this run's {counted(shards, 'shard')}: write FIRST:END, "
             f"for example 0:{min(8, shards)}"
         )
     return chosen

@@ -45,6 +45,7 @@ from PIL import (  # imported for what they register
     WebPImagePlugin,  # noqa: F401
 )
 
+from detr.first_bytes import first_bytes
 from detr.inference.bare import MOST_PARTS, bare, header_is_endless, jpeg_parts, with_end
 from detr.inference.formats import is_cut_short, known_format
 from detr.inference.heavy import (
@@ -310,7 +311,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, bytes]:
         raise failure
     if (known := known_format(data)) is not None:
         raise ImageError("unsupported", f"{known} files can't be read")
-    raise ImageError("not_an_image", f"no image format begins with {bytes(data[:12])!r}")
+    raise ImageError("not_an_image", f"no image format begins with {first_bytes(data)}")
 
 
 def begins_as_picture(data: bytes) -> bool:

@@ -31,8 +31,9 @@ from detr.weights.fingerprint import (
     Settings,
     describe,
     make_card,
+    make_settings,
     resolve_device,
-    resolve_dtype,
+    with_threshold,
 )
 
 AnyImage = Image.Image | Pixels | str | Path
@@ -61,13 +62,21 @@ class Predictor(Steps):
         self.batch_size = batch_size
         self.size_quantum = settings.size_quantum
 
+    def __repr__(self) -> str:
+        config, recommended = self.card.config, self.card.recommended_threshold
+        whose = ", as the weights recommend" if self.threshold == recommended else ""
+        return (
+            f"<Predictor: {config.backbone}, {len(self.categories)} categories, "
+            f"{self.device.type} {self.card.dtype}, threshold {self.threshold:g}{whose}>"
+        )
+
     @property
     def fingerprint(self) -> str:
         return self.card.fingerprint
 
     @property
     def weights_sha256(self) -> str:
-        """Of the file that this model was loaded from."""
+        """Of the file that this model was loaded from; a threshold in it counts for nothing."""
         return self.card.weights_sha256
 
     def processed_size(self, height: int, width: int) -> tuple[int, int]:
@@ -173,7 +182,7 @@ def load(
     categories: Categories | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    threshold: float = 0.85,
+    threshold: float | None = None,
     size_quantum: int = 1,
     compile: bool = False,
     output_size: str = "original",
@@ -183,18 +192,27 @@ def load(
 
     recipe: r50, r50-dc5 or r101 if this is that published file (checked by sha256).
     categories: the label set, for files that carry none. threshold: least class probability of a
-    kept query, exclusive. size_quantum: round processed sides to its multiples, so that photos of
-    free aspect ratio share batches. compile: let torch compile backbone and transformer (a minute
-    at the first image; other rounding). output_size: original, processed (what the model saw), or
-    quarter (the mask head's own). batch_size: images at a time on a GPU, at most (by default what
-    fits); changes no result. Raises ModelError in one sentence.
+    kept query, exclusive; None is what the file recommends (ours do), else the published 0.85, and
+    `threshold` of what is returned says which. size_quantum: round processed sides to its
+    multiples, so that photos of free aspect ratio share batches. compile: let torch compile
+    backbone and transformer (a minute at the first image; other rounding). output_size: original,
+    processed (what the model saw), or quarter (the mask head's own). batch_size: images at a time
+    on a GPU, at most (by default what fits); changes no result. Raises ModelError in one sentence.
 
         import detr
         model = detr.load("detr-r50-panoptic-00ce5173.pth")
         [panoptic] = model.segment(["photo.jpg"])
     """
-    settings = Settings(resolve_dtype(dtype, device), threshold, size_quantum, compile, output_size)
+    settings = make_settings(
+        device=device,
+        dtype=dtype,
+        threshold=threshold,
+        size_quantum=size_quantum,
+        compile=compile,
+        output_size=output_size,
+    )
     checkpoint = open_checkpoint(weights, recipe=recipe, categories=categories)
+    settings = with_threshold(settings, threshold, checkpoint)
     with torch.device("meta"):
         model = DetrPanoptic(checkpoint.config)
     model.load_state_dict(checkpoint.weights(), assign=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
 
 from torch import Tensor, nn
 
@@ -18,15 +17,7 @@ from detr.models.backbone import Backbone
 from detr.models.detr import DetrPanoptic, Output
 from detr.training.criterion import Losses, Targets, Weights, criterion, match_layers
 from detr.training.dense_head import DenseHead
-
-Phase = Literal["backbone", "detector", "boxes", "masks", "joint"]
-_TRAINS = {  # features, detector, masks
-    "backbone": (True, False, False),
-    "detector": (False, True, False),
-    "boxes": (True, True, False),
-    "masks": (False, False, True),
-    "joint": (True, True, True),
-}
+from detr.training.phases import TRAINS, Phase
 
 
 class Learner(nn.Module):
@@ -47,7 +38,7 @@ class Learner(nn.Module):
         """`dense_weight` of the dense head's loss in the total; 0 leaves the head out."""
         super().__init__()
         self.model, self.phase, self.weights = model, phase, weights or Weights()
-        features, _, self.learns_masks = _TRAINS[phase]
+        features, _, self.learns_masks = TRAINS[phase]
         self.dense_weight = 1.0 if phase == "backbone" else dense_weight * features
         self.dense_head: DenseHead | None = None
         if self.dense_weight:
@@ -57,7 +48,7 @@ class Learner(nn.Module):
                 module.requires_grad_(False)
 
     def _parts(self) -> Iterator[tuple[nn.Module, bool]]:
-        features, detector, masks = _TRAINS[self.phase]
+        features, detector, masks = TRAINS[self.phase]
         for name, module in self.model.detr.named_children():
             yield module, features if name in ("backbone", "input_proj") else detector
         yield self.model.bbox_attention, masks

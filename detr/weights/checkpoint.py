@@ -28,12 +28,13 @@ from torch import Tensor, nn
 
 from detr.categories import COCO_PANOPTIC, Categories
 from detr.config import RECIPES, DetrConfig, ModelError
+from detr.first_bytes import first_bytes
 from detr.models.detr import DetrPanoptic
 from detr.weights.hf_labels import COCO_CLASSES, own_labels, read_json
 from detr.weights.hf_names import is_hugging_face, to_official
 from detr.weights.infer_config import infer_config
+from detr.weights.own_format import Label, read_label, recommending
 
-FORMAT_VERSION = 1  # of our own files
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")
 # What torch's unpickler raises on files that aren't (whole) checkpoints.
 _UNREADABLE = (
@@ -55,9 +56,10 @@ class Checkpoint:
     path: Path  # the file itself, also where a folder was given
     config: DetrConfig
     categories: Categories
-    sha256: str
+    sha256: str  # of the file, as it is without the threshold that it may recommend
     kind: str  # "safetensors", "official" or "hugging face"
     loaded: Mapping[str, Tensor]  # under the published names
+    threshold: float | None = None  # that the file recommends
 
     def weights(self) -> dict[str, Tensor]:
         """Float32 tensors on the CPU under the published names."""
@@ -89,8 +91,11 @@ def open_checkpoint(
         dilation = dilation or bool(getattr(args, "dilation", False))
         metadata, kind = {}, "official"
     shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
-    if "detr_panoptic" in metadata:
-        config, own = _own_metadata(path, metadata)
+    label = read_label(path.name, metadata)
+    if label is not None:
+        config, own = label.config, label.categories
+        if label.threshold is not None:
+            sha256 = hashlib.sha256(recommending(content, None)).hexdigest()
     else:
         if is_hugging_face(shapes):
             kind = "hugging face"
@@ -108,26 +113,29 @@ def open_checkpoint(
             "--categories FILE, a COCO categories JSON (in Python: categories=)"
         )
     labels.class_ids(config.num_classes)
-    return Checkpoint(path, config, labels, sha256, kind, loaded)
+    threshold = label.threshold if label is not None else None
+    return Checkpoint(path, config, labels, sha256, kind, loaded, threshold)
 
 
-def save(model: nn.Module, path: str | Path, config: DetrConfig, categories: Categories) -> None:
+def save(
+    model: nn.Module,
+    path: str | Path,
+    config: DetrConfig,
+    categories: Categories,
+    *,
+    threshold: float | None = None,
+) -> None:
     """Write our own safetensors: the weights with config and label set in the metadata.
 
     The model must not be folded. The file is written whole under a temporary name and renamed.
+    threshold: the least class probability of a segment that the file recommends.
     """
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     path = Path(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     _check_shapes(path, config, shapes)
     categories.class_ids(config.num_classes)
-    # One metadata entry: their order in the file is random, and the file's hash must not be.
-    card = {
-        "version": FORMAT_VERSION,
-        "config": config.to_dict(),
-        "categories": categories.to_json(),
-    }
-    metadata = {"detr_panoptic": json.dumps(card)}
+    metadata = Label(config, categories, threshold).to_metadata()
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: t.contiguous() for name, t in weights.items()}, temporary, metadata)
     temporary.replace(path)
@@ -194,8 +202,8 @@ def _read_torch(path: Path, content: bytes) -> tuple[dict[str, Tensor], object]:
         raise ModelError(f"{path.name} is empty")
     if start[:1] in b"<{#" or start[:4] in (b"\xff\xd8\xff\xe0", b"\x89PNG"):
         raise ModelError(
-            f"{path.name} is not a weight file: it begins with {start[:24]!r} (a web page saved "
-            "under that name?)"
+            f"{path.name} is not a weight file: it begins with {first_bytes(start, 24)} (a web page "
+            "saved under that name?)"
         )
     try:
         # upstream's training script adds its arguments; a Namespace is plain data
@@ -215,19 +223,6 @@ def _read_torch(path: Path, content: bytes) -> tuple[dict[str, Tensor], object]:
     if others:
         raise ModelError(f"{path.name} holds no weights: {_some(others)} is not a tensor")
     return dict(weights), args
-
-
-def _own_metadata(path: Path, metadata: Mapping[str, str]) -> tuple[DetrConfig, Categories]:
-    try:
-        card = json.loads(metadata["detr_panoptic"])
-        if card["version"] != FORMAT_VERSION:
-            raise ModelError(
-                f"{path.name} is of format {card['version']}, this version of the program reads "
-                f"{FORMAT_VERSION}: update it"
-            )
-        return DetrConfig.from_dict(card["config"]), Categories.from_json(card["categories"])
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path.name} has damaged metadata ({error})") from None
 
 
 def _check_shapes(path: Path, config: DetrConfig, found: Mapping[str, tuple[int, ...]]) -> None:

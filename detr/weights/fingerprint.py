@@ -11,14 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from detr.categories import Categories
-from detr.config import DetrConfig, ModelError
+from detr.config import THRESHOLD, DetrConfig, ModelError
 from detr.cuda_settings import why_no_gpu
 from detr.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -70,6 +70,12 @@ class ModelCard:
     weights_sha256: str
     fingerprint: str  # 16 hex digits over `fingerprint_fields`
     fingerprint_fields: Mapping[str, str | int | float]
+    recommended_threshold: float | None = None  # by the weight file
+
+    @property
+    def threshold(self) -> float:
+        """The least class probability of a segment that is used."""
+        return float(self.fingerprint_fields["threshold"])
 
     @property
     def dtype(self) -> str:
@@ -133,7 +139,29 @@ def make_card(checkpoint: Checkpoint, settings: Settings) -> ModelCard:
         weights_sha256=checkpoint.sha256,
         fingerprint=digest[:16],
         fingerprint_fields=fields,
+        recommended_threshold=checkpoint.threshold,
     )
+
+
+def with_threshold(settings: Settings, asked: float | None, checkpoint: Checkpoint) -> Settings:
+    """The threshold that was asked for, else the file's own, else the published one."""
+    if asked is None and checkpoint.threshold is not None:
+        return replace(settings, threshold=checkpoint.threshold)
+    return settings
+
+
+def make_settings(
+    *,
+    device: str,
+    dtype: str,
+    threshold: float | None,
+    size_quantum: int,
+    compile: bool,
+    output_size: str,
+) -> Settings:
+    """The options as `load` takes them, checked. Raises ModelError."""
+    known = THRESHOLD if threshold is None else threshold
+    return Settings(resolve_dtype(dtype, device), known, size_quantum, compile, output_size)
 
 
 def describe(
@@ -143,7 +171,7 @@ def describe(
     categories: Categories | None = None,
     device: str = "auto",
     dtype: str = "auto",
-    threshold: float = 0.85,
+    threshold: float | None = None,
     size_quantum: int = 1,
     compile: bool = False,
     output_size: str = "original",
@@ -152,5 +180,13 @@ def describe(
 
     Reads and hashes the file. `device` matters only to resolve dtype "auto". Raises ModelError.
     """
-    settings = Settings(resolve_dtype(dtype, device), threshold, size_quantum, compile, output_size)
-    return make_card(open_checkpoint(weights, recipe=recipe, categories=categories), settings)
+    settings = make_settings(
+        device=device,
+        dtype=dtype,
+        threshold=threshold,
+        size_quantum=size_quantum,
+        compile=compile,
+        output_size=output_size,
+    )
+    checkpoint = open_checkpoint(weights, recipe=recipe, categories=categories)
+    return make_card(checkpoint, with_threshold(settings, threshold, checkpoint))

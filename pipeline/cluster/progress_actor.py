@@ -9,7 +9,7 @@ written: a report costs the same at the first shard and at the twenty-thousandth
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -32,10 +32,12 @@ from pipeline.error_budget import (
     shown_over,
 )
 from pipeline.errors import TryAgainError, UserError
-from pipeline.progress import Progress
+from pipeline.progress import FIRST_IMAGES, Progress
 
 # The same shard begun so often, each time by a worker that then died, is no accident.
 MAX_STARTS: Final = 20
+# The rate is that of so many seconds, and of at least `FIRST_IMAGES`.
+RATE_SECONDS: Final = 60.0
 
 
 class BudgetExceededError(Exception):
@@ -49,6 +51,8 @@ class Flight:
     state: str  # one of STATES
     since: float
     starts: Counter[str] = field(default_factory=Counter)  # by state
+    images: int = 0  # as the model actor tells them
+    finished: int = 0  # those that the model is done with
 
 
 # In the order in which a shard passes them; one that only loses rows is rewritten instead.
@@ -72,6 +76,9 @@ class ProgressActor:
         self.total = total
         self.max_error_rate = max_error_rate
         self.started = self.heard = time.monotonic()
+        self.working_since: float | None = None  # a model actor had its first unit then
+        self.models: set[str] = set()  # states that model actors told
+        self.rate = Rate()
         self.flights: dict[str, Flight] = {}
         self.fetches: dict[str, FirstTries] = {}  # of shards not yet written
         self.seen_fetched = 0
@@ -94,7 +101,23 @@ class ProgressActor:
         """A stage takes a shard up; returns how often it has, 1 where no worker died."""
         flight = self._enter(shard, state)
         flight.starts[state] += 1
+        if state == "segmenting":
+            flight.finished = 0  # also after a worker that died
+            self.working_since = self.working_since or self.heard
         return flight.starts[state]
+
+    def model(self, state: str) -> None:
+        """A model actor is "loading" its model, or "loaded" it."""
+        self.heard = time.monotonic()
+        self.models.add(state)
+
+    def advanced(self, shard: str, finished: int, images: int) -> None:
+        """The model is done with so many of a shard's images; a late report changes nothing."""
+        flight = self.flights.get(shard)
+        if flight is None or shard in self.written_shards:
+            return
+        self.heard = time.monotonic()
+        flight.finished, flight.images = finished, images
 
     def fetched(
         self,
@@ -152,9 +175,11 @@ class ProgressActor:
         size: int,
         seconds: float = 0.0,
         first_tries: FirstTries | None = None,
+        empty: int = 0,
     ) -> str | None:
         """A shard is in the store; returns the reason to stop, if there is one.
 
+        empty: images that are ok and have no segment.
         first_tries: those of its images that no earlier generation has tried, if not all.
         """
         first_tries = first_tries or FirstTries(images, failures)
@@ -164,12 +189,14 @@ class ProgressActor:
         if shard not in self.written_shards:
             self._forget_fetch(shard)
             self.written_shards.add(shard)
+            self.working_since = self.working_since or self.started
             self.failures = merged(self.failures, failures)
             self.seen_written += first_tries.images
             self.first_failures = merged(self.first_failures, first_tries.failures)
             self.now.done += images
             self.now.shards += 1
             self.now.segments += segments
+            self.now.empty += empty
             self.now.bytes += size
             if self.metrics:
                 failed = counts(failures)
@@ -214,8 +241,25 @@ class ProgressActor:
         self.now.ok, self.now.error = self.now.done - codes.total(), codes.total()
         self.now.codes = dict(codes)
         self.now.stage_seconds = dict(self.stages)
-        self.now.seconds = time.monotonic() - self.started
+        now = time.monotonic()
+        self.now.seconds = now - self.working_since if self.working_since is not None else 0.0
+        under_way = [
+            flight for shard, flight in self.flights.items() if shard not in self.written_shards
+        ]
+        self.now.in_work = sum(flight.images for flight in under_way)
+        self.now.ahead = sum(flight.finished for flight in under_way)
+        self.now.rate = self.rate.read(self.now.finished, now)
+        self.now.phase = "" if self.now.finished else self._phase()
+        self.now.phase_seconds = now - self.started
         return self.now
+
+    def _phase(self) -> str:
+        """What the first image waits for."""
+        if any(flight.state == "segmenting" for flight in self.flights.values()):
+            return "first batch"
+        if "loaded" in self.models:
+            return "fetching"
+        return "model loading" if self.models else "starting"
 
     def look(self) -> tuple[Progress, Flow]:
         """Progress, and what is under way; once a second, so gauges are set here too."""
@@ -255,6 +299,32 @@ class ProgressActor:
             self.failed_fetches = {}
             for other in self.fetches.values():
                 self.failed_fetches = merged(self.failed_fetches, other.failures)
+
+
+class Rate:
+    """Images a second of late, from counts that are read about once a second.
+
+    The time before the first image was finished, while the model was loaded, is no part of it.
+    """
+
+    def __init__(self) -> None:
+        self._counts: deque[tuple[float, int]] = deque()  # when, how many by then
+
+    def read(self, finished: int, now: float) -> float | None:
+        """Count these; None as long as fewer than `FIRST_IMAGES` came since the first count."""
+        if finished and (not self._counts or finished != self._counts[-1][1]):
+            self._counts.append((now, finished))
+        while len(self._counts) > 2:
+            when, count = self._counts[1]
+            if now - when < RATE_SECONDS or finished - count < FIRST_IMAGES:
+                break
+            self._counts.popleft()
+        if not self._counts:
+            return None
+        since, before = self._counts[0]
+        if finished - before < FIRST_IMAGES or now <= since:
+            return None
+        return (finished - before) / (now - since)
 
 
 def start_progress_actor(total: int, max_error_rate: float, run: str | None = None) -> ActorHandle:

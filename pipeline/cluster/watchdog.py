@@ -48,7 +48,7 @@ class Watchdog:
     def speak(self, flow: Flow, cluster: Cluster) -> str:
         """What waits for what."""
         self._next = 2 * flow.quiet
-        lost = f"; {cluster.dead_nodes} nodes have died" if cluster.dead_nodes else ""
+        lost = f"; {counted(cluster.dead_nodes, 'node')} died" if cluster.dead_nodes else ""
         return (
             f"no stage has reported for {duration(flow.quiet)}: {self._reason(flow, cluster)}{lost}"
         )

@@ -14,13 +14,15 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from pipeline.amounts import counted
+from pipeline.evaluation.category_map import CategoryMap, read_map
 from pipeline.evaluation.truth import convert_row, masks_of
 from pipeline.evaluation.truth_join import stage_predictions, stage_truth
 from pipeline.evaluation.truth_png import table_of
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import Sums
 from pipeline.panoptic.score import NAMED, Invalid, Partial, refuse_invalid, score_rows
-from pipeline.planning.coco_panoptic import CocoFile, category_names, renamed
+from pipeline.planning.coco_panoptic import CocoFile, categories_of, category_names, renamed
 from pipeline.planning.scratch_db import Staging
 from pipeline.sharding import name_hash
 from pipeline.storage.storage import Storage
@@ -35,15 +37,17 @@ def evaluate_files(
     prediction_masks: str | None = None,
     truth_masks: str | None = None,
     *,
+    map_categories: str | None = None,
     options: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Score `predictions` (a COCO panoptic JSON) against `truth`, joined by image_id.
 
     Each JSON's PNGs lie in the folder of its name unless another is given; options are those of
-    their storage. The result has the structure of `evaluate_run`. Raises UserError for files that
-    can't be read; InvalidError, with the figures of all others, for images that can't be scored: by
-    panopticapi's rules a truth without a prediction is one of them.
+    their storage. map_categories: as of `evaluate_run`; predictions that list no categories have
+    those of the truth. The result has the structure of `evaluate_run`. Raises UserError for files
+    that can't be read; InvalidError, with the figures of all others, for images that can't be
+    scored: by panopticapi's rules a truth without a prediction is one of them.
     """
     started = time.monotonic()
     folders = {
@@ -52,12 +56,20 @@ def evaluate_files(
     }
     with Staging() as staging:
         categories = stage_truth(staging, CocoFile(truth, options))
-        predicted = category_names(stage_predictions(staging, CocoFile(predictions, options)))
-        for number, own, other in renamed(categories, predicted)[:1]:
-            note(
-                f"category {number} is {other!r} in {predictions} and {own!r} in {truth}: are they "
-                "of one label set? Only ids are compared"
-            )
+        file = CocoFile(predictions, options)
+        listed = stage_predictions(staging, file)
+        mapping: CategoryMap | None = None
+        if map_categories is not None:
+            model = categories_of(listed, file) if listed else categories
+            mapping = read_map(map_categories, truth=categories, model=model, options=options)
+            categories = mapping.categories
+        else:
+            for number, own, other in renamed(categories, category_names(listed))[:1]:
+                note(
+                    f"category {number} is {other!r} in {predictions} and {own!r} in {truth}: are "
+                    "they of one label set? Only ids are compared (--map-categories FILE says "
+                    "which are the same)"
+                )
         # Rows are joined by name, which two images of a JSON may share.
         staging.connection.execute(
             "create view named as select image_id, case when count(*) over (partition by name) > 1 "
@@ -93,11 +105,12 @@ def evaluate_files(
         for chunk in staging.tables(f"select image_id, named.name, {columns} {pairs}"):
             for first in range(0, chunk.num_rows, CHUNK):
                 rows = chunk.slice(first, CHUNK).to_pylist()
-                total.add(_score_chunk(rows, folders, categories.ids))
-                note(f"{total.counts['scored']:,} images scored")
+                total.add(_score_chunk(rows, folders, categories.ids, mapping))
+                note(f"{counted(total.counts['scored'], 'image')} scored")
     result = {
         "predictions": predictions,
         "truth": truth,
+        **({"category_map": mapping.to_json()} if mapping else {}),
         **results(total.sums, categories),
         **total.facts(),
         "seconds": round(time.monotonic() - started, 3),
@@ -107,17 +120,22 @@ def evaluate_files(
 
 
 def _score_chunk(
-    rows: list[dict[str, Any]], folders: dict[str, Storage], category_ids: tuple[int, ...]
+    rows: list[dict[str, Any]],
+    folders: dict[str, Storage],
+    category_ids: tuple[int, ...],
+    mapping: CategoryMap | None,
 ) -> Partial:
     with ThreadPoolExecutor(THREADS) as threads:
         true = list(threads.map(lambda row: _side(row, "t", folders["truth"]), rows))
         predicted = list(threads.map(lambda row: _side(row, "p", folders["prediction"]), rows))
-    predictions = table_of(predicted)
+    predictions, truth = table_of(predicted), table_of(true)
+    if mapping is not None:
+        predictions, truth = mapping.apply(predictions, "model"), mapping.apply(truth, "truth")
     broken = predictions["problem"].to_pylist()
     good = [problem is None for problem in broken]
     status = pa.array(["ok" if own else "error" for own in good])
     predictions = predictions.append_column("status", status).append_column("error_code", status)
-    partial, _ = score_rows(predictions.filter(pa.array(good)), table_of(true), category_ids)
+    partial, _ = score_rows(predictions.filter(pa.array(good)), truth, category_ids)
     for row, problem in zip(rows, broken, strict=True):
         if problem is not None:
             partial.counts["invalid"] += 1

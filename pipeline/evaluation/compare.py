@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from detr.categories import Categories
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.panoptic.bootstrap import COLUMNS, add_rows
 from pipeline.panoptic.figures import LEVEL, group_members, quality, results
@@ -124,9 +125,18 @@ def compare(a: RunSnapshot, b: RunSnapshot, name: str | None = None) -> Comparis
                 f"{have}): run `panoptic evaluate` on both, or compare --without-truth"
             )
     assert name is not None
-    if b.run.info.category_list != a.run.info.category_list:
-        raise UserError("A and B have different categories: their classes can't be compared")
     results_of = [_complete(run_snapshot, name) for run_snapshot in (a, b)]
+    maps = [result.get("category_map", {}).get("names") for result in results_of]
+    if maps[0] != maps[1]:
+        raise OtherTruthError(
+            f"the evaluations {name!r} of A and B were made with different --map-categories: "
+            "evaluate both with the same file"
+        )
+    if maps[0] is None and b.run.info.category_list != a.run.info.category_list:
+        raise UserError(
+            "A and B have different categories: their classes can't be compared (evaluate both "
+            "with a --map-categories FILE that makes one label set of them)"
+        )
     if results_of[0]["truth_sha256"] != results_of[1]["truth_sha256"]:
         raise OtherTruthError(_OTHER_TRUTH.format(name=name))
     categories = a.categories(name)
@@ -160,7 +170,9 @@ def _complete(run_snapshot: RunSnapshot, name: str) -> dict[str, Any]:
     if "truth_sha256" not in result:
         why = "was made by an older version, which did not record its truth"
     elif not result["complete"]:
-        why = f"was made before the snapshot was finished ({result['shards']:,} shards were there)"
+        why = (
+            f"was made before the snapshot was finished (with {counted(result['shards'], 'shard')})"
+        )
     else:
         return result
     raise IncompleteError(

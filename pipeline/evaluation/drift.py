@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom
 
 from detr.categories import Categories
+from pipeline.amounts import counted
 from pipeline.panoptic.pq import class_positions
 from pipeline.schema import list_values
 
@@ -153,7 +154,7 @@ def alarms(before: Shares, after: Shares, categories: Categories, limits: Limits
     if failed and binom.sf(failed - 1, after.images, limits.error_rate) < ALPHA:
         codes = ", ".join(f"{code} {count}" for code, count in after.errors.most_common())
         reasons.append(
-            f"{failed:,} of {after.images:,} images failed ({codes}), "
+            f"{failed:,} of {counted(after.images, 'image')} failed ({codes}), "
             f"{100 * limits.error_rate:g} % are allowed"
         )
     low, _ = difference_interval((before.empty, before.ok), (after.empty, after.ok), ALPHA)

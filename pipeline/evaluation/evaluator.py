@@ -16,6 +16,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any, Final
 
 import pyarrow as pa
@@ -31,7 +32,9 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from detr.categories import Categories
+from pipeline.amounts import counted
 from pipeline.errors import TryAgainError, UserError
+from pipeline.evaluation.category_map import FLAG, CategoryMap, read_map
 from pipeline.evaluation.fresh import fresh_name, sweep
 from pipeline.evaluation.truth import Part, Truth, check_categories, load, prepare
 from pipeline.layout import PQ_FILE, evaluation_folder, part_name, truth_folder
@@ -95,22 +98,31 @@ class PqActor:
         return len(self._seen), dict(self._total.counts), figures["All"]["pq"]
 
 
-def score_shard(run: Run, path: str, truth: Truth, folder: str) -> Partial:
-    """Score one shard and write its per-image rows into `folder` of the run."""
-    category_ids = truth.categories.ids
+def score_shard(
+    run: Run, path: str, truth: Truth, folder: str, mapping: CategoryMap | None = None
+) -> Partial:
+    """Score one shard and write its per-image rows into `folder` of the run.
+
+    mapping: to a common label set, by default that of the truth.
+    """
+    category_ids = (mapping or truth).categories.ids
     try:
         predictions = run.read_shard(path)
     except UserError as error:
         return broken_shard(path, str(error), len(category_ids))
     rows = truth.rows(hashes_of(predictions["file_name"].to_pylist()))
+    if mapping is not None:
+        predictions, rows = mapping.apply(predictions, "model"), mapping.apply(rows, "truth")
     partial, table = score_rows(predictions, rows, category_ids, path)
     run.storage.write(f"{folder}/{part_name(path)}", parquet_bytes(table))
     return partial
 
 
 @ray.remote(num_cpus=1, max_retries=TASK_RETRIES)
-def _score(run: Run, path: str, truth: Truth, folder: str, actor: Any) -> None:
-    ray.get(actor.add.remote(path, score_shard(run, path, truth, folder)))
+def _score(
+    run: Run, path: str, truth: Truth, folder: str, mapping: CategoryMap | None, actor: Any
+) -> None:
+    ray.get(actor.add.remote(path, score_shard(run, path, truth, folder, mapping)))
 
 
 @ray.remote(num_cpus=1, max_retries=TASK_RETRIES)
@@ -123,6 +135,7 @@ def evaluate_run(
     truth: str,
     masks: str | None = None,
     *,
+    map_categories: str | None = None,
     name: str | None = None,
     snapshot: int | None = None,
     follow: bool = False,
@@ -135,7 +148,8 @@ def evaluate_run(
 
     truth: a COCO panoptic JSON (its PNGs in the folder of its name, or `masks`), or the `truth`
     folder of an earlier evaluation of this run. truth_options: of its storage; by default the
-    run's, if it lies there. Without a published snapshot the shards that are there are scored
+    run's, if it lies there. map_categories: a file that renames, merges or leaves out categories of
+    both (category_map.py). Without a published snapshot the shards that are there are scored
     (each is a uniform sample of the images). follow: go on until the generation being made is done.
 
     Raises UserError before anything is scored; InvalidError, with the result, if something could
@@ -145,7 +159,8 @@ def evaluate_run(
         connect,  # here: it imports torch, which readers have no use for
     )
 
-    for url, flag in ((truth, "--truth"), (masks, "--truth-masks")):
+    urls = ((truth, "--truth"), (masks, "--truth-masks"), (map_categories, FLAG))
+    for url, flag in urls:
         refuse_secrets(url or "", flag)  # `pq.json` names them
     run = open_run(out, options)
     if (size := run.info.config.get("output_size", "original")) != "original":
@@ -156,15 +171,29 @@ def evaluate_run(
     if snapshot is not None and follow:
         raise UserError("--follow takes what is being made now: leave out --snapshot")
     live = _chosen(run, snapshot, follow=follow)
-    name = name or default_name(truth)
+    name = name or default_name(truth, map_categories)
     folder = evaluation_folder(live.number, name)
     started = time.monotonic()
     connect(address)
     if truth_options is None and normalize(truth).startswith(f"{run.storage.url}/"):
         truth_options = run.storage.options
+    mapping: CategoryMap | None = None
+
+    def check(categories: Categories) -> None:
+        nonlocal mapping
+        if map_categories is None:
+            check_categories(run.info.categories, categories, truth)
+        else:
+            mapping = read_map(
+                map_categories,
+                truth=categories,
+                model=run.info.categories,
+                options=truth_options,
+            )
+
     ready = load(*open_file(truth, truth_options))
     if ready is not None:
-        check_categories(run.info.categories, ready[0].categories, truth)
+        check(ready[0].categories)
         prepared = ready[0]
     else:
         prepared = prepare(
@@ -174,14 +203,16 @@ def evaluate_run(
             masks,
             options=truth_options,
             convert=_in_parallel,
+            check=check,
             note=note,
         )
+    categories = (mapping or prepared).categories
     rows = fresh_name()
     # Beside the driver: a spot node would take the sums along when it goes.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor: Any = PqActor.options(scheduling_strategy=here).remote(prepared.category_list)
+    actor: Any = PqActor.options(scheduling_strategy=here).remote(categories.to_json())
     place = f"{folder}/per_image/{rows}"
-    done = _score_all(run, live, follow, prepared, place, actor, note)
+    done = _score_all(run, live, follow, prepared, place, mapping, actor, note)
     total: Partial = ray.get(actor.total.remote())
     ray.kill(actor)
     count = sum(total.counts[kind] for kind in ROW_KINDS)
@@ -193,27 +224,31 @@ def evaluate_run(
         "shards": len(done.paths),
         "name": name,
         "truth": truth,
-        "truth_sha256": prepared.sha256,
+        "truth_sha256": mapping.identity(prepared.sha256) if mapping else prepared.sha256,
         "per_image": f"per_image/{rows}",
         "rows": count,
-        "more_categories": [
-            category
-            for category in prepared.category_list
-            if category["id"] not in run.info.categories.ids
-        ],
+        **_label_set(run, prepared, mapping),
         "fingerprint": run.info.fingerprint,
-        **results(total.sums, prepared.categories),
+        **results(total.sums, categories),
         **total.facts(),
         "area_mismatches": prepared.mismatched,
         "seconds": round(time.monotonic() - started, 3),
     }
-    classes = per_class_table(result, prepared.categories)
+    classes = per_class_table(result, categories)
     run.storage.write(f"{folder}/per_class.parquet", parquet_bytes(classes))
     before = _former_rows(run.storage, folder)
     run.storage.write(f"{folder}/{PQ_FILE}", (json.dumps(result, indent=1) + "\n").encode())
     sweep(run.storage, f"{folder}/per_image", keep=rows, replaced=before)
     refuse_invalid(result, total)
     return result
+
+
+def _label_set(run: Run, truth: Truth, mapping: CategoryMap | None) -> dict[str, Any]:
+    """What `pq.json` says of the categories that were scored."""
+    if mapping is not None:
+        return {"category_map": mapping.to_json()}
+    ids = run.info.categories.ids
+    return {"more_categories": [each for each in truth.category_list if each["id"] not in ids]}
 
 
 def _former_rows(storage: Storage, folder: str) -> str | None:
@@ -225,9 +260,11 @@ def _former_rows(storage: Storage, folder: str) -> str | None:
     return str(former.get("per_image", "")).rpartition("/")[2]
 
 
-def default_name(truth: str) -> str:
-    """`.../panoptic_val2017.json` and `.../panoptic_val2017/truth` -> `panoptic_val2017`."""
-    return truth.rstrip("/").removesuffix("/truth").rpartition("/")[2].removesuffix(".json")
+def default_name(truth: str, map_categories: str | None = None) -> str:
+    """`.../panoptic_val2017.json` and `.../panoptic_val2017/truth` -> `panoptic_val2017`; with the
+    map `vehicles.toml` -> `panoptic_val2017-vehicles`."""
+    name = truth.rstrip("/").removesuffix("/truth").rpartition("/")[2].removesuffix(".json")
+    return f"{name}-{PurePosixPath(map_categories).stem}" if map_categories else name
 
 
 def live_shards(run: Run, number: int) -> LiveShards:
@@ -261,6 +298,7 @@ def _score_all(
     follow: bool,
     truth: Truth,
     folder: str,
+    mapping: CategoryMap | None,
     actor: Any,
     note: Callable[[str], None],
 ) -> LiveShards:
@@ -270,7 +308,7 @@ def _score_all(
     while True:
         new = [path for path in live.paths if path not in sent]
         told = time.monotonic()
-        for _ in _bounded(_score.remote(run, path, shared, folder, actor) for path in new):
+        for _ in _bounded(_score.remote(run, path, shared, folder, mapping, actor) for path in new):
             if time.monotonic() - told > POLL_SECONDS:
                 _tell(actor, len(live.paths), note)
                 told = time.monotonic()
@@ -286,7 +324,9 @@ def _score_all(
 def _tell(actor: Any, shards: int, note: Callable[[str], None]) -> None:
     done, counts, pq = ray.get(actor.progress.remote())
     figure = "no classes yet" if pq is None else f"PQ {100 * pq:.2f}"
-    note(f"{done:,} of {shards:,} shards, {counts.get('scored', 0):,} images: {figure}")
+    note(
+        f"{done:,} of {counted(shards, 'shard')}, {counted(counts.get('scored', 0), 'image')}: {figure}"
+    )
 
 
 def _in_parallel(conversions: Iterable[Callable[[], Part]]) -> Iterator[Part]:

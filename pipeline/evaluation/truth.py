@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from detr.categories import Categories
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.evaluation.fresh import fresh_name, sweep
 from pipeline.evaluation.truth_join import check_categories, resolve, stage_truth
@@ -135,20 +136,25 @@ def prepare(
     *,
     options: Mapping[str, str] | None = None,
     convert: Convert,
+    check: Callable[[Categories], object] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Truth:
     """The truth of a run, converted into `folder` of it, or as it was left there.
 
     options are those of the truth's storage. convert runs the given conversions of chunks, in
-    parallel if it can. Raises UserError for a file that is no panoptic JSON, other categories than
-    the run's, ambiguous names, or no image in common. One image's broken PNG is a `problem` in its
-    row.
+    parallel if it can. check: is given the truth's categories and refuses what doesn't fit; by
+    default they must be the run's. Raises UserError for a file that is no panoptic JSON, other
+    categories than the run's, ambiguous names, or no image in common. One image's broken PNG is a
+    `problem` in its row.
     """
     masks = Storage(masks_url or masks_of(truth_url), options)
     file = CocoFile(truth_url, options)
     with Staging() as staging:
         categories = stage_truth(staging, file)
-        check_categories(run.info.categories, categories, truth_url)
+        if check is not None:
+            check(categories)
+        else:
+            check_categories(run.info.categories, categories, truth_url)
         pngs = _pngs(masks)
         sha256, key = _sha256(file, pngs), _key(run, file, pngs)
         ready = load(run.storage, folder)
@@ -168,7 +174,7 @@ def prepare(
                 f"no image of {truth_url} is in the run: its names ({names[0][0]!r}, ...) match no "
                 "file name of the manifest"
             )
-        note(f"ground truth: converting {images:,} images")
+        note(f"ground truth: converting {counted(images, 'image')}")
         chunks = staging.tables("from resolved order by hash")
         name = fresh_name()
         parts = convert(_conversions(chunks, run.storage, folder, name, masks))

@@ -21,6 +21,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Final
 
+from pipeline.amounts import counted
 from pipeline.error_budget import enough_rate, over_budget
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.nightly.precheck import (
@@ -51,7 +52,14 @@ from pipeline.run.series import PREFIX, Nights, Pinned
 from pipeline.run.snapshots import RunSnapshot
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.segmentation.job import check_same, describe_run, say_withheld, work
-from pipeline.segmentation.model_spec import ModelSpec, run_fingerprint, with_size_quantum
+from pipeline.segmentation.model_spec import (
+    ModelSpec,
+    run_fingerprint,
+    with_recommended,
+    with_size_quantum,
+    with_threshold,
+)
+from pipeline.sharding import IMAGES_PER_SHARD
 from pipeline.storage.entry import StorageError, as_user_error, of_storage
 from pipeline.storage.storage import Storage, normalize
 
@@ -109,16 +117,22 @@ class _Night:
         self.device = night_device(self.live, config, reporter.note)
         recorded = self.live.run.info.config if self.live is not None else None
         config = with_size_quantum(config, recorded, self.device.kind, reporter.note)
-        self.config = config
-        self.spec = ModelSpec.of(config, device=self.device.kind, dtype=self.device.dtype)
-        self.description = self.spec.describe()
-        self.spec = self.spec.expecting(self.description)
+        self.description = self._spec(config).describe()
+        if self.live and self.live.run.info.weights_sha256 == self.description.weights_sha256:
+            config = with_threshold(config, recorded)
+            if config.threshold != self.description.threshold:
+                self.description = self._spec(config).describe()
+        self.config = config = with_recommended(config, self.description, reporter.note)
+        self.spec = self._spec(config).expecting(self.description)
         self.name = PREFIX + run_fingerprint(self.description, config)[0]
         self.settings = config.of_run(nights.url(self.name))
         self.same_weights = self.live is None or nights.live_name() == self.name
         self._refuse_withdrawn()
         if config.truth is not None:
             check_truth(config.truth, config.options_of(config.truth))
+
+    def _spec(self, config: NightlyConfig) -> ModelSpec:
+        return ModelSpec.of(config, device=self.device.kind, dtype=self.device.dtype)
 
     def do(self, pin: bool) -> NightSummary:
         run = self.nights.run(self.name)
@@ -171,7 +185,9 @@ class _Night:
                 images, size = only_with_truth(
                     staging, config.truth, config.options_of(config.truth)
                 )
-                self.reporter.note(f"other weights: {images:,} images with ground truth come first")
+                self.reporter.note(
+                    f"other weights: {counted(images, 'image')} with ground truth first"
+                )
             elif not self.same_weights:
                 self._brake(None)
             if run is None:
@@ -180,8 +196,8 @@ class _Night:
                 info = describe_run(self.settings, self.description, self.device, self._suffixes())
                 run = create_run(storage, info, hold)
             say_withheld(run, self.reporter)
-            plan_first(run, staging, images, size, config.images_per_shard)
-        self.reporter.note(f"{images:,} images to compute in {self.name}")
+            plan_first(run, staging, images, size, self._images_per_shard)
+        self.reporter.note(f"{counted(images, 'image')} to compute in {self.name}")
         return run
 
     def _difference(self, run: Run, *, retry: bool) -> bool:
@@ -192,7 +208,7 @@ class _Night:
             run,
             self._source(run),
             config.limit,
-            images_per_shard=config.images_per_shard,
+            images_per_shard=self._images_per_shard,
             brakes=Brakes(
                 max_removed_rate=config.max_removed_rate,
                 max_recompute=None if free else config.max_recompute,
@@ -213,6 +229,11 @@ class _Night:
         return work(
             run, self.settings, self.spec, self.device, self.reporter, self.began, publish=False
         ).computed
+
+    @property
+    def _images_per_shard(self) -> int:
+        """Full shards also in a small night: what every night adds stays for years."""
+        return self.config.images_per_shard or IMAGES_PER_SHARD
 
     def _lease(self) -> Hold:
         """Of the run folder that this call works on, kept to its end."""

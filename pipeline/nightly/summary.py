@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pipeline.amounts import counted, duration
 from pipeline.nightly.release_gate import Judged
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
@@ -74,7 +75,7 @@ class NightSummary:
         failed = sum(self.errors.values())
         kinds = ", ".join(f"{code} {count:,}" for code, count in self.errors.items())
         lines.append(
-            f"{self.images:,} images: {self.ok:,} ok, {failed:,} errors"
+            f"{counted(self.images, 'image')}: {self.ok:,} ok, {counted(failed, 'error')}"
             + f" ({kinds})" * bool(kinds)
         )
         why = ", ".join(f"{count:,} {kind}" for kind, count in self.why.items() if count)
@@ -88,7 +89,7 @@ class NightSummary:
             )
         if self.cost is not None:
             lines.append(f"cost {self.cost:.2f} ({self.gpu_hours:.3g} GPU-hours)")
-        lines.append(f"took {self.seconds:.0f} s, started {self.started}")
+        lines.append(f"took {duration(self.seconds)}, started {self.started}")
         return "\n".join(lines) + "\n"
 
     def _change(self) -> str:

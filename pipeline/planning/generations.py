@@ -79,7 +79,7 @@ def stage_listing(
 
 
 def plan_first(
-    run: Run, staging: Staging, images: int, total_bytes: int, images_per_shard: int
+    run: Run, staging: Staging, images: int, total_bytes: int, images_per_shard: int | None
 ) -> Generation:
     """Generation 1: everything that was listed."""
     plan = new_plan()
@@ -95,7 +95,10 @@ def plan_first(
 
 
 def plan_retry(
-    run: Run, codes: Sequence[str], images_per_shard: int, options: Mapping[str, str] | None = None
+    run: Run,
+    codes: Sequence[str],
+    images_per_shard: int | None,
+    options: Mapping[str, str] | None = None,
 ) -> Generation | None:
     """A generation of the images that failed with one of `codes`; None if there are none.
 
@@ -147,7 +150,7 @@ def plan_refresh(
     source: Source,
     limit: int | None,
     *,
-    images_per_shard: int,
+    images_per_shard: int | None,
     brakes: Brakes,
     progress: Progress,
     note: Note = lambda text: None,
@@ -253,7 +256,7 @@ def _brake(staging: Staging, before: int, brakes: Brakes) -> None:
 
 
 def _plan_next(
-    run: Run, staging: Staging, base: Snapshot, reason: str, images_per_shard: int
+    run: Run, staging: Staging, base: Snapshot, reason: str, images_per_shard: int | None
 ) -> Generation | None:
     """Write the generation after `base` from the tables `computed` and `leaving`."""
     images = staging.count("select count(*) from computed")

@@ -58,10 +58,13 @@ class LeftOut:
 
     suffixes: Counter[str] = field(default_factory=Counter)
     companions: int = 0
+    run_folder: str = ""  # that lies in the source
 
     def sentence(self) -> str | None:
         """Such as `left out: 3 other files (2 .txt, 1 without a suffix)`; None of nothing."""
         parts = []
+        if self.run_folder:
+            parts.append(f"the run folder {self.run_folder}, which lies in SOURCE")
         if others := self.suffixes.total():
             few = self.suffixes.most_common(SAID_SUFFIXES)
             kinds = [f"{n:,} .{name}" if name else f"{n:,} without a suffix" for name, n in few]

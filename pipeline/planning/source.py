@@ -141,6 +141,13 @@ class Source:
         return rows
 
     def _folder(self) -> Iterator[pa.Table]:
+        if self.output_url == self.url:
+            raise UserError(
+                f"--out is SOURCE itself, {self.url}: choose another folder, such as "
+                f"{self.url}/panoptic"
+            )
+        if self._holds_output(self.url):
+            self.left_out.run_folder = self.output_url
         storage = Storage(self.url, self.options)
         if storage.is_local:
             path = Path(storage.url)
@@ -164,10 +171,11 @@ class Source:
 
     def _counts(self, path: str, root: str) -> bool:
         """Whether a path under `root` is wanted and isn't the run folder's own; counts the rest."""
-        own = self.output_url.startswith(root + "/") and f"{root}/{path}".startswith(
-            self.output_url + "/"
-        )
+        own = f"{root}/{path}".startswith(self.output_url + "/") and self._holds_output(root)
         return not own and self.wanted(path)
+
+    def _holds_output(self, root: str) -> bool:
+        return self.output_url.startswith(root + "/")
 
     def wanted(self, path: str) -> bool:
         """The default takes image suffixes in any case; `include` replaces it, `exclude` wins."""

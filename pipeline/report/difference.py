@@ -32,6 +32,12 @@ UNMATCHED: Final = Kind(
 )
 VOID: Final = Kind("void", (255, 255, 255), "unnamed in the truth: not scored (striped)")
 KINDS: Final = (RIGHT, WRONG_CLASS, MISSED, UNMATCHED, VOID)
+# Of two predictions, by the category of each pixel.
+SAME: Final = Kind("unchanged", (150, 150, 150), "the same category before and now")
+BETTER: Final = Kind("better", (0, 114, 178), "wrong before, now as in the truth")
+WORSE: Final = Kind("worse", (213, 94, 0), "as in the truth before, now wrong")
+OTHER: Final = Kind("wrong twice", (240, 228, 66), "changed, and wrong before and now")
+CHANGES: Final = (SAME, BETTER, WORSE, OTHER, VOID)
 _STRIPE: Final = 12  # pixels
 
 
@@ -58,20 +64,36 @@ def compare_maps(
     return kind[predicted, true]
 
 
-def draw_difference(
-    image: NDArray[np.uint8], kinds: NDArray[np.uint8], true: NDArray[np.integer]
-) -> Image.Image:
-    """The photo in grey under the colours of `kinds`, the truth's segments outlined.
+def compare_changes(
+    before: NDArray[np.integer], now: NDArray[np.integer], true: NDArray[np.integer]
+) -> NDArray[np.uint8]:
+    """(H, W): the index in CHANGES of each pixel, from the categories (-1: none) of the three."""
+    kinds = np.full(true.shape, CHANGES.index(OTHER), np.uint8)
+    kinds[now == true] = CHANGES.index(BETTER)
+    kinds[before == true] = CHANGES.index(WORSE)
+    kinds[before == now] = CHANGES.index(SAME)
+    kinds[true < 0] = CHANGES.index(VOID)
+    return kinds
 
-    image: (H, W, 3) uint8 of the size of kinds and true, both (H, W).
+
+def draw_difference(
+    image: NDArray[np.uint8],
+    kinds: NDArray[np.uint8],
+    outlined: NDArray[np.integer],
+    named: Sequence[Kind] = KINDS,
+) -> Image.Image:
+    """The photo in grey under the colours of `kinds`, the segments of a map outlined.
+
+    image: (H, W, 3) uint8 of the size of kinds and outlined, both (H, W); named: what kinds index,
+    the first what is right.
     """
     grey = image.mean(axis=2, keepdims=True) * 0.5 + 60
     picture = np.repeat(grey, 3, axis=2)
-    colors = np.array([kind.color for kind in KINDS], np.float64)
-    wrong = (kinds != KINDS.index(RIGHT)) & (kinds != KINDS.index(VOID))
+    colors = np.array([kind.color for kind in named], np.float64)
+    wrong = (kinds != 0) & (kinds != named.index(VOID))
     picture[wrong] = picture[wrong] * 0.3 + colors[kinds[wrong]] * 0.7
     rows, columns = np.indices(kinds.shape)
-    stripes = (kinds == KINDS.index(VOID)) & ((rows + columns) % _STRIPE < 3)
+    stripes = (kinds == named.index(VOID)) & ((rows + columns) % _STRIPE < 3)
     picture[stripes] = picture[stripes] * 0.4 + 255 * 0.6
-    picture[contours(true, 1)] = 245
+    picture[contours(outlined, 1)] = 245
     return Image.fromarray(picture.round().clip(0, 255).astype(np.uint8))

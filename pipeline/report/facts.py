@@ -19,6 +19,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from detr.categories import Categories, Category
+from pipeline.amounts import counted
+from pipeline.evaluation.category_map import CategoryMap
 from pipeline.report.sql import choose_evaluation
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
@@ -121,6 +123,9 @@ def gather(run_snapshot: RunSnapshot, evaluation: str | None = None) -> Facts:
     errors, errors_sampled = _errors(run, [s for s in snapshot.shards if s.error], snapshot.error)
     paths = [shard.path for shard in snapshot.shards if shard.ok]
     table, sampled = _sample(run, paths, SHARDS_READ, _CONTENTS)
+    mapping = CategoryMap.of_result(result)
+    if mapping is not None:  # by the classes that were scored
+        table = mapping.apply(table, "model")
     classes = _classes(run_snapshot.categories(name), table, result)
     stats = [entry for number in run.generations() for entry in read_stats(run, number)]
     ok = table.filter(pc.field("status") == "ok")
@@ -162,7 +167,10 @@ def _sample(
     rows = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
     if len(chosen) == len(paths):
         return rows, ""
-    return rows, f"a sample of {rows.num_rows:,} images ({len(chosen):,} of {len(paths):,} shards)"
+    return (
+        rows,
+        f"a sample of {counted(rows.num_rows, 'image')} ({len(chosen):,} of {len(paths):,} shards)",
+    )
 
 
 def _errors(run: Run, shards: Sequence[Any], failed: int) -> tuple[tuple[ErrorCode, ...], str]:

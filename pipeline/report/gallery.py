@@ -18,11 +18,14 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from detr.categories import Categories
+from detr.panoptic import Panoptic
+from pipeline.amounts import counted
 from pipeline.errors import UserError
+from pipeline.evaluation.category_map import CategoryMap
 from pipeline.evaluation.truth import Truth, load
 from pipeline.layout import evaluation_folder, part_name, truth_folder
 from pipeline.panoptic.score import hashes_of
-from pipeline.report.pictures import Picture, difference, drawn, overlay, picture, sampling
+from pipeline.report.pictures import Picture, changed, difference, drawn, overlay, picture, sampling
 from pipeline.report.view import photo_of
 from pipeline.run.lookup import locate_rows
 from pipeline.run.snapshots import RunSnapshot
@@ -64,6 +67,7 @@ class Illustrator:
     evaluation: str | None
     truth: Truth | None
     categories: Categories  # of predictions and truth
+    mapping: CategoryMap | None = None  # of the evaluation, to these categories
     options: Mapping[str, str] = field(default_factory=dict)  # storage options of the photos
 
     @classmethod
@@ -77,7 +81,8 @@ class Illustrator:
         still there."""
         name = None if result is None else str(result["name"])
         truth = _truth(run_snapshot, result)
-        return cls(run_snapshot, name, truth, run_snapshot.categories(name), options or {})
+        mapping = CategoryMap.of_result(result)
+        return cls(run_snapshot, name, truth, run_snapshot.categories(name), mapping, options or {})
 
     def cards(
         self, names: Sequence[str], count: int, budget: Budget, others: Sequence[Illustrator] = ()
@@ -101,7 +106,11 @@ class Illustrator:
         return cards
 
     def _rows(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        return locate_rows(self.run_snapshot.run, names, snapshot=self.run_snapshot.snapshot)
+        found = locate_rows(self.run_snapshot.run, names, snapshot=self.run_snapshot.snapshot)
+        for path, row in found:
+            if self.mapping is not None and row["status"] == "ok":
+                row = self.mapping.row(row, "model")
+            yield path, row
 
     def _card(self, path: str, row: dict[str, Any], others: Sequence[Illustrator]) -> Card:
         run, name = self.run_snapshot.run, row["file_name"]
@@ -116,6 +125,7 @@ class Illustrator:
             lines.append(f"no photo: {error}")
         own = drawn(row, at, categories)
         pictures = [picture("Photo", f"The photo {name}", Image.fromarray(photo))]
+        before: Panoptic | None = None
         for other in others:
             for _, then in other._rows([name]):
                 if then["status"] == "ok" and (then["height"], then["width"]) == (height, width):
@@ -128,6 +138,8 @@ class Illustrator:
         if truth_row is not None and (truth_row["height"], truth_row["width"]) == (height, width):
             true = drawn(truth_row, at, categories)
             pictures.append(overlay("Truth", photo, true, categories, scores=False))
+            if before is not None:
+                pictures.append(changed(photo, before, own, true))
             if scored is not None and not others:
                 matches = _matches(scored, row["segment_id"], truth_row["segment_id"])
                 pictures.append(difference(photo, own, true, matches))
@@ -154,7 +166,9 @@ class Illustrator:
             return None
         rows = self.truth.rows(hashes_of([file_name]))
         found = [row for row in rows.to_pylist() if row["file_name"] == file_name]
-        return found[0] if found and found[0]["problem"] is None else None
+        if not found or found[0]["problem"] is not None:
+            return None
+        return self.mapping.row(found[0], "truth") if self.mapping else found[0]
 
 
 def outcome_lines(scored: Mapping[str, Any], categories: Categories) -> list[str]:
@@ -163,7 +177,7 @@ def outcome_lines(scored: Mapping[str, Any], categories: Categories) -> list[str
     for category_id, outcome in zip(scored["category_id"], scored["outcome"], strict=True):
         if outcome in counts:
             counts[outcome][categories.by_id(category_id).name] += 1
-    lines = [f"{scored['tp']} of {scored['tp'] + scored['fn']} segments matched"]
+    lines = [f"{scored['tp']} of {counted(scored['tp'] + scored['fn'], 'segment')} matched"]
     for outcome, word in (("FN", "missed"), ("FP", "not in the truth")):
         if counts[outcome]:
             listed = ", ".join(

@@ -6,7 +6,6 @@ are escaped, pictures are embedded and have words beside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,9 +16,9 @@ from PIL import Image, ImageDraw
 from detr.categories import Categories
 from detr.panoptic import Panoptic, Segment
 from pipeline.report.inspect import Inspection, KeptQuery
-from pipeline.report.overlay import draw_overlay, paint
+from pipeline.report.overlay import paint
 from pipeline.report.page import environment
-from pipeline.report.pictures import Picture, picture
+from pipeline.report.pictures import Picture, overlay, picture, sampling
 
 SIDE: Final = 480
 # From dark to light over blue and orange: dark is little, light is much, also in grey print.
@@ -58,19 +57,31 @@ def render(seen: Inspection, categories: Categories, *, photo: str, weights: str
             queries=[_query(seen, query, categories) for query in seen.queries],
             quarter=_quarter(seen, categories),
             flat=picture("Panoptic map", "The panoptic map", _flat(seen.panoptic, categories)),
-            overlay=picture(
-                "Panoptic map over the photo",
-                "Segments: " + ", ".join(_names(seen.panoptic, categories)),
-                _small(np.asarray(draw_overlay(seen.image, seen.panoptic, categories))),
-            ),
+            overlay=_over_photo(seen, categories),
+            dilated=_dilated(seen),
+            part=_part_of_input(seen),
         )
     )
     return page.encode()
 
 
-def _names(panoptic: Panoptic, categories: Categories) -> Iterator[str]:
-    for segment in panoptic.segments:
-        yield categories.by_id(segment.category_id).name
+def _over_photo(seen: Inspection, categories: Categories) -> Picture:
+    rows, columns = sampling(*seen.panoptic.segment_map.shape)
+    shown = Panoptic(seen.panoptic.segment_map[np.ix_(rows, columns)], seen.panoptic.segments)
+    photo = seen.image[np.ix_(rows, columns)]
+    return overlay("Panoptic map over the photo", photo, shown, categories)
+
+
+def _dilated(seen: Inspection) -> bool:
+    """Whether Res5 is as fine as Res4 (DC5)."""
+    sizes = {name: features.shape for name, features in seen.features}
+    return sizes["Res5"] == sizes["Res4"]
+
+
+def _part_of_input(seen: Inspection) -> str:
+    """How much coarser than the model's input the mask logits are, in words."""
+    ratio = round(seen.processed_size[0] / seen.owner.shape[0])
+    return {2: "half", 4: "a quarter", 8: "an eighth"}.get(ratio, f"1/{ratio}")
 
 
 def _query(seen: Inspection, query: KeptQuery, categories: Categories) -> QueryPictures:

@@ -25,6 +25,7 @@ from detr.panoptic import Panoptic, Segment
 Colors = NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
+OPACITY = 0.35  # of the colours: a photo's own stay recognisable under them
 MIN_SIDE = 640  # the longer side of a picture is at least this: text on 128 pixels can't be read
 _COARSE_SIDE = 256  # the map's longer side when looking for a segment's middle
 _PLATE = (20, 20, 20, 190)
@@ -37,7 +38,7 @@ def draw_overlay(
     panoptic: Panoptic,
     categories: Categories,
     *,
-    opacity: float = 0.5,
+    opacity: float = OPACITY,
     labels: bool = True,
     min_side: int = MIN_SIDE,
     label_size: int | None = None,
@@ -69,8 +70,8 @@ def draw_overlay(
     _tint(painted, segment_map, _lighten(colors), contours(segment_map, width), 0.9)
     picture = Image.fromarray(painted)
     if labels:
-        found = _labels(segment_map, panoptic.segments, categories, colors, scores=scores)
-        _draw_labels(picture, found, label_size or max(11, round(min(picture.size) / 34)))
+        found = labels_of(Panoptic(segment_map, panoptic.segments), categories, scores=scores)
+        draw_labels(picture, found, label_size or max(11, round(min(picture.size) / 34)))
     return picture
 
 
@@ -137,16 +138,25 @@ def _tint(
 
 
 @dataclass(frozen=True)
-class _Label:
-    text: str
+class Label:
+    """What is written into a segment. Lengths are parts of the picture's width and height."""
+
+    name: str
+    score: str  # such as 0.97; empty where there is none
     color: tuple[int, int, int]
     center: tuple[float, float]  # x, y
-    room: float  # pixels from the centre to the segment's border
-    area: int
+    room: float  # from the centre to the segment's border, of the longer side
+
+    @property
+    def text(self) -> str:
+        return f"{self.name} {self.score}" if self.score else self.name
 
 
-def _draw_labels(picture: Image.Image, labels: Sequence[_Label], size: int) -> None:
-    """Largest segments first; a label that would cover another tries above and below, then goes."""
+def draw_labels(picture: Image.Image, labels: Sequence[Label], size: int) -> None:
+    """Write them into the picture, in letters of `size` pixels, the first ones first.
+
+    A label that would cover another tries above and below, then goes.
+    """
     draw = ImageDraw.Draw(picture, "RGBA")
     taken: list[tuple[float, float, float, float]] = []
     for label in labels:
@@ -154,11 +164,12 @@ def _draw_labels(picture: Image.Image, labels: Sequence[_Label], size: int) -> N
         left, top, right, bottom = draw.textbbox((0, 0), label.text, font=letters)
         bar, pad = size * 0.35, size * 0.25
         width, height = right - left + bar + 3 * pad, bottom - top + 2 * pad
-        if label.room * 2 < height * 0.5:
+        if label.room * max(picture.size) * 2 < height * 0.5:
             continue
+        middle = (label.center[0] * picture.width, label.center[1] * picture.height)
         for shift in (0.0, -1.1, 1.1, -2.2, 2.2):
-            x = min(max(label.center[0] - width / 2, 0), max(picture.width - width, 0))
-            y = label.center[1] - height / 2 + shift * height
+            x = min(max(middle[0] - width / 2, 0), max(picture.width - width, 0))
+            y = middle[1] - height / 2 + shift * height
             y = min(max(y, 0), max(picture.height - height, 0))
             box = (x, y, x + width, y + height)
             if not any(_overlap(box, other) for other in taken):
@@ -172,18 +183,15 @@ def _draw_labels(picture: Image.Image, labels: Sequence[_Label], size: int) -> N
         draw.text(origin, label.text, font=letters, fill=(255, 255, 255, 255))
 
 
-def _labels(
-    segment_map: NDArray[np.integer],
-    segments: Sequence[Segment],
-    categories: Categories,
-    colors: Colors,
-    *,
-    scores: bool,
-) -> list[_Label]:
+def labels_of(panoptic: Panoptic, categories: Categories, *, scores: bool = True) -> list[Label]:
+    """A label for each segment that shows, the largest first."""
+    segment_map, segments = panoptic.segment_map, panoptic.segments
+    colors = segment_colors(segments, categories)
+    height, width = segment_map.shape
     step = max(1, max(segment_map.shape) // _COARSE_SIDE)
     coarse = segment_map[step // 2 :: step, step // 2 :: step]
     found = ndimage.find_objects(coarse)  # the bounding box of each id, None if it has no pixel
-    labels = []
+    labels: list[tuple[int, Label]] = []
     for segment in segments:
         window = found[segment.id - 1] if segment.id <= len(found) else None
         if window is None:
@@ -192,14 +200,15 @@ def _labels(
         depth = ndimage.distance_transform_edt(inside)
         assert isinstance(depth, np.ndarray)
         row, column = np.unravel_index(int(depth.argmax()), depth.shape)
-        x = (window[1].start + int(column) - 0.5) * step
-        y = (window[0].start + int(row) - 0.5) * step
+        x = (window[1].start + int(column) - 0.5) * step / width
+        y = (window[0].start + int(row) - 0.5) * step / height
         category = categories.by_id(segment.category_id)
         red, green, blue = colors[segment.id].tolist()
-        text = _readable(category.name) + (f" {segment.score:.2f}" if scores else "")
-        room = float(depth[row, column]) * step
-        labels.append(_Label(text, (red, green, blue), (x, y), room, int(inside.sum())))
-    return sorted(labels, key=lambda label: -label.area)
+        room = float(depth[row, column]) * step / max(height, width)
+        score = f"{segment.score:.2f}" if scores else ""
+        label = Label(_readable(category.name), score, (red, green, blue), (x, y), room)
+        labels.append((int(inside.sum()), label))
+    return [label for _, label in sorted(labels, key=lambda found: -found[0])]
 
 
 def _readable(name: str) -> str:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
@@ -22,9 +22,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.amounts import duration
+from pipeline.evaluation.category_map import CategoryMap
 from pipeline.evaluation.compare import Comparison, compare
 from pipeline.layout import report_path
-from pipeline.report.difference import KINDS
+from pipeline.report.difference import CHANGES, KINDS
 from pipeline.report.facts import Facts, gather
 from pipeline.report.gallery import Budget, Card, Illustrator
 from pipeline.run.run import Run
@@ -118,6 +119,7 @@ def render(
             stage_color=_STAGE_COLORS,
             galleries=galleries,
             kinds=KINDS,
+            changes=CHANGES,
             max_bytes=MAX_BYTES,
             names={own.category.id: own.category.name for own in facts.classes},
             comparison=comparison,
@@ -144,7 +146,8 @@ def _galleries(
     wanted: list[tuple[str, str, str, Sequence[str], Sequence[Illustrator]]] = []
     if comparison is not None and other is not None:
         changed = [change.file_name for change in comparison.changed]
-        before = Illustrator.of(other, None, options)
+        mapping = CategoryMap.of_result(other.result(comparison.truth))
+        before = replace(Illustrator.of(other, None, options), mapping=mapping)
         about = "those whose own PQ differs most between before and now"
         wanted.append(("changed", "Changed most", about, changed, [before]))
     if quality is not None:

@@ -1,7 +1,8 @@
 """The pictures of a report, drawn at the size at which they are shown: photo, segments, difference.
 
 A picture's longer side is 480 pixels, whatever the photo's: the map is sampled, so that drawing 12
-megapixels costs what drawing a thumbnail does, and labels stay legible. WebP, because it takes half
+megapixels costs what drawing a thumbnail does. Labels are no part of it: the page writes them over
+it, so that they are legible at whatever size it is shown. WebP, because it takes half
 of JPEG's bytes for flat colours.
 """
 
@@ -11,7 +12,7 @@ import base64
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -21,12 +22,19 @@ from PIL import Image
 from detr.categories import Categories
 from detr.panoptic import Panoptic, Segment
 from pipeline.panoptic import rle
-from pipeline.report.difference import KINDS, VOID, compare_maps, draw_difference
-from pipeline.report.overlay import draw_overlay
+from pipeline.report.difference import (
+    CHANGES,
+    KINDS,
+    VOID,
+    Kind,
+    compare_changes,
+    compare_maps,
+    draw_difference,
+)
+from pipeline.report.overlay import Label, draw_overlay, labels_of
 
 SIDE: Final = 480  # pixels of the longer side of a picture
 QUALITY: Final = 80  # of WebP
-_LABEL_SIZE: Final = 15  # pixels, so that labels are legible where four pictures share a row
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Picture:
     alt: str
     data: bytes
     size: tuple[int, int]  # width, height
+    labels: tuple[Label, ...] = ()  # which the page writes over it, in letters of its own size
 
     @property
     def uri(self) -> str:
@@ -91,10 +100,9 @@ def overlay(
     """The photo, (h, w, 3) uint8, with these segments over it."""
     counts = Counter(categories.by_id(segment.category_id).name for segment in panoptic.segments)
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    painted = draw_overlay(
-        photo, panoptic, categories, min_side=SIDE, label_size=_LABEL_SIZE, scores=scores
-    )
-    return picture(title, f"{title}: {listed or 'no segments'}", painted)
+    painted = draw_overlay(photo, panoptic, categories, min_side=SIDE, labels=False)
+    labels = tuple(labels_of(panoptic, categories, scores=scores))
+    return replace(picture(title, f"{title}: {listed or 'no segments'}", painted), labels=labels)
 
 
 def difference(
@@ -104,21 +112,40 @@ def difference(
     kinds = compare_maps(
         own.segment_map, true.segment_map, _category_of(own), _category_of(true), matches
     )
-    judged = np.count_nonzero(kinds != KINDS.index(VOID)) or 1
+    return _difference("Difference", photo, kinds, true.segment_map, KINDS)
+
+
+def changed(photo: NDArray[np.uint8], before: Panoptic, now: Panoptic, true: Panoptic) -> Picture:
+    """Where `now` has another category than `before`, and which of them the truth has."""
+    maps = [np.array(_category_of(own))[own.segment_map] for own in (before, now, true)]
+    kinds = compare_changes(*maps)
+    return _difference("Difference, before to now", photo, kinds, now.segment_map, CHANGES)
+
+
+def _difference(
+    title: str,
+    photo: NDArray[np.uint8],
+    places: NDArray[np.uint8],
+    outlined: NDArray[np.integer],
+    kinds: Sequence[Kind],
+) -> Picture:
+    """places: (h, w) of `kinds`; outlined: the map whose contours are drawn."""
+    judged = np.count_nonzero(places != kinds.index(VOID)) or 1
     shares = {
-        kind.name: np.count_nonzero(kinds == place) / judged
-        for place, kind in enumerate(KINDS)
+        kind.name: np.count_nonzero(places == place) / judged
+        for place, kind in enumerate(kinds)
         if kind is not VOID
     }
     listed = ", ".join(f"{100 * share:.0f} % {name}" for name, share in shares.items())
-    factor = max(1, -(-SIDE // max(kinds.shape)))
+    factor = max(1, -(-SIDE // max(places.shape)))
     larger = np.ones((factor, factor), np.uint8)
     painted = draw_difference(
         np.kron(photo, larger[..., None]),
-        np.kron(kinds, larger),
-        np.kron(true.segment_map, larger),
+        np.kron(places, larger),
+        np.kron(outlined, larger),
+        kinds,
     )
-    return picture("Difference", f"Difference, pixels: {listed}", painted)
+    return picture(title, f"{title}, pixels: {listed}", painted)
 
 
 def _category_of(panoptic: Panoptic) -> list[int]:

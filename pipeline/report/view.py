@@ -6,7 +6,7 @@ is read from where the run read it, turned upright as the run did.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,11 +19,11 @@ from detr.inference.decode import MAX_PIXELS, ImageError, decode
 from detr.panoptic import Panoptic
 from pipeline.errors import UserError
 from pipeline.panoptic.rle import RleError
-from pipeline.report.overlay import draw_overlay, font
+from pipeline.report.overlay import OPACITY, draw_overlay, font
 from pipeline.run.lookup import find_row
 from pipeline.run.reader import panoptic_of
 from pipeline.run.run import Run
-from pipeline.segmentation.model_spec import ModelSpec
+from pipeline.segmentation.model_spec import ModelSpec, recommended_by, say_recommended
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
 
@@ -42,7 +42,7 @@ class View:
     panoptic: Panoptic
     categories: Categories
 
-    def overlay(self, *, opacity: float = 0.5, labels: bool = True) -> Image.Image:
+    def overlay(self, *, opacity: float = OPACITY, labels: bool = True) -> Image.Image:
         return draw_overlay(
             self.image, self.panoptic, self.categories, opacity=opacity, labels=labels
         )
@@ -88,10 +88,20 @@ def contact_sheet(pictures: Mapping[str, Image.Image]) -> Image.Image:
     return sheet
 
 
-def view_photo(url: str, spec: ModelSpec, options: Mapping[str, str] | None = None) -> View:
-    """Segment one photo at any fsspec URL. Raises UserError or ModelError in a sentence."""
+def view_photo(
+    url: str,
+    spec: ModelSpec,
+    options: Mapping[str, str] | None = None,
+    note: Callable[[str], None] = lambda text: None,
+) -> View:
+    """Segment one photo at any fsspec URL. Raises UserError or ModelError in a sentence.
+
+    note: is told which threshold is used where the weights chose it.
+    """
     image = read_image(url, options)
     model = spec.load()
+    if spec.threshold is None:
+        say_recommended(recommended_by(model), note)
     try:
         [panoptic] = model.segment([image])
     except ImageError as error:

@@ -54,14 +54,18 @@ class RunSnapshot:
         return json.loads(self.run.storage.read(f"{self._folder(name)}/{PQ_FILE}"))
 
     def categories(self, name: str | None = None) -> Categories:
-        """The run's label set; with an evaluation, then what only its truth has.
+        """The run's label set; with an evaluation, then what only its truth has, or the label set
+        that its --map-categories made of both.
 
         Truth of more categories than the model knows counts in PQ, as misses.
         """
         own = self.run.info.categories
         if name is None:
             return own
-        more = self.result(name).get("more_categories")
+        result = self.result(name)
+        if "category_map" in result:
+            return Categories.from_json(result["category_map"]["categories"])
+        more = result.get("more_categories")
         if more is None:  # an evaluation of an older version
             columns = ("category_id", "name", "isthing")
             table = self.run.read_shard(f"{self._folder(name)}/per_class.parquet", columns)

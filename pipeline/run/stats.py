@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from pipeline.layout import stats_path
-from pipeline.progress import Progress
+from pipeline.progress import UNRECORDED, Progress
 from pipeline.run.run import Run
 from pipeline.version import versions
 
@@ -18,6 +18,7 @@ def record_stats(run: Run, generation: int, progress: Progress, facts: dict[str,
         return  # stopped before anything was seen
     path = stats_path(generation)
     entry = {**facts, "versions": versions(), **asdict(progress)}
+    entry = {name: value for name, value in entry.items() if name not in UNRECORDED}
     while True:  # what another job adds meanwhile stays
         before = run.storage.look(path)
         entries = [] if before is None else json.loads(before)

@@ -22,6 +22,7 @@ from ray.exceptions import (
 )
 
 from detr.config import ModelError
+from pipeline.amounts import counted
 from pipeline.cluster.placement import Placement
 from pipeline.cluster.progress_actor import Flow, start_progress_actor
 from pipeline.cluster.watchdog import Cluster, Watchdog
@@ -75,8 +76,7 @@ def execute(
     progress_actor = start_progress_actor(total, config.max_error_rate, run.storage.url)
     provenance = Provenance(run.info.fingerprint, run.info.weights_sha256, run.info.device)
     reporter.note(
-        f"{total:,} images on {placement.min_actors} to {placement.max_actors} "
-        f"{placement.device} model actors of {placement.threads} threads"
+        f"{counted(total, 'image')} on {_pool(placement)} of {counted(placement.threads, 'thread')}"
     )
     watch = Watch(progress_actor, reporter, placement)
     try:
@@ -107,6 +107,13 @@ def execute(
     finally:
         _kill(progress_actor)
     return watch.last
+
+
+def _pool(placement: Placement) -> str:
+    """Such as `1 cpu model actor`, `2 to 8 cuda model actors`."""
+    least, most = placement.min_actors, placement.max_actors
+    number = counted(most, f"{placement.device} model actor")
+    return number if least == most else f"{least:,} to {number}"
 
 
 def _raise_sentence(error: BaseException, progress_actor: ActorHandle) -> None:

@@ -26,6 +26,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from detr.first_bytes import first_bytes
 from detr.inference.decode import begins_as_picture
 from pipeline.cluster.progress_actor import begin, check_budget, refusals_told
 from pipeline.error_budget import failures_of
@@ -132,8 +133,8 @@ class UnitFetch:
                 self.begun += not attempts
                 body = await self._image(uri, size, etag)
             if self.any_suffix and body.data and not begins_as_picture(body.data):
-                start = bytes(body.data[:12])
-                body = Body(None, "not_an_image", f"no image format begins with {start!r}")
+                start = first_bytes(body.data)
+                body = Body(None, "not_an_image", f"no image format begins with {start}")
             self.ended += 1
             self.bytes += len(body.data or b"")
             if body.code and not attempts:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from pipeline.amounts import counted, duration
+from pipeline.amounts import counted
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.device import Device, decide_device, with_a_gpu
 from pipeline.cluster.placement import place
@@ -39,13 +39,15 @@ from pipeline.run.stats import record_stats
 from pipeline.run.writing import Writer, locate, writing
 from pipeline.schema import SCHEMA_VERSION, TRANSIENT_CODES
 from pipeline.secrets import kept, withheld
-from pipeline.segmentation.estimate import WORTH_MEASURING, WORTH_TELLING, cpu_seconds
+from pipeline.segmentation.closing import few_segments, what_is_left
 from pipeline.segmentation.execute import execute
 from pipeline.segmentation.model_spec import (
     ModelDescription,
     ModelSpec,
     run_fingerprint,
+    with_recommended,
     with_size_quantum,
+    with_threshold,
 )
 from pipeline.segmentation.pending import owed
 from pipeline.sharding import missing
@@ -90,9 +92,10 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
     device = recorded_device(run, config) or decide_device(config, reporter.note)
     recorded = run.info.config if run is not None else None
     config = with_size_quantum(config, recorded, device.kind, reporter.note)
-    spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
-    description = spec.describe()
-    spec = spec.expecting(description)
+    config = with_threshold(config, recorded)
+    description = ModelSpec.of(config, device=device.kind, dtype=device.dtype).describe()
+    config = with_recommended(config, description, reporter.note)
+    spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype).expecting(description)
     if run is not None and run.generations():
         check_same(run, config, description)
         with writing(place) as writer:
@@ -134,6 +137,7 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
     assert run is not None  # the settings were read from it
     device = recorded_device(run, config) or decide_device(config, reporter.note)
     config = with_size_quantum(config, run.info.config, device.kind, reporter.note)
+    config = with_threshold(config, run.info.config)
     spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype)
     description = spec.describe()
     check_same(run, config, description)
@@ -149,7 +153,7 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
             chosen = codes or sorted(TRANSIENT_CODES)
             generation = plan_retry(run, chosen, config.images_per_shard, config.source_options)
             images = generation.images if generation else 0
-            reporter.note(f"{images} failed images to compute again")
+            reporter.note(f"{counted(images, 'failed image')} to compute again")
         return _finish_here(writer, run, config, spec, device, reporter, started)
 
 
@@ -236,6 +240,8 @@ def describe_run(
     settings = config.model_dump(mode="json", exclude={"refresh", "shards", "address"})
     if not config.keep_signed_urls:  # so that older versions read it
         del settings["keep_signed_urls"]
+    if config.images_per_shard is None:
+        del settings["images_per_shard"]
     options = {name: getattr(config, name) for name in ("source_options", "out_options")}
     return RunInfo(
         schema_version=SCHEMA_VERSION,
@@ -252,6 +258,7 @@ def describe_run(
         config={
             **settings,
             "dtype": device.dtype,
+            "threshold": description.threshold,
             **{name: kept(given) for name, given in options.items()},
         },
         withheld={name: withheld(given) for name, given in options.items() if withheld(given)},
@@ -319,22 +326,29 @@ def work(
         placement = place(
             found, device=kind, actors=config.actors(), units=units, images=todo.images
         )
-        if placement.device == "cpu" and todo.images >= WORTH_MEASURING:
-            seconds = cpu_seconds(spec, placement, todo.images)
-            if seconds >= WORTH_TELLING:
-                takes = f"{counted(todo.images, 'image')} take about {duration(seconds)} or more"
-                reporter.note(f"on these CPUs {takes}")
         facts = {"device": device.name, "dtype": device.dtype, "placement": vars(placement)}
-        progress = execute(
-            run,
-            todo.units,
-            todo.rewrites,
-            config=config,
-            spec=spec,
-            placement=placement,
-            reporter=reporter,
-            done=lambda progress: record_stats(run, generation.number, progress, facts),
-        )
+
+        def done(seen: Progress) -> None:
+            nonlocal progress
+            progress = seen
+            record_stats(run, generation.number, seen, facts)
+
+        try:
+            execute(
+                run,
+                todo.units,
+                todo.rewrites,
+                config=config,
+                spec=spec,
+                placement=placement,
+                reporter=reporter,
+                done=done,
+            )
+        except KeyboardInterrupt:
+            reporter.note(what_is_left(generation, todo, progress))
+            raise
+        if config.threshold is not None and (hint := few_segments(progress, config.threshold)):
+            reporter.note(hint)
         sizes = shard_sizes(run)
     else:
         reporter.note("nothing to compute: every shard is there")

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from detr.config import RECIPES
+from detr.config import RECIPES, THRESHOLD
 from detr.panoptic import Panoptic
 from pipeline.config import RunConfig, fingerprint
 from pipeline.errors import UserError
@@ -67,7 +67,7 @@ class ModelSpec:
     model: str
     weights: str
     dtype: str
-    threshold: float
+    threshold: float | None  # None: what the weights recommend
     size_quantum: int
     device: str
     compile: bool = False
@@ -113,9 +113,12 @@ class ModelSpec:
         # Hashed before they are read: what is replaced in between is then found by the workers.
         content = content_sha256(Path(local_weights(self.weights, self.options)[0]))
         _, card = self._call(getattr(load, "describe", load))
+        asked = self._threshold(load)
         fields = dict(getattr(card, "fingerprint_fields", {"model_fingerprint": card.fingerprint}))
         return ModelDescription(
             categories=card.categories,
+            threshold=getattr(card, "threshold", THRESHOLD if asked is None else asked),
+            recommended=recommended_by(card),
             weights_sha256=str(getattr(card, "weights_sha256", "")),
             fields=fields,
             identity=Identity(
@@ -139,10 +142,17 @@ class ModelSpec:
         return path, call(
             device=self.device,
             dtype=self.dtype,
-            threshold=self.threshold,
+            threshold=self._threshold(self._callable()),
             size_quantum=self.size_quantum,
             **self._rare(),
         )
+
+    def _threshold(self, load: Callable[..., Any]) -> float | None:
+        """None, the weights' recommendation, is for a loader that takes it: its default is None."""
+        taken = inspect.signature(load).parameters.get("threshold")
+        if self.threshold is None and (taken is None or taken.default is not None):
+            return THRESHOLD
+        return self.threshold
 
     def _rare(self) -> dict[str, Any]:
         """Options that a loader need not know of until they are used."""
@@ -212,6 +222,8 @@ class ModelDescription:
     """A model as the driver knows it, without the model."""
 
     categories: Categories
+    threshold: float  # that is used
+    recommended: float | None  # by the weights
     weights_sha256: str
     fields: Mapping[str, str | int | float]
     identity: Identity
@@ -280,6 +292,33 @@ def with_size_quantum(
                 "batches (--size-quantum 1: exact sizes, and far slower on photos of many sizes)"
             )
     return config.model_copy(update={"size_quantum": quantum})
+
+
+def with_threshold(config: C, recorded: Mapping[str, Any] | None) -> C:
+    """The settings with their threshold: asked for, else the run's own (`recorded` are the settings
+    in its run.json: a recommendation that the weights got since is not the run's)."""
+    if config.threshold is not None or recorded is None:
+        return config
+    return config.model_copy(update={"threshold": recorded.get("threshold", THRESHOLD)})
+
+
+def with_recommended(config: C, description: ModelDescription, note: Callable[[str], None]) -> C:
+    """The settings of a new run with the threshold that its weights chose, which is told."""
+    if config.threshold is not None:
+        return config
+    say_recommended(description.recommended, note)
+    return config.model_copy(update={"threshold": description.threshold})
+
+
+def recommended_by(model: object) -> float | None:
+    """The threshold that a model or its card says that its weights recommend."""
+    return getattr(getattr(model, "card", model), "recommended_threshold", None)
+
+
+def say_recommended(threshold: float | None, note: Callable[[str], None]) -> None:
+    """Tell which threshold is used because the weights recommend it."""
+    if threshold is not None:
+        note(f"threshold {threshold:g}, as these weights recommend (--threshold: another)")
 
 
 def run_fingerprint(

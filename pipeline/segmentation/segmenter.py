@@ -8,12 +8,11 @@ as soon as its last rows are encoded. Whatever is wrong with an image becomes th
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final
 
@@ -43,6 +42,7 @@ from pipeline.storage.entry import StorageError
 __all__ = ["Decoding", "Segmenter"]
 
 LOST_DEVICE_EXIT: Final = 70  # of the actor's process
+REPORT_SECONDS: Final = 0.5  # between two reports of how far a unit is
 
 
 class Segmenter:
@@ -61,6 +61,8 @@ class Segmenter:
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)
         self.refusal: UserError | ModelError | None = None
+        if progress_actor is not None:
+            progress_actor.model.remote("loading")
         try:
             if decoding.method == "nvjpeg":
                 check_nvjpeg(torch.device(spec.device))
@@ -69,7 +71,8 @@ class Segmenter:
             if isinstance(error, StorageError) and error.may_pass:
                 raise  # Ray starts another actor, which may reach the weights
             self.refusal = error  # for the first unit: Ray keeps no reason of an actor that died
-        gc.freeze()  # else the process ends with a second of collecting what torch's modules hold
+        if progress_actor is not None:
+            progress_actor.model.remote("loaded")
         self.decoding = decoding
         self.code_version = code_version
         self.progress_actor = progress_actor
@@ -103,16 +106,20 @@ class Segmenter:
         begin(
             self.progress_actor, "segmenting", key
         )  # also while it waits for its turn: decoding may kill
-        rows = self._rows(unit, seconds, batches)
+        rows = self._rows(unit, seconds, batches, Advance(self.progress_actor, key, unit.num_rows))
         self.progress_actor.segmented.remote(key, dict(seconds), dict(batches))
         return shard_table(unit, rows, self.code_version)
 
     def _rows(
-        self, unit: pa.Table, seconds: dict[str, float], batches: Counter[int]
+        self,
+        unit: pa.Table,
+        seconds: dict[str, float],
+        batches: Counter[int],
+        advance: Callable[[int], None] = lambda finished: None,
     ) -> list[dict[str, Any]]:
         """`seconds` gets the time in turn (total), the model's part of it, and the CPU time of the
         threads that decoded and encoded meanwhile; `batches` how many of each size the model was
-        given."""
+        given; `advance` how many images are finished, batch after batch."""
         rows: list[dict[str, Any]] = [
             error_row(code, message)
             for code, message in zip(
@@ -128,8 +135,12 @@ class Segmenter:
             most=self.stream.most,
             pool=self.pool,
         )
+        failed = sum(1 for row in rows if row["error_code"])
+        advance(failed)
         encode = Work()
-        encoding = self.turn.submit(self._in_turn, decoder, encode, seconds, batches).result()
+        encoding = self.turn.submit(
+            self._in_turn, decoder, encode, seconds, batches, lambda count: advance(failed + count)
+        ).result()
         for index, future in encoding.items():
             rows[index] = future.result()
         seconds["decode"], seconds["encode"] = decoder.work.seconds, encode.seconds
@@ -143,6 +154,7 @@ class Segmenter:
         encode: Work,
         seconds: dict[str, float],
         batches: Counter[int],
+        advance: Callable[[int], None],
     ) -> dict[int, Future[dict[str, Any]]]:
         """The model on the unit's batches -> the rows under way, by index."""
         encoding: dict[int, Future[dict[str, Any]]] = {}
@@ -153,9 +165,25 @@ class Segmenter:
                     decoder.errors[index] = answer
                 else:
                     encoding[index] = self.pool.submit(encode, segment_row, answer)
+            advance(len(encoding) + len(decoder.errors))
         seconds["total"] = time.perf_counter() - started
         seconds["model"] = seconds["total"] - seconds.pop("waited")
         return encoding
+
+
+class Advance:
+    """Tells the progress actor how many of a unit's images are finished, a few times a second at most."""
+
+    def __init__(self, progress_actor: ActorHandle, key: str, images: int) -> None:
+        self._tell = lambda finished: progress_actor.advanced.remote(key, finished, images)
+        self._images = images
+        self._last = -REPORT_SECONDS
+
+    def __call__(self, finished: int) -> None:
+        now = time.monotonic()
+        if now - self._last >= REPORT_SECONDS or finished >= self._images:
+            self._last = now
+            self._tell(finished)
 
 
 def end_process(error: BaseException) -> None:

@@ -26,6 +26,9 @@ from pipeline.storage.entry import as_lost
 from pipeline.storage.storage import Storage
 
 UNIT_COLUMN: Final = "shard"
+_IS_EMPTY: Final = (pc.field("status") == "ok") & (
+    pc.list_value_length(pc.field("segment_id")) == 0
+)
 
 
 class ShardSink(Datasink[int]):
@@ -79,6 +82,7 @@ class ShardSink(Datasink[int]):
             size=size,
             seconds=time.monotonic() - started,
             first_tries=FirstTries(first.num_rows, _failures(first)),
+            empty=rows.filter(_IS_EMPTY).num_rows,
         )
         check_budget(report)
 

@@ -51,6 +51,11 @@ _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # What a client raises for a key that it can't ask for, before it asks.
 _INEXPRESSIBLE: Final = ("InvalidPathError", "ParamValidationError", "InvalidURL")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
+# A store's own answer in a client's text, and what in it is for people.
+_XML = re.compile(r"<\?xml|<Error>")
+_MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
+_BUCKET = re.compile(r"<BucketName>([^<]+)</BucketName>")
+_NO_BUCKET: Final = "there is no bucket"
 # At the first request these may be a mistyped endpoint or region as well as a store that is down.
 _NEVER_REACHED = ("kind: Connect", "Could not connect to the endpoint", "redirect without LOCATION")
 
@@ -59,10 +64,13 @@ def classify(error: BaseException) -> tuple[str, str]:
     """The error code of `schema.ERROR_CODES` and one line for a failed GET, PUT or listing.
 
     The message is the client's first line without any query string, since that is where a
-    presigned URL carries its signature.
+    presigned URL carries its signature, and without a store's XML.
     """
     text = str(error)
-    line = re.sub(r"\?\S+", "", text.split("\n", 1)[0]).strip() or type(error).__name__
+    if "NoSuchBucket" in text:
+        return "not_found", _no_bucket(error, text)
+    line = _without_xml(text.split("\n", 1)[0])
+    line = re.sub(r"\?\S+", "", line).strip() or type(error).__name__
     s3_code = _S3_CODE.search(text)
     if s3_code and s3_code[1] not in line:
         line = f"{line} ({s3_code[1]})"
@@ -88,6 +96,24 @@ def classify(error: BaseException) -> tuple[str, str]:
     ):
         return "timeout", line
     return "unavailable", line
+
+
+def _without_xml(line: str) -> str:
+    """The client's words, and of the store's answer its message alone."""
+    answer = _XML.search(line)
+    if answer is None:
+        return line
+    said = _MESSAGE.search(line, answer.start())
+    return line[: answer.start()].rstrip(" :") + (f": {said[1]}" if said else "")
+
+
+def _no_bucket(error: BaseException, text: str) -> str:
+    said = _BUCKET.search(text)
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    name = said[1] if said else None
+    if name is None and isinstance(answer, dict):
+        name = answer.get("Error", {}).get("BucketName")
+    return f"{_NO_BUCKET} {name!r}" if name else f"{_NO_BUCKET} of this name"
 
 
 def _status(error: BaseException) -> str:
@@ -215,6 +241,10 @@ def as_user_error(error: BaseException, what: str) -> StorageError:
         "archived": "restore it from the archive tier first",
         "unavailable": "check the endpoint and the network",
     }[code]
+    if is_of_disk(error):
+        mend = "check the path"
+    elif line.startswith(_NO_BUCKET):
+        mend = "check its name and the endpoint"
     if type(error) is OSError and error.errno is None and not of_client(error):
         mend = "check the file"  # Arrow's, of bytes that it can't read
     exit_code = EXIT_TRY_AGAIN if _is_down(error, code) else EXIT_USAGE

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from detr.categories import Categories
 from detr.inference.decode import ImageError, decode, header_size, stored_orientation
+from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.evaluation.truth_png import MaskError, read_png
 from pipeline.planning.coco_panoptic import CocoFile, categories_of, panoptic, size_of
@@ -189,7 +190,7 @@ def open_dataset(
         beside = [place for place in places if place.startswith(f"{storage.url}/")]
         absent = [place for place in beside if place not in present]
         if absent:
-            raise UserError(f"{len(absent)} files of {truth} are missing, first {absent[0]}")
+            raise UserError(f"{counted(len(absent), 'file')} of {truth} missing, first {absent[0]}")
     if categories is None:
         _refuse_empty_classes(truth, dataset)
     return dataset

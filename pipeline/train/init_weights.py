@@ -7,15 +7,18 @@ import tomllib
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import Final
 
 from torch import Tensor
 
 from detr.categories import Categories
-from detr.config import RECIPES, DetrConfig
+from detr.config import RECIPES, THRESHOLD, DetrConfig
 from detr.weights.checkpoint import Checkpoint, open_checkpoint
+from detr.weights.own_format import recommended_threshold
 from pipeline.errors import UserError
 from pipeline.segmentation.model_spec import local_weights, read_categories
 
+FROM_SCRATCH: Final = 0.5  # threshold of a model that nothing was learnt by before
 HEAD = "detr.class_embed."  # what a new label set makes anew
 
 
@@ -57,6 +60,15 @@ def start(
             config, size=size, max_size=max(size, config.max_size * size // config.size)
         )
     return config, initial
+
+
+def usual_threshold(weights: str | None) -> float:
+    """The least class probability of a segment where nobody names one: a young model is less sure
+    than the published ones, and weights of our own say what they were kept under."""
+    if weights is None:
+        return FROM_SCRATCH
+    recommended = recommended_threshold(local_weights(weights, {})[0])
+    return THRESHOLD if recommended is None else recommended
 
 
 def _head_rows(checkpoint: Checkpoint, categories: Categories) -> list[int] | None:

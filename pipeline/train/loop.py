@@ -27,11 +27,12 @@ from torch.optim.swa_utils import AveragedModel
 
 import detr
 from detr.categories import Categories
-from detr.config import DetrConfig
+from detr.config import THRESHOLD, DetrConfig
 from detr.cuda_settings import settle_cuda
 from detr.models.detr import DetrPanoptic
 from detr.training.criterion import Weights
-from detr.training.learner import Learner, Phase, prepare_from_scratch
+from detr.training.learner import Learner, prepare_from_scratch
+from detr.training.phases import Phase
 from detr.transfer import upload
 from pipeline.storage.storage import Storage
 from pipeline.train.batches import Batch, Batches
@@ -70,7 +71,7 @@ class Schedule:
     save_seconds: float = 60.0
     validate_every: int = 500  # steps
     validate_images: int = 200
-    threshold: float = 0.85  # at validation
+    threshold: float = THRESHOLD  # at validation, and recommended by the weights that are kept
     half: bool = False  # keep the best weights as float16
 
 
@@ -226,12 +227,13 @@ class Trainer:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / WEIGHTS
             stored = copy.deepcopy(model).half() if task.schedule.half else model
-            detr.save(stored, path, task.config, task.categories)
+            threshold = task.schedule.threshold  # under which these weights are the best
+            detr.save(stored, path, task.config, task.categories, threshold=threshold)
             figures = validate(
                 path,
                 task.validation,
                 limit=task.schedule.validate_images,
-                threshold=task.schedule.threshold,
+                threshold=threshold,
                 device=self.device.type,
             )
             pq = figures["All"]["pq"] or 0.0

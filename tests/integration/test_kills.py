@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -71,6 +72,21 @@ def test_a_driver_that_is_killed_leaves_one_row_an_image(tmp_path: Path) -> None
     address = str(ray.get_runtime_context().gcs_address)
     field = make_field(tmp_path, images=80, per_shard=PER_SHARD, seconds=0.02)
     kill_again_and_again(field, 1, random.Random(), "--address", address)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_driver_that_is_stopped_says_what_is_written_and_what_was_lost(tmp_path: Path) -> None:
+    address = str(ray.get_runtime_context().gcs_address)
+    field = make_field(tmp_path, images=40, per_shard=PER_SHARD, seconds=0.2)
+    job = field.start("--address", address)
+    assert field.wait_for(job, computed=14)
+    job.send_signal(signal.SIGINT)
+    _, said = job.communicate(timeout=60)
+    assert job.returncode == 75
+    found = re.search(r"(\d+) of 10 shards are written, (\d+) images in work were lost", said)
+    assert found, said
+    assert int(found[1]) == len(field.shards())
+    assert int(found[2]) % PER_SHARD == 0
 
 
 @pytest.mark.slow

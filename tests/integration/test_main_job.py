@@ -12,6 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 from pycocotools import mask
 
+from detr.weights.own_format import recommending
 from pipeline.config import make_config
 from pipeline.errors import ErrorBudgetError, UserError
 from pipeline.run.run import open_run
@@ -195,6 +196,17 @@ def test_other_settings_are_refused_by_name(
 ) -> None:
     with pytest.raises(UserError, match=message):
         go_on(copy, scenes, tiny_weights, **change)
+
+
+def test_a_run_goes_on_when_its_weights_have_got_a_threshold_since(
+    copy: Path, scenes: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    weights = tmp_path / "sure.safetensors"
+    weights.write_bytes(recommending(tiny_weights.read_bytes(), 0.5))
+    summary = go_on(copy, scenes, weights)
+    assert (summary.computed, summary.snapshot) == (0, 1)
+    with pytest.raises(UserError, match=r"was made with threshold 0\.85, not 0\.5"):
+        go_on(copy, scenes, weights, threshold=0.5)
 
 
 def test_a_newer_schema_is_refused(copy: Path, scenes: Path, tiny_weights: Path) -> None:

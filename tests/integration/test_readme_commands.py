@@ -96,6 +96,7 @@ def test_every_command_of_the_documents_works(
     shutil.copy("gt.json", "truth.json")
     shutil.copytree("gt", "pngs")
     shutil.copytree("gt", "truth")
+    Path("vehicles.toml").write_text("[truth]\n[model]\n")
     shutil.copy("PHOTO_FOLDER/000000.jpg", "photo.jpg")
     for name in ("panoptic_val2017.json", "panoptic_val2017"):
         (shutil.copytree if Path(name).is_dir() else shutil.copy)(name, f"bucket/{name}")
@@ -118,7 +119,7 @@ def test_every_command_of_the_documents_works(
         done.add(words[0])
     assert done == {
         *("compare", "doctor", "evaluate", "export", "inspect", "prune", "report", "rollback"),
-        *("sql", "verify"),
+        *("segment", "sql", "train", "verify", "view"),
     }
     live = read_pointer(Storage("bucket/nights/run-0123456789abcdef"))
     assert live is not None

@@ -75,6 +75,7 @@ def test_segment_evaluate_and_nightly_run_there_from_local_inputs(
     code, out, err = ended(submit(head, "--", *segment_words(inputs, "run")))
     assert code == 0, err
     assert "8 images: 8 ok" in out
+    assert ".py:" not in err  # Ray's own logging of what it packs and uploads
 
     words = ["evaluate", "s3://data/run", "--truth", str(inputs / "gt.json"), "--json"]
     code, out, err = ended(submit(head, "--", *words))

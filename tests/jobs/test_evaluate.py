@@ -76,8 +76,8 @@ def test_scores_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert panoptic(["evaluate", run.storage.url, "--truth", str(truth), "--name", "mine"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "7 images scored" in printed
-    assert "1 images failed, scored as missing all of their truth: 000001.jpg" in printed
-    assert "1 images without ground truth: without truth.jpg" in printed
+    assert "1 image failed, scored as missing all of their truth: 000001.jpg" in printed
+    assert "1 image without ground truth: without truth.jpg" in printed
     folder = tmp_path / "run/evaluation/0001/mine"
     assert {entry.name for entry in folder.iterdir()} == {
         "truth",

@@ -35,7 +35,7 @@ def test_counts_in_words_and_in_json(folder: Path, capsys: pytest.CaptureFixture
     call(str(folder / "out"), str(folder / "p.json"))
     printed = capsys.readouterr().out
     assert "3 images, 3 segments" in printed
-    assert "1 images failed in the run: left out" in printed
+    assert "1 image failed in the run: left out" in printed
     call(str(folder / "out"), str(folder / "i.json"), "--format", "instances", "--json")
     facts = json.loads(capsys.readouterr().out)
     assert (facts["images"], facts["segments"], facts["errors"]) == (3, 3, 1)

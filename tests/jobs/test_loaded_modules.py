@@ -73,12 +73,17 @@ def test_verbs_that_read_load_neither_ray_nor_torch(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-LATE = ("doctor", "train")  # verbs whose modules still load them with their options
-
-
 def test_help_and_mistakes_of_a_verb_load_neither_ray_nor_torch() -> None:
     program = PROGRAM.replace("if code or loaded", "if loaded")
-    words = [[verb, option] for verb in VERBS if verb not in LATE for option in ("--help", "--odd")]
+    words = [[verb, option] for verb in VERBS for option in ("--help", "--odd")]
+    words += [
+        ["train", "nowhere.json", "--out", "o"],
+        ["train", "d.json", "--out", "o", "--phase", "odd"],
+        ["train", "--config", "nowhere.toml"],
+        ["train", "--example"],
+        ["nightly", "--example"],
+        ["doctor", "a", "b", "--source-option", "odd"],
+    ]
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps([["--help"], *words])],
         capture_output=True,

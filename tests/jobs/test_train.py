@@ -18,8 +18,9 @@ from typer.testing import CliRunner
 
 import detr
 from detr.config import DetrConfig
+from detr.training.phases import Phase
 from jobs.cli import run
-from jobs.train import _check_same, line
+from jobs.train import _check_same, line, next_step
 from jobs.verbs import make_app
 from pipeline.errors import UserError
 from pipeline.storage.storage import Storage
@@ -138,11 +139,15 @@ def test_the_command_goes_on_from_its_checkpoint(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "out"
-    command = ["train", str(folder), "--out", str(out), "--architecture", str(architecture)]
-    command += ["--json", "--batch-size", "4", "--validate-images", "4"]
+    toml = tmp_path / "train.toml"
+    toml.write_text(
+        f'dataset = "{folder}"\nout = "{out}"\narchitecture = "{architecture}"\n'
+        "batch_size = 4\nvalidate_images = 4\nsteps = 3\nexif = false\nhold_out = 2\n"
+    )
+    command = ["train", "--config", str(toml), "--json"]
     with pytest.MonkeyPatch.context() as patch:  # the first steps without Ray: to be gone on from
         patch.setattr("pipeline.train.workers.launch", train_here)
-        assert run([*command, "--steps", "3"]) == 0
+        assert run(command) == 0
     assert final(out)["step"] == 3
     capsys.readouterr()
     assert run([*command, "--steps", "6"]) == 0
@@ -151,7 +156,9 @@ def test_the_command_goes_on_from_its_checkpoint(
     summary = json.loads(said.out)
     assert summary["steps"] == final(out)["step"] == 6
     assert summary["weights"] == str(out / WEIGHTS)
-    assert detr.describe(out / WEIGHTS).categories == open_dataset(str(folder)).categories
+    card = detr.describe(out / WEIGHTS)
+    assert card.categories == open_dataset(str(folder)).categories
+    assert card.recommended_threshold == 0.5
 
 
 def train_here(task: Task, *, tell: Callable[[dict[str, Any]], None], **settings: Any) -> None:
@@ -368,6 +375,40 @@ def test_architectures_by_name_and_file(architecture: Path) -> None:
     architecture.with_name("bad.toml").write_text("hidden_dim = ")
     with pytest.raises(UserError, match=r"bad\.toml"):
         read_architecture(str(architecture.with_name("bad.toml")))
+
+
+@pytest.mark.parametrize(
+    ("phase", "best", "scratch", "advice"),
+    [
+        ("joint", 0.3, True, r"next: panoptic segment PHOTOS --out OUT --weights w$"),
+        (
+            "joint",
+            0.02,
+            True,
+            r"PQ 2\.0 is too little .* --steps 4500, which goes on from step 500",
+        ),
+        ("masks", 0.0, False, r"PQ 0\.0 is too little .* at threshold 0\.5.*--steps 2000, which"),
+        ("boxes", 0.0, False, r"--phase boxes learns no masks: panoptic train with --weights w$"),
+    ],
+)
+def test_what_comes_next_depends_on_what_was_learnt(
+    phase: Phase, best: float, scratch: bool, advice: str
+) -> None:
+    state = {"step": 500, "best": best}
+    said = next_step(state, "w", phase, 0.5, scratch=scratch)
+    assert re.search(advice, said.replace("\n", " ")), said
+
+
+def test_a_wrong_name_in_the_file_of_settings_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = tmp_path / "train.toml"
+    toml.write_text("stepz = 3\n")
+    assert run(["train", "--config", str(toml)]) == 2
+    assert "unknown setting 'stepz'" in capsys.readouterr().err
+    toml.write_text('steps = "many"\n')
+    assert run(["train", "--config", str(toml)]) == 2
+    assert "'--steps'" in capsys.readouterr().err
 
 
 def test_news_reads_as_a_line() -> None:

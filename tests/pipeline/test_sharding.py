@@ -42,9 +42,27 @@ def test_a_hash_lies_between_its_shard_s_start_and_the_next_one_s(value: int, sh
 
 def test_shards_hold_about_512_images_and_96_megabytes() -> None:
     assert shard_count(1, 0) == 1
-    assert shard_count(513, 0) == 2
+    assert shard_count(4097, 0) == 9
     assert shard_count(10, 960_000_000) == 10
     assert shard_count(1_000_000, 0) == 1954
+
+
+@pytest.mark.parametrize(
+    ("images", "chosen", "shards"),
+    [
+        (63, None, 1),
+        (64, None, 8),
+        (4096, None, 8),
+        (100, 512, 1),  # somebody's choice
+        (100, 50, 2),
+        (100_000_000, 512, 8_000),  # runs recorded that before it could be left open
+        (100_000_000, 1000, 100_000),
+    ],
+)
+def test_a_small_job_has_eight_shards_unless_somebody_chose(
+    images: int, chosen: int | None, shards: int
+) -> None:
+    assert shard_count(images, 0, chosen) == shards
 
 
 def test_large_runs_are_bounded_to_8000_shards_unless_shards_would_not_fit_memory() -> None:

@@ -42,6 +42,29 @@ for (const tools of document.querySelectorAll(".tools")) {
   for (const control of [search, kind, all]) control?.addEventListener("input", apply);
   apply();
 }
+// Tables: those that are wider than their place say so.
+const wide = document.querySelectorAll(".wide");
+const measured = new ResizeObserver((entries) => {
+  for (const { target } of entries) target.classList.toggle("more", target.scrollWidth > target.clientWidth + 1);
+});
+for (const place of wide) measured.observe(place);
+// Labels: the largest segments first; moved into the picture, and hidden where they would cover another.
+const arrange = (labels) => {
+  const frame = labels.getBoundingClientRect(), taken = [];
+  for (const text of labels.querySelectorAll("text")) {
+    text.removeAttribute("visibility");
+    text.removeAttribute("dx");
+    let box = text.getBoundingClientRect();
+    const shift = Math.max(frame.left + 2 - box.left, 0) || Math.min(frame.right - 2 - box.right, 0);
+    if (shift) { text.setAttribute("dx", shift); box = text.getBoundingClientRect(); }
+    const covers = taken.some((b) => box.left < b.right && b.left < box.right && box.top < b.bottom && b.top < box.bottom);
+    const outside = box.left < frame.left || box.top < frame.top || box.bottom > frame.bottom;
+    if (covers || outside) text.setAttribute("visibility", "hidden");
+    else taken.push(box);
+  }
+};
+const resized = new ResizeObserver((entries) => { for (const { target } of entries) arrange(target); });
+for (const labels of document.querySelectorAll("svg.labels")) resized.observe(labels);
 // Pictures: a click shows one larger; Escape closes, as of every dialog.
 const dialog = document.querySelector("dialog");
 if (dialog) {
@@ -51,9 +74,14 @@ if (dialog) {
       const image = button.querySelector("img");
       large.src = image.src;
       large.alt = image.alt;
+      const ratio = image.naturalWidth / image.naturalHeight;
+      large.style.width = `${Math.min(960, innerWidth * 0.9, innerHeight * 0.78 * ratio)}px`;
+      dialog.querySelector(".labels").replaceChildren(
+        ...[...button.querySelectorAll(".labels > svg")].map((label) => label.cloneNode(true)));
       dialog.querySelector("p").textContent = image.alt;
       dialog.showModal();
+      arrange(dialog.querySelector(".labels"));
     });
   }
-  dialog.addEventListener("click", (event) => { if (event.target !== large) dialog.close(); });
+  dialog.addEventListener("click", (event) => { if (!dialog.querySelector(".stage").contains(event.target)) dialog.close(); });
 }

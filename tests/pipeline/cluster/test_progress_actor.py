@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 
-from pipeline.cluster.progress_actor import ProgressActor
+import pytest
+
+from pipeline.cluster.progress_actor import ProgressActor, Rate
 from pipeline.error_budget import Failures, FirstTries
 
 
@@ -107,3 +109,68 @@ def test_reports_cost_the_same_at_the_last_of_20_000_shards() -> None:
 
     spent = [seconds(first) for first in range(0, 20_000, 1_000)]
     assert min(spent[-5:]) < 5 * min(spent[:5])
+
+
+def test_images_count_as_the_model_finishes_them() -> None:
+    progress_actor = ProgressActor(total=40, max_error_rate=1)
+    progress_actor.began("segmenting", "1/0")
+    progress_actor.began("segmenting", "1/1")
+    progress_actor.advanced("1/0", 7, 10)
+    progress_actor.advanced("1/1", 0, 10)
+    progress = progress_actor.progress()
+    assert (progress.done, progress.finished, progress.in_work) == (0, 7, 20)
+    written(progress_actor, "1/0", 10, {})
+    progress_actor.advanced("1/0", 7, 10)  # late, from another process than the write
+    progress = progress_actor.progress()
+    assert (progress.done, progress.finished, progress.in_work) == (10, 10, 10)
+
+
+def test_what_a_dead_worker_had_finished_is_finished_no_more() -> None:
+    progress_actor = ProgressActor(total=20, max_error_rate=1)
+    progress_actor.began("segmenting", "1/0")
+    progress_actor.advanced("1/0", 9, 10)
+    progress_actor.began("segmenting", "1/0")
+    assert progress_actor.progress().finished == 0
+
+
+def test_what_the_first_image_waits_for_is_said() -> None:
+    progress_actor = ProgressActor(total=20, max_error_rate=1)
+    phases = [progress_actor.progress().phase]
+    progress_actor.began("fetching", "1/0")
+    progress_actor.model("loading")
+    phases.append(progress_actor.progress().phase)
+    progress_actor.model("loaded")
+    phases.append(progress_actor.progress().phase)
+    progress_actor.began("segmenting", "1/0")
+    phases.append(progress_actor.progress().phase)
+    progress_actor.advanced("1/0", 1, 10)
+    phases.append(progress_actor.progress().phase)
+    assert phases == ["starting", "model loading", "fetching", "first batch", ""]
+
+
+def test_the_time_before_the_model_had_work_is_no_part_of_a_call_s_seconds() -> None:
+    progress_actor = ProgressActor(total=20, max_error_rate=1)
+    progress_actor.started -= 60
+    progress_actor.began("segmenting", "1/0")
+    progress_actor.advanced("1/0", 10, 10)
+    written(progress_actor, "1/0", 10, {})
+    assert progress_actor.progress().seconds < 30
+
+
+def test_a_rate_needs_ten_images_and_forgets_what_was_long_ago() -> None:
+    rate = Rate()
+    assert rate.read(0, 50.0) is None  # the model is being loaded
+    assert rate.read(1, 100.0) is None
+    assert rate.read(10, 104.0) is None
+    assert rate.read(21, 110.0) == 2.0  # 20 images since the first
+    assert rate.read(21, 120.0) == 1.0  # it stands still
+    for second in range(130, 300):  # then one every half second
+        found = rate.read(21 + 2 * (second - 130), float(second))
+    assert found == pytest.approx(2.0)
+
+
+def test_a_slow_rate_is_that_of_ten_images_however_long_they_take() -> None:
+    rate = Rate()
+    for image in range(1, 31):
+        found = rate.read(image, 100.0 * image)
+    assert found == pytest.approx(0.01)

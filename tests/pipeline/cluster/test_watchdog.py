@@ -24,7 +24,7 @@ def flow(quiet: float, **states: int) -> Flow:
             {"fetched": 3},
             "3 shards fetched and waiting for a model actor, which takes 1 GPU and 15",
         ),
-        ({"fetched": 3}, "0 of 1 GPUs free; 2 nodes have died"),
+        ({"fetched": 3}, "0 of 1 GPUs free; 2 nodes died"),
         ({"segmenting": 2}, "model actors work on 2 shards, longest segmenting is shard 7 of"),
         ({"segmented": 1}, "1 shard segmented and waiting to be written, which takes 0.25 CPU"),
         ({"writing": 1, "fetched": 2}, "1 shard being written, longest writing is shard 7 of"),

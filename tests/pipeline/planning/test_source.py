@@ -47,6 +47,12 @@ def test_a_folder_gives_its_images_of_any_depth_and_case(folder: Path) -> None:
         assert row["hash"] == name_hash(row["file_name"])
 
 
+def test_a_run_folder_that_is_the_source_is_refused(folder: Path) -> None:
+    config = make_config({"source": str(folder), "out": f"{folder}/"})
+    with pytest.raises(UserError, match=r"--out is SOURCE itself.*such as .*/images/panoptic"):
+        names(Source.of(config))
+
+
 def test_include_replaces_the_suffixes_and_exclude_wins(folder: Path) -> None:
     assert names(Source(str(folder), include=("*.xyz",))) == ["raw.xyz"]
     assert names(Source(str(folder), include=("deep/*",))) == ["deep/er/c.webp"]
@@ -58,6 +64,9 @@ def test_a_run_folder_inside_the_source_is_not_listed(folder: Path) -> None:
     (folder / "run" / "overlay.png").write_bytes(b"x")
     (folder / "runner.jpg").write_bytes(b"x")
     config = make_config({"source": str(folder), "out": str(folder / "run")})
+    told = Source.of(config)
+    assert "runner.jpg" in names(told)
+    assert f"the run folder {folder / 'run'}, which lies in SOURCE" in str(told.left_out.sentence())
     found = names(Source.of(config))
     assert "runner.jpg" in found
     assert "run/overlay.png" not in found

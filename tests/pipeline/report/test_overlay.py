@@ -27,7 +27,8 @@ def flat(value: int, side: int = 640) -> NDArray[np.uint8]:
 
 
 def test_colours_are_blended_by_opacity_and_void_is_the_photo() -> None:
-    picture = np.asarray(draw_overlay(flat(100), two_halves(), COCO_PANOPTIC, labels=False))
+    drawn = draw_overlay(flat(100), two_halves(), COCO_PANOPTIC, labels=False, opacity=0.5)
+    picture = np.asarray(drawn)
     red, green, blue = COCO_PANOPTIC.by_id(PERSON).color
     expected = [round(0.5 * 100 + 0.5 * channel) for channel in (red, green, blue)]
     assert np.abs(picture[400, 100].astype(int) - expected).max() <= 1

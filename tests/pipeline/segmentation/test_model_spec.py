@@ -14,10 +14,17 @@ import pytest
 from PIL import Image
 
 import detr
+from detr.weights.own_format import recommending
 from pipeline.config import RunConfig, make_config
 from pipeline.errors import UserError
 from pipeline.segmentation.batches import Decoding
-from pipeline.segmentation.model_spec import ModelSpec, local_weights, with_size_quantum
+from pipeline.segmentation.model_spec import (
+    ModelSpec,
+    local_weights,
+    with_recommended,
+    with_size_quantum,
+    with_threshold,
+)
 from pipeline.segmentation.segmenter import Segmenter
 from tests.factories import jpeg, unit_of
 from tests.random_weights import write_tiny
@@ -179,3 +186,47 @@ def test_a_size_quantum_that_was_asked_for_stays() -> None:
         config = with_size_quantum(asked, recorded, "cuda", lambda sentence: None)
         assert config.size_quantum == 8
         assert ModelSpec.of(config, device="cuda", dtype="bf16").size_quantum == 8
+
+
+def recommending_a_half(weights: Path, copy: Path) -> Path:
+    copy.write_bytes(recommending(weights.read_bytes(), 0.5))
+    return copy
+
+
+def test_a_new_run_takes_the_threshold_of_its_weights_and_says_so(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
+    sure = recommending_a_half(tiny_weights, tmp_path / "sure.safetensors")
+    told: list[str] = []
+    used = []
+    for weights, asked in ((sure, None), (sure, 0.7), (tiny_weights, None)):
+        config = config_with(weights=str(weights), threshold=asked, device="cpu")
+        description = ModelSpec.of(config, device="cpu", dtype="fp32").describe()
+        config = with_recommended(config, description, told.append)
+        spec = ModelSpec.of(config, device="cpu", dtype="fp32").expecting(description)
+        used.append((config.threshold, spec.load().threshold))  # type: ignore[attr-defined]
+    assert used == [(0.5, 0.5), (0.7, 0.7), (0.85, 0.85)]
+    assert told == ["threshold 0.5, as these weights recommend (--threshold: another)"]
+
+
+def test_a_run_keeps_its_threshold_unless_another_is_asked_for() -> None:
+    cases = (({"threshold": 0.85}, None), ({"threshold": 0.6}, 0.7), ({}, None), (None, None))
+    found = [with_threshold(config_with(threshold=asked), run).threshold for run, asked in cases]
+    assert found == [0.85, 0.7, 0.85, None]
+
+
+def loads_with_a_number(weights: str, *, threshold: float, **settings: Any) -> Toy:
+    assert isinstance(threshold, float)
+    return Toy()
+
+
+@pytest.mark.parametrize("name", ["load", "loads_with_a_number"])
+def test_another_loader_gets_the_published_threshold(tmp_path: Path, name: str) -> None:
+    module = "tests.toy_model" if name == "load" else __name__
+    weights = tmp_path / "none"
+    weights.touch()
+    config = config_with(weights=str(weights), model=f"{module}:{name}")
+    spec = ModelSpec.of(config, device="cpu", dtype="fp32")
+    description = spec.describe()
+    assert isinstance(spec.load(), Toy)
+    assert (description.threshold, description.recommended) == (0.85, None)

@@ -13,6 +13,7 @@ import pytest
 import ray
 from ray.actor import ActorHandle
 
+import pipeline.segmentation.segmenter
 from detr.inference.gpu_batch import InFlight
 from pipeline.cluster.progress_actor import MAX_STARTS, Flow, ProgressActor
 from pipeline.errors import TryAgainError
@@ -23,12 +24,13 @@ from tests.factories import Night, jpeg, on_a_device_that_works_alone, segmenter
 KEY = "1/4"  # of unit_of's units
 
 
-class RecordingTally(ProgressActor):
+class RecordingProgress(ProgressActor):
     """A progress_actor that remembers what it was told."""
 
     def __init__(self) -> None:
         super().__init__(100, 1.0)
         self.told: list[tuple[Any, ...]] = []
+        self.advances: list[tuple[str, int, int]] = []
 
     def began(self, state: str, shard: str) -> int:
         self.told.append((state, shard))
@@ -39,6 +41,13 @@ class RecordingTally(ProgressActor):
     ) -> None:
         self.told.append(("segmented", shard, dict(batches or {})))
         super().segmented(shard, seconds, batches)
+
+    def advanced(self, shard: str, finished: int, images: int) -> None:
+        self.advances.append((shard, finished, images))
+        super().advanced(shard, finished, images)
+
+    def all_advances(self) -> list[tuple[str, int, int]]:
+        return self.advances
 
     def rewritten(self, shard: str) -> None:
         self.told.append(("rewritten", shard))
@@ -55,7 +64,7 @@ class RecordingTally(ProgressActor):
 
 @pytest.fixture(scope="module")
 def recorder(ray_session: None) -> Iterator[Any]:
-    actor: Any = ray.remote(RecordingTally)
+    actor: Any = ray.remote(RecordingProgress)
     handle: ActorHandle = actor.options(num_cpus=0).remote()
     yield handle
     ray.kill(handle)
@@ -99,6 +108,18 @@ def test_the_sizes_of_the_batches_are_told(tiny_weights: Path, progress_actor: A
     actor(unit_of({**same, "broken.jpg": b"x", "gone.jpg": None}))
     told = ray.get(progress_actor.all_told.remote())
     assert told == [("segmenting", KEY), ("segmented", KEY, {4: 1, 2: 1})]
+
+
+def test_images_are_told_as_the_model_finishes_them(
+    tiny_weights: Path, progress_actor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.segmentation.segmenter, "REPORT_SECONDS", 0)
+    actor = reporting(tiny_weights, progress_actor, batch_size=2)
+    same = {f"{number}.jpg": jpeg(60, 80, number) for number in range(5)}
+    actor(unit_of({"gone.jpg": None, **same, "broken.jpg": b"x"}))
+    advances = ray.get(progress_actor.all_advances.remote())
+    # What could not be fetched, then each batch, and what can't be decoded with the first.
+    assert advances == [(KEY, finished, 7) for finished in (1, 4, 6, 7)]
 
 
 def test_batches_cut_by_memory_are_told_as_the_model_took_them(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 
 import pytest
 from obstore.exceptions import GenericError, PermissionDeniedError
 
 from pipeline.schema import ERROR_CODES
 from pipeline.storage.entry import as_user_error, bare_etag, classify
+from pipeline.storage.storage import Storage
+from tests.servers import S3Server
 
 S3 = "Error performing GET http://host/b/k in 1ms - Server returned non-2xx status code: {}"
 
@@ -36,6 +39,30 @@ def test_the_message_is_one_line_without_a_query_string() -> None:
         GenericError("GET http://h/k?X-Amz-Signature=abc failed\n\nDebug source: y")
     )
     assert message == "GET http://h/k failed"
+
+
+def test_a_store_s_xml_is_said_by_its_message_alone() -> None:
+    body = '<?xml version="1.0"?><Error><Code>X</Code><Message>Not today</Message></Error>'
+    _, message = classify(GenericError(S3.format(f"400 Bad Request: {body}")))
+    assert message.endswith("400 Bad Request: Not today (X)")
+    assert "<" not in message
+
+
+def test_a_bucket_that_is_not_there_is_named(moto: S3Server) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        list(Storage("s3://nope/photos").list())
+    said = str(as_user_error(caught.value, "can't list s3://nope/photos"))
+    assert said == (
+        "can't list s3://nope/photos: there is no bucket 'nope' (not_found: check its name and the "
+        "endpoint)"
+    )
+
+
+def test_a_path_of_this_machine_has_a_hint_of_this_machine(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        (tmp_path / "none").read_bytes()
+    said = str(as_user_error(caught.value, "can't read it"))
+    assert said.endswith("(not_found: check the path)")
 
 
 def test_a_user_error_says_what_to_check() -> None:

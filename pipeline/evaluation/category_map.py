@@ -1,0 +1,252 @@
+"""Truth and model of two label sets, scored in one: categories renamed, merged or left out.
+
+    [truth]
+    truck = "vehicle"
+    sky = ""            # left out: its pixels are void, which forgives whatever is predicted there
+
+    [model]
+    truck = "vehicle"
+    bus = "vehicle"
+    "*" = ""            # whatever is not named here is left out: predicted there is nothing
+
+Both sides go by names, and a category that no line names keeps its own. The common label set is
+what the truth then has, so a category of the model must end up in it. Stuff that is merged is one
+segment an image, as the rules of PQ want it; things stay as many as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from detr.categories import Categories, Category
+from pipeline.config import read_toml
+from pipeline.errors import UserError
+from pipeline.panoptic import rle
+from pipeline.storage.entry import as_user_error
+from pipeline.storage.node_cache import local_copy
+
+OTHERS: Final = "*"
+LEFT_OUT: Final = ""
+FLAG: Final = "--map-categories"
+UNKNOWN: Final = -1  # an id of a row that its own label set has not: it can't be scored
+# What a row holds of each segment, where it holds it.
+_LISTS: Final = (
+    *("segment_id", "category_id", "isthing", "iscrowd", "score", "area", "bbox", "counts"),
+)
+Side = Literal["truth", "model"]
+Names = Mapping[Side, Mapping[str, str]]
+Segment = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class CategoryMap:
+    """What each category id of either side is in the common label set; None is left out."""
+
+    categories: Categories
+    ids: Mapping[Side, Mapping[int, int | None]]
+    names: Names  # as the file gives them
+
+    @property
+    def digest(self) -> str:
+        """What tells scores under this file from scores under another."""
+        return hashlib.sha256(json.dumps(self.names, sort_keys=True).encode()).hexdigest()
+
+    def identity(self, truth_sha256: str) -> str:
+        """Of the truth as it is seen through this map: only equal ones are compared."""
+        return hashlib.sha256(f"{truth_sha256}\n{self.digest}\n".encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """As `pq.json` holds it."""
+        pairs = {side: list(map(list, ids.items())) for side, ids in self.ids.items()}
+        return {"categories": self.categories.to_json(), "ids": pairs, "names": self.names}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CategoryMap:
+        ids = {side: dict(pairs) for side, pairs in data["ids"].items()}
+        return cls(Categories.from_json(data["categories"]), ids, data["names"])
+
+    @classmethod
+    def of_result(cls, result: Mapping[str, Any] | None) -> CategoryMap | None:
+        """That of an evaluation, by its `pq.json`; None where it was made without."""
+        data = (result or {}).get("category_map")
+        return None if data is None else cls.from_json(data)
+
+    def apply(self, rows: pa.Table, side: Side) -> pa.Table:
+        """Shard or truth rows with the segments and categories of the common label set.
+
+        A merged segment has the id of its first part. Columns that `rows` has not are not needed;
+        without `counts` nothing is merged.
+        """
+        names = [name for name in _LISTS if name in rows.column_names]
+        columns = [rows[name].to_pylist() for name in names]
+        sizes = zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True)
+        mapped = [
+            self._segments(_by_segment(names, own), side, size)
+            for own, size in zip(zip(*columns, strict=True), sizes, strict=True)
+        ]
+        for name in names:
+            at = rows.column_names.index(name)
+            values = [[segment[name] for segment in segments] for segments in mapped]
+            rows = rows.set_column(
+                at, rows.schema.field(at), pa.array(values, rows.schema.types[at])
+            )
+        return rows
+
+    def row(self, row: Mapping[str, Any], side: Side) -> dict[str, Any]:
+        """As `apply`, of one row as a dict."""
+        names = [name for name in _LISTS if name in row]
+        segments = _by_segment(names, [row[name] for name in names])
+        mapped = self._segments(segments, side, (row["height"], row["width"]))
+        return {**row, **{name: [segment[name] for segment in mapped] for name in names}}
+
+    def _segments(
+        self, segments: Sequence[Segment], side: Side, size: tuple[int | None, int | None]
+    ) -> list[Segment]:
+        kept: list[Segment] = []
+        for segment in segments:
+            new = self.ids[side].get(segment["category_id"], UNKNOWN)
+            if new is not None:
+                kept.append({**segment, "category_id": new})
+                if "isthing" in segment and new != UNKNOWN:
+                    kept[-1]["isthing"] = self.categories.by_id(new).isthing
+        if not kept or "counts" not in kept[0]:
+            return kept
+        parts: dict[int, list[Segment]] = {}
+        for segment in kept:
+            if segment["category_id"] in self._merged[side] and not segment.get("iscrowd"):
+                parts.setdefault(segment["category_id"], []).append(segment)
+        for same in parts.values():
+            whole = _union(same, size) if len(same) > 1 else None
+            if whole is not None:
+                kept[kept.index(same[0])] = whole
+                kept = [each for each in kept if not any(each is part for part in same[1:])]
+        return kept
+
+    @cached_property
+    def _merged(self) -> dict[Side, set[int]]:
+        """Ids of stuff that several categories of a side have become."""
+        counts = {side: Counter(ids.values()) for side, ids in self.ids.items()}
+        return {
+            side: {c.id for c in self.categories if not c.isthing and count[c.id] > 1}
+            for side, count in counts.items()
+        }
+
+
+def _by_segment(names: Sequence[str], lists: Sequence[Sequence[Any]]) -> list[Segment]:
+    """One image's lists as a dict for each segment."""
+    return [dict(zip(names, each, strict=True)) for each in zip(*lists, strict=True)]
+
+
+def _union(parts: Sequence[Segment], size: tuple[int | None, int | None]) -> Segment | None:
+    """One segment of all; None where they are no masks of this size: scoring names the fault."""
+    shown = [part["counts"] for part in parts if part.get("area") != 0]
+    height, width = size
+    if height is None or width is None or not shown:
+        return None
+    try:
+        segment_map = rle.decode(shown, height, width, [1] * len(shown))
+    except rle.RleError:
+        return None
+    encoded = rle.encode(segment_map, [1])
+    whole = {"counts": encoded.counts[0], "area": int(encoded.area[0])}
+    whole["bbox"] = encoded.bbox[0].tolist()
+    if "score" in parts[0]:
+        whole["score"] = max(part["score"] for part in parts)
+    return {**parts[0], **{name: value for name, value in whole.items() if name in parts[0]}}
+
+
+def read_map(
+    url: str,
+    *,
+    truth: Categories,
+    model: Categories,
+    options: Mapping[str, str] | None = None,
+) -> CategoryMap:
+    """The map in a TOML file (any fsspec URL) between these label sets. Raises UserError."""
+    names = _names(url, options)
+    for side, own in (("truth", truth), ("model", model)):
+        _check_names(url, side, names[side], own)
+    common: dict[str, Category] = {}
+    for category in truth:
+        new = _new_name(names["truth"], category)
+        if new == LEFT_OUT:
+            continue
+        first = common.setdefault(new, replace(category, name=new))
+        if first.isthing != category.isthing:
+            raise UserError(
+                f"{FLAG} {url}: {new!r} is made of things and of stuff of the truth, which PQ "
+                "counts by different rules: map them to two names"
+            )
+    if not common:
+        raise UserError(f"{FLAG} {url} leaves out every category of the truth")
+    ids: dict[Side, dict[int, int | None]] = {"truth": {}, "model": {}}
+    for category in truth:
+        found = common.get(_new_name(names["truth"], category))
+        ids["truth"][category.id] = None if found is None else found.id
+    homeless = []
+    for category in model:
+        new = _new_name(names["model"], category)
+        found = common.get(new)
+        if found is None and new != LEFT_OUT:
+            homeless.append(new)
+        elif found is not None and found.isthing and not category.isthing:
+            raise UserError(
+                f"{FLAG} {url}: {category.name!r} is stuff of the model and {new!r} things of the "
+                "truth, which can't be told apart in it: leave it out, or map it to stuff"
+            )
+        ids["model"][category.id] = None if found is None else found.id
+    if homeless:
+        few = ", ".join(map(repr, homeless[:5])) + (", ..." if len(homeless) > 5 else "")
+        raise UserError(
+            f"{FLAG} {url}: the truth has no {few} (of the model): map them in [model] to names of "
+            'the truth, or leave out all that no line names by "*" = ""'
+        )
+    return CategoryMap(Categories(common.values()), ids, names)
+
+
+def _new_name(names: Mapping[str, str], category: Category) -> str:
+    return names.get(category.name, names.get(OTHERS, category.name))
+
+
+def _names(url: str, options: Mapping[str, str] | None) -> Names:
+    """The two tables of the file."""
+    try:
+        path = str(local_copy(url, options))
+    except FileNotFoundError:
+        raise UserError(f"{FLAG} {url}: no such file") from None
+    except OSError as error:
+        raise as_user_error(error, f"can't read {FLAG} {url}") from error
+    read = read_toml(path, FLAG)
+    for table, lines in read.items():
+        if table not in ("truth", "model") or not isinstance(lines, dict):
+            raise UserError(
+                f"{FLAG} {url}: {table!r} is neither the table [truth] nor the table [model]"
+            )
+        for name, new in lines.items():
+            if not isinstance(new, str):
+                raise UserError(
+                    f'{FLAG} {url}: [{table}] {name!r} must be a name, or "" to leave it out, not '
+                    f"{new!r}"
+                )
+    return {"truth": read.get("truth", {}), "model": read.get("model", {})}
+
+
+def _check_names(url: str, side: str, lines: Mapping[str, str], categories: Categories) -> None:
+    """Raises UserError for a line that names no category of its side."""
+    known = {category.name for category in categories}
+    for name in lines:
+        if name != OTHERS and name not in known:
+            near = difflib.get_close_matches(name, known, 3) or sorted(known)[:3]
+            raise UserError(
+                f"{FLAG} {url}: the {side} has no category {name!r}; nearest are "
+                f"{', '.join(map(repr, near))}"
+            )
