@@ -35,16 +35,20 @@ from pipeline.cluster.capacity import capacity
 from pipeline.cluster.placement import place
 from pipeline.cluster.progress_actor import begin, check_budget, start_progress_actor
 from pipeline.cluster.ray_session import connect
-from pipeline.config import make_config
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.publish import finish
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance
 from pipeline.segmentation.fetch import FETCHED_FIELDS, UNIT_FIELDS
-from pipeline.segmentation.graph import Stages, compute_shards, configure_ray_data
+from pipeline.segmentation.graph import (
+    Computation,
+    Stages,
+    compute_shards,
+    configure_ray_data,
+)
 from pipeline.segmentation.model_spec import ModelSpec
-from pipeline.segmentation.segmenter import error_row, shard_table
+from pipeline.segmentation.segmenter import Decoding, error_row, shard_table
 from pipeline.sharding import WorkUnit, unit_key
 from pipeline.storage.storage import Storage
 
@@ -96,7 +100,6 @@ def run_case(rows: int, per_shard: int) -> dict[str, float]:
     """Plan, run and publish; returns seconds, rows a second and the driver's peak memory."""
     with tempfile.TemporaryDirectory(prefix="engine-") as folder:
         out = f"{folder}/run"
-        config = make_config({"source": "s3://made", "out": out, "images_per_shard": per_shard})
         run = create_run(Storage(out), made_info())
         started = time.monotonic()
         with Staging() as staging:
@@ -122,10 +125,10 @@ def run_case(rows: int, per_shard: int) -> dict[str, float]:
             run,
             generation,
             units,
-            config=config,
-            spec=ModelSpec("null", "none", "fp32", 0.5, 1, "cpu"),
-            placement=place(
-                capacity(None), device="cpu", actors=(1, 1), units=len(units), images=rows
+            computation=Computation(
+                ModelSpec("null", "none", "fp32", 0.5, 1, "cpu"),
+                Decoding(exif=True, max_pixels=0, method="pil"),
+                place(capacity(None), device="cpu", actors=(1, 1), units=len(units), images=rows),
             ),
             provenance=Provenance("null", "", "cpu"),
             progress_actor=progress_actor,

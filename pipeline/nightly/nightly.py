@@ -51,7 +51,7 @@ from pipeline.run.run import Run, create_run
 from pipeline.run.series import PREFIX, Nights, Pinned
 from pipeline.run.snapshots import RunSnapshot
 from pipeline.schema import TRANSIENT_CODES
-from pipeline.segmentation.job import check_same, describe_run, say_withheld, work
+from pipeline.segmentation.job import work
 from pipeline.segmentation.model_spec import (
     ModelSpec,
     run_fingerprint,
@@ -59,6 +59,7 @@ from pipeline.segmentation.model_spec import (
     with_size_quantum,
     with_threshold,
 )
+from pipeline.segmentation.run_info import check_same, describe_run, say_withheld
 from pipeline.sharding import IMAGES_PER_SHARD
 from pipeline.storage.entry import StorageError, as_user_error, of_storage
 from pipeline.storage.storage import Storage, normalize

@@ -26,18 +26,17 @@ from pipeline.amounts import counted
 from pipeline.cluster.placement import Placement
 from pipeline.cluster.progress_actor import Flow, start_progress_actor
 from pipeline.cluster.watchdog import Cluster, Watchdog
-from pipeline.config import RunConfig
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError, causes
 from pipeline.progress import Progress, Reporter
 from pipeline.run.run import Run
 from pipeline.run.shard_format import Provenance
 from pipeline.segmentation.graph import (
+    Computation,
     compute_shards,
     configure_ray_data,
     rewrite_shards,
     tasks_retried_for_ever,
 )
-from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.sharding import Rewrite, WorkUnit
 from pipeline.storage.entry import StorageError
 
@@ -59,9 +58,8 @@ def execute(
     units: Mapping[int, Sequence[WorkUnit]],
     rewrites: Sequence[Rewrite],
     *,
-    config: RunConfig,
-    spec: ModelSpec,
-    placement: Placement,
+    computation: Computation,
+    max_error_rate: float,
     reporter: Reporter,
     done: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
@@ -72,8 +70,9 @@ def execute(
     can't reach), and TryAgainError when the cluster lost more than Ray could make good.
     """
     configure_ray_data(reporter.verbose)
+    placement = computation.placement
     total = sum(unit.images for owed in units.values() for unit in owed)
-    progress_actor = start_progress_actor(total, config.max_error_rate, run.storage.url)
+    progress_actor = start_progress_actor(total, max_error_rate, run.storage.url)
     provenance = Provenance(run.info.fingerprint, run.info.weights_sha256, run.info.device)
     reporter.note(
         f"{counted(total, 'image')} on {_pool(placement)} of {counted(placement.threads, 'thread')}"
@@ -86,9 +85,7 @@ def execute(
                     run,
                     run.generation(number),
                     owed,
-                    config=config,
-                    spec=spec,
-                    placement=placement,
+                    computation=computation,
                     provenance=provenance,
                     progress_actor=progress_actor,
                 )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -79,6 +79,22 @@ def tasks_retried_for_ever() -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True)
+class Computation:
+    """How units become shards: which model, how images reach it, and where it runs."""
+
+    spec: ModelSpec
+    decoding: Decoding
+    placement: Placement
+    batch_size: int | None = None  # None: what fits
+    source_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: RunConfig, spec: ModelSpec, placement: Placement) -> Computation:
+        decoding = Decoding(config.exif, config.max_pixels, config.decode)
+        return cls(spec, decoding, placement, config.batch_size, config.source_options)
+
+
+@dataclasses.dataclass(frozen=True)
 class Stages:
     """What runs in the two stages before the sink; a benchmark of the engine puts its own there."""
 
@@ -91,14 +107,13 @@ def compute_shards(
     generation: Generation,
     units: Sequence[WorkUnit],
     *,
-    config: RunConfig,
-    spec: ModelSpec,
-    placement: Placement,
+    computation: Computation,
     provenance: Provenance,
     progress_actor: ActorHandle,
     stages: Stages = Stages(),  # frozen
 ) -> None:
     """Compute and write the shards of `units`. Returns when all are in the store."""
+    placement = computation.placement
     known = generation.bytes / max(generation.images, 1) or UNKNOWN_IMAGE_BYTES
     largest = max(unit.images for unit in units)
     total = ray.cluster_resources().get("memory", 0.0)
@@ -115,7 +130,7 @@ def compute_shards(
         memory=memory and memory.fetch,
         fn_kwargs={
             "run": run,
-            "source_options": config.source_options,
+            "source_options": computation.source_options,
             "progress_actor": progress_actor,
         },
     )
@@ -137,10 +152,10 @@ def compute_shards(
         num_cpus=placement.actor_cpus,
         num_gpus=placement.actor_gpus,
         memory=memory and memory.actor,
-        fn_constructor_args=(spec,),
+        fn_constructor_args=(computation.spec,),
         fn_constructor_kwargs={
-            "decoding": Decoding(config.exif, config.max_pixels, config.decode),
-            "batch_size": config.batch_size,
+            "decoding": computation.decoding,
+            "batch_size": computation.batch_size,
             "threads": placement.threads,
             "code_version": run.info.code_version,
             "progress_actor": progress_actor,

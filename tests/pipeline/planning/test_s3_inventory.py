@@ -21,8 +21,8 @@ from pipeline.config import RunConfig, make_config
 from pipeline.errors import UserError
 from pipeline.planning.source import Source
 from pipeline.run.run import create_run
-from pipeline.segmentation.job import check_same, describe_run
 from pipeline.segmentation.model_spec import Identity, ModelDescription
+from pipeline.segmentation.run_info import check_same, describe_run
 from pipeline.storage.storage import Storage
 from tests.factories import Night
 from tests.servers import S3Server

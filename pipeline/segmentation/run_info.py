@@ -1,0 +1,120 @@
+"""What a run is made from: written into its run.json once, and compared by every later call.
+
+A call with another model, source or option of the fingerprint is refused, naming the field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline.cluster.device import Device
+from pipeline.config import IMAGE_SUFFIXES, SOURCE_FIELDS, RunConfig
+from pipeline.errors import UserError
+from pipeline.planning.s3_inventory import undated
+from pipeline.progress import Reporter
+from pipeline.run.folder import RunInfo
+from pipeline.run.run import Run
+from pipeline.schema import SCHEMA_VERSION
+from pipeline.secrets import kept, withheld
+from pipeline.segmentation.model_spec import ModelDescription, run_fingerprint
+from pipeline.storage.storage import normalize
+from pipeline.version import code_version
+
+
+def recorded_device(run: Run | None, config: RunConfig) -> Device | None:
+    """The device that the run was made on, unless the caller names one."""
+    if run is None or config.device != "auto" or run.info.device != "cpu":
+        return None
+    dtype = config.dtype if config.dtype != "auto" else str(run.info.config["dtype"])
+    return Device("cpu", run.info.device, dtype)
+
+
+def check_same(run: Run, config: RunConfig, description: ModelDescription) -> None:
+    """Raises UserError, naming the field, if the run was made from other things, or with storage
+    options that are not given now."""
+    for setting, names in run.info.withheld.items():
+        missing_names = [name for name in names if name not in getattr(config, setting)]
+        if missing_names:
+            flag = "--" + setting.replace("_", "-").removesuffix("s")
+            raise UserError(
+                f"{config.out} was made with {flag} {missing_names[0]}=..., which is written "
+                "nowhere: give it again"
+            )
+    for name, value in source_fields(config).items():
+        # A run that is older than a setting was made with its default.
+        then = run.info.source.get(name, RunConfig.model_fields[name].default)
+        if undated(then) != undated(value):
+            raise UserError(
+                f"{config.out} was made with {name} {then!r}, not {value!r}: "
+                "a run keeps its source; use another --out"
+            )
+    digest, fields = run_fingerprint(description, config)
+    if digest == run.info.fingerprint:
+        return
+    then = run.info.fingerprint_fields
+    names = [name for name in {**then, **fields} if then.get(name) != fields.get(name)]
+    raise UserError(
+        f"{config.out} was made with {names[0]} {_short(then.get(names[0]))}, not "
+        f"{_short(fields.get(names[0]))}: results of two settings don't mix; use another --out"
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
+
+
+def source_fields(config: RunConfig) -> dict[str, Any]:
+    """What says which images: frozen with the run."""
+    values = config.model_dump(mode="json", include=set(SOURCE_FIELDS))
+    return {**values, "source": normalize(config.source)}
+
+
+def describe_run(
+    config: RunConfig,
+    description: ModelDescription,
+    device: Device,
+    suffixes: Sequence[str] | None = None,
+) -> RunInfo:
+    """`run.json` of a new run. Holds storage options (profile, endpoint), never a credential.
+
+    suffixes: of the photos, where a run before this one says them.
+    """
+    digest, fields = run_fingerprint(description, config)
+    settings = config.model_dump(mode="json", exclude={"refresh", "shards", "address"})
+    if not config.keep_signed_urls:  # so that older versions read it
+        del settings["keep_signed_urls"]
+    if config.images_per_shard is None:
+        del settings["images_per_shard"]
+    options = {name: getattr(config, name) for name in ("source_options", "out_options")}
+    return RunInfo(
+        schema_version=SCHEMA_VERSION,
+        source={**source_fields(config), "suffixes": list(suffixes or IMAGE_SUFFIXES)},
+        limit=config.limit,
+        weights=config.weights,
+        weights_sha256=description.weights_sha256,
+        fingerprint=digest,
+        fingerprint_fields=fields,
+        category_list=description.categories.to_json(),
+        device=device.kind if device.kind == "cpu" else device.name,
+        code_version=code_version(),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        config={
+            **settings,
+            "dtype": device.dtype,
+            "threshold": description.threshold,
+            **{name: kept(given) for name, given in options.items()},
+        },
+        withheld={name: withheld(given) for name, given in options.items() if withheld(given)},
+    )
+
+
+def say_withheld(run: Run, reporter: Reporter) -> None:
+    """Tell which options of a new run were not written down."""
+    for setting, names in run.info.withheld.items():
+        reporter.note(
+            f"{setting}: {', '.join(names)} stays in the memory of this job and is written "
+            "nowhere: give it again with each command on this run"
+        )
