@@ -34,10 +34,10 @@ from benchmarks.made_rows import made_info, made_rows, peak_mb
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.placement import place
 from pipeline.cluster.progress_actor import begin, check_budget, start_progress_actor
-from pipeline.cluster.ray_session import connect
+from pipeline.cluster.ray_session import join_ray
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
-from pipeline.run.publish import finish
+from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance
 from pipeline.segmentation.fetch import FETCHED_FIELDS, UNIT_FIELDS
@@ -106,7 +106,7 @@ def run_case(rows: int, per_shard: int) -> dict[str, float]:
             images = staging.stage("listing", made_rows(rows))
             generation = plan_first(run, staging, images, 1_000 * images, per_shard)
         planned = time.monotonic()
-        connect("local")
+        join_ray("local")
         configure_ray_data(verbose=False)
         units = list(generation.units())
         progress_actor = start_progress_actor(rows, 1.0, out)
@@ -137,7 +137,7 @@ def run_case(rows: int, per_shard: int) -> dict[str, float]:
         ended = time.monotonic()
         stop.set()
         watcher.join()
-        snapshot = finish(run, generation, run.present(1), 1.0)
+        snapshot = finish_generation(run, generation, run.present(1), 1.0)
         published = time.monotonic()
         assert snapshot.rows == rows
         ray.shutdown()

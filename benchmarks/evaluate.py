@@ -31,11 +31,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.made_maps import machine
 from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
-from pipeline.evaluation.truth import Part, save, write_part
+from pipeline.evaluation.truth import TruthPart, save_truth, write_part
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import RunInfo
-from pipeline.run.publish import finish
+from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
@@ -92,7 +92,7 @@ def make(
         staging.stage("listing", iter([listing]))
         generation = plan_first(run, staging, images, 0, PER_SHARD)
 
-    def write(place: int, unit: WorkUnit) -> Part:
+    def write(place: int, unit: WorkUnit) -> TruthPart:
         manifest = run.read_unit(unit)
         rows = manifest.num_rows
         rng = np.random.default_rng([0, place])
@@ -108,10 +108,10 @@ def make(
     units = list(generation.units())
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         parts = list(pool.map(write, range(len(units)), units))
-    save(
+    save_truth(
         run.storage, TRUTH, key="", sha256="", categories=COCO_PANOPTIC, parts=parts, images=images
     )
-    finish(run, generation, run.present(1), max_error_rate=0.0)
+    finish_generation(run, generation, run.present(1), max_error_rate=0.0)
     return run
 
 

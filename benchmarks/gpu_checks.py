@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import detr
 from benchmarks.gpu_bench import Bench, Photo, Step, alike, answers_of, stream_of
-from detr.inference.decode import decode
+from detr.inference.decode import decode_image
 from detr.inference.nvjpeg import decode_nvjpeg
 from detr.inference.preprocess import normalize, resize, resize_on_device
 
@@ -97,7 +97,7 @@ def nvjpeg(bench: Bench) -> Found:
             holds &= (image is None) == (limit is None)
             differences[kind] = "left to PIL" if image is None else "decoded, which PIL should"
             continue
-        level = float(np.abs(image.cpu().numpy().astype(int) - decode(data)).mean())
+        level = float(np.abs(image.cpu().numpy().astype(int) - decode_image(data)).mean())
         differences[kind] = round(level, 2)
         holds &= level <= limit
     return holds, {"mean_levels_off": differences}

@@ -29,8 +29,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.made_maps import machine
 from detr.categories import COCO_PANOPTIC
+from detr.inference.decode import decode_image, header_size
 from detr.inference.postprocess import merge
-from detr.inference.preprocess import decode, header_size, resize, resize_on_device
+from detr.inference.preprocess import resize, resize_on_device
 from detr.panoptic import Panoptic
 from pipeline.panoptic import rle
 
@@ -97,20 +98,20 @@ def main() -> None:
 
     photos = [photo(seed) for seed in range(8)]
     large = [photo(0, 3000, 4000)]
-    pixels = [torch.from_numpy(np.array(decode(data)))[None] for data in photos]
+    pixels = [torch.from_numpy(np.array(decode_image(data)))[None] for data in photos]
     logits = [masks(seed) for seed in range(4)]
     maps = [merged(one) for one in logits]
     ids = [[segment.id for segment in panoptic.segments] for panoptic in maps]
     results = {
         "header": cpu_ms(header_size, photos),
-        "decode": cpu_ms(decode, photos),
+        "decode": cpu_ms(decode_image, photos),
         "rle": cpu_ms(lambda pair: rle.encode(pair[0].segment_map, pair[1]),
                       list(zip(maps, ids, strict=True))),
         "resize_pil": cpu_ms(lambda image: resize(image, PROCESSED), pixels),
         "resize_tensor": cpu_ms(lambda image: resize_on_device(image, PROCESSED), pixels[:2], 2),
         "merge": cpu_ms(merged, logits),
         "merge_upstream": cpu_ms(upstream, logits, 2),
-        "decode_12_megapixels": cpu_ms(decode, large, 3),
+        "decode_12_megapixels": cpu_ms(decode_image, large, 3),
     }  # fmt: skip
     total = results["header"] + results["decode"] + results["rle"]
     print(f"CPU ms an image of {WIDTH} x {HEIGHT}, torch on {torch.get_num_threads()} thread(s)")

@@ -28,7 +28,7 @@ from PIL import Image
 import detr
 from benchmarks.demo_scenes import DEMO_THRESHOLD, DEMO_WEIGHTS, made_scenes, panoptic_quality
 from benchmarks.made_maps import machine
-from detr.inference.decode import decode, header_size
+from detr.inference.decode import decode_image, header_size
 from detr.panoptic import Panoptic
 
 ENLARGED = 4
@@ -94,7 +94,7 @@ def jpeg(image: np.ndarray) -> bytes:
 def segment(model: detr.Predictor, data: bytes, *, draft: bool) -> Panoptic:
     size = header_size(data)
     wanted = model.processed_size(*size) if draft else None
-    return model.segment([decode(data, at_least=wanted)], [size])[0]
+    return model.segment([decode_image(data, at_least=wanted)], [size])[0]
 
 
 if __name__ == "__main__":

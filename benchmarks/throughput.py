@@ -129,16 +129,16 @@ def run_bare(
 def bare(arguments: argparse.Namespace) -> dict[str, Any]:
     """The model alone, on decoded images: on a GPU as many as memory holds, on a CPU six."""
     import detr
-    from detr.inference.decode import decode
+    from detr.inference.decode import decode_image
 
     import torch  # isort: skip  # after detr, which tells its threads how to wait
 
     folder, settings = json.loads(arguments.bare)
     torch.set_num_threads(arguments.threads)
     files = sorted(Path(folder).iterdir())
-    first = decode(files[0].read_bytes())
+    first = decode_image(files[0].read_bytes())
     most = BARE_BYTES // first.nbytes if arguments.device == "cuda" else 6
-    images = [decode(path.read_bytes()) for path in files[:most]]
+    images = [decode_image(path.read_bytes()) for path in files[:most]]
     model = detr.load(
         arguments.weights, device=arguments.device, dtype=arguments.dtype, batch_size=32, **settings
     )

@@ -45,7 +45,7 @@ def demo(
 
         panoptic demo --images 200
     """
-    from pipeline.cluster.ray_session import connect
+    from pipeline.cluster.ray_session import join_ray
     from pipeline.evaluation.evaluator import evaluate_run
     from pipeline.report.page import write_report
     from pipeline.run.snapshots import open_snapshot
@@ -67,7 +67,7 @@ def demo(
         }
     )
     try:
-        connect(None, verbose=verbose)
+        join_ray(None, verbose=verbose)
         summary = segment(config, reporter)
         reporter.note("scoring against the truth")
         result = evaluate_run(str(out), str(truth), note=reporter.note)

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from detr.config import ModelError
-from detr.inference.decode import ImageError, decode
+from detr.inference.decode import ImageError, decode_image
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from jobs.submit import submit
@@ -123,9 +123,9 @@ def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterat
     from ray.exceptions import GetTimeoutError
 
     from pipeline.cluster.capacity import capacity
-    from pipeline.cluster.ray_session import connect
+    from pipeline.cluster.ray_session import join_ray
 
-    connect(address)
+    join_ray(address)
     gpu = capacity(address).ceiling("GPU") >= 1
     checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0)(_all_checks)
     try:
@@ -199,7 +199,7 @@ def _source(config: RunConfig) -> str:
         folder, _, name = uri.rpartition("/")
         data = Storage(folder, config.source_options).read(name)
         try:
-            height, width, _ = decode(data).shape
+            height, width, _ = decode_image(data).shape
         except ImageError:
             continue  # a broken image is a row of the run, not a reason against it
         return f"listed, and read and decoded {name} ({width} x {height})"

@@ -116,9 +116,9 @@ def evaluate(
                 note=note,
             )
     except InvalidError as error:
-        report(error.result, json_output)
+        print_result(error.result, json_output)
         raise
-    report(result, json_output)
+    print_result(result, json_output)
 
 
 def _refuse(**flags: Any) -> None:
@@ -130,7 +130,7 @@ def _refuse(**flags: Any) -> None:
             )
 
 
-def report(result: dict[str, Any], json_output: bool) -> None:
+def print_result(result: dict[str, Any], json_output: bool) -> None:
     """The result for machines, or as tables for people."""
     if json_output:
         print_json(result)

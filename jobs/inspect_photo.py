@@ -19,7 +19,7 @@ from detr.config import THRESHOLD
 from jobs.console import print_json
 from jobs.options import JsonOutput, parse_options
 from pipeline.errors import UserError
-from pipeline.report.view import read_image
+from pipeline.report.view import photo_pixels
 from pipeline.segmentation.model_spec import ModelSpec, recommended_by, say_recommended
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
@@ -66,10 +66,10 @@ def inspect(
     """
     from detr.inference.predictor import Predictor
     from pipeline.report.inspect import inspect_image
-    from pipeline.report.inspect_page import render
+    from pipeline.report.inspect_page import render_inspect
 
     options = parse_options(source_option, "--source-option")
-    image = read_image(photo, options)
+    image = photo_pixels(photo, options)
     spec = ModelSpec(
         *("detr:load", weights, dtype, threshold, 1, device),
         options=options,
@@ -86,7 +86,7 @@ def inspect(
     output = output or f"{PurePosixPath(photo).stem}.inspect.html"
     storage, name = open_file(output)
     try:
-        storage.write(name, render(seen, model.categories, photo=photo, weights=weights))
+        storage.write(name, render_inspect(seen, model.categories, photo=photo, weights=weights))
     except Exception as error:
         raise as_user_error(error, f"can't write --output {output}") from error
     if json_output:

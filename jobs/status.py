@@ -27,7 +27,7 @@ def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutpu
     panoptic status s3://bucket/out
     """
     run = open_run(out, parse_options(out_option, "--out-option"))
-    facts = describe(run)
+    facts = print_generation(run)
     if json_output:
         print_json(facts)
         return
@@ -50,7 +50,7 @@ def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutpu
         console.print("lease held by process {pid} on {host}".format(**facts["writer"]))
 
 
-def describe(run: Run) -> dict[str, Any]:
+def print_generation(run: Run) -> dict[str, Any]:
     """The newest generation's counts, as `status --json` gives them."""
     generations = run.generations()
     stats = [entry for number in generations for entry in read_stats(run, number)]

@@ -42,7 +42,7 @@ TOKEN: Final = (
 )
 
 
-class Cluster:
+class JobServer:
     """The jobs of the cluster whose dashboard is at `address`.
 
     Raises UserError or TryAgainError in one sentence for whatever is wrong with the address, the

@@ -66,14 +66,14 @@ def submit(
     if not words or words[0] not in VERBS or words[0] in NOT_THERE:
         known = ", ".join(verb for verb in VERBS if verb not in NOT_THERE)
         raise UserError(f"submit needs -- and a verb after it, one of: {known}")
-    from jobs.submission import RETRIED, Cluster
+    from jobs.submission import RETRIED, JobServer
 
     console = Console(stderr=True, highlight=False)
 
     def note(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
-    cluster = Cluster(address, wait_seconds=wait_head, note=note)
+    cluster = JobServer(address, wait_seconds=wait_head, note=note)
     cluster.check_versions()
     parcel = pack(words, shared_files=shared_files)
     own = _environment(runtime_env, install)
@@ -132,10 +132,10 @@ def jobs(address: Address, wait_head: WaitSeconds = 5.0, json_output: JsonOutput
 
     panoptic jobs --address http://head:8265
     """
-    from jobs.submission import Cluster
+    from jobs.submission import JobServer
 
     console = Console(highlight=False)
-    cluster = Cluster(address, wait_seconds=wait_head, note=lambda text: None)
+    cluster = JobServer(address, wait_seconds=wait_head, note=lambda text: None)
     found = [
         {
             "id": job.submission_id,

@@ -214,7 +214,7 @@ def train(
                 f"photos with an EXIF turn: {turns[TURNED]:,} turned upright as their maps "
                 f"are, {turns[LEFT]:,} left as stored"
             )
-        ray_session.connect(address, verbose=verbose)
+        ray_session.join_ray(address, verbose=verbose)
         use_gpu = ray.cluster_resources().get("GPU", 0) >= workers
         launch(
             task,

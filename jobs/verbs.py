@@ -88,13 +88,13 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
     app.callback()(_options)
     wanted = next((text for text in arguments if not text.startswith("-")), None)
     for verb, (_, summary) in VERBS.items():
-        function = load(verb) if verb == wanted else _not_loaded
+        function = load_verb(verb) if verb == wanted else _not_loaded
         text = help_text(function.__doc__) if verb == wanted else summary
         app.command(verb, help=text)(function)
     return app
 
 
-def load(verb: str) -> Callable[..., Any]:
+def load_verb(verb: str) -> Callable[..., Any]:
     """The function behind a verb."""
     module, _, name = VERBS[verb][0].partition(":")
     return getattr(import_module(module), name)

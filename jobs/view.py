@@ -27,7 +27,7 @@ from pipeline.run.lookup import NoImageError
 from pipeline.run.run import Run, open_run
 from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
-from pipeline.storage.storage import normalize, open_file
+from pipeline.storage.storage import normalize_url, open_file
 
 _FORMATS: Final = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 FOLDER: Final = "panoptic-views"
@@ -142,7 +142,7 @@ def view(
             categories_options=options,
         )
         views = {target: view_photo(target, spec, options, note)}
-        photos = normalize(target).rpartition("/")[0]
+        photos = normalize_url(target).rpartition("/")[0]
     drawn = {name: seen.overlay(opacity=opacity, labels=labels) for name, seen in views.items()}
     if single:
         [(name, seen)] = views.items()

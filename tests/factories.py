@@ -39,7 +39,7 @@ from pipeline.planning.manifest import read_dropped
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.run.folder import RunInfo, ShardEntry, parquet_bytes
-from pipeline.run.publish import finish
+from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, SEGMENT_COLUMNS, SHARD_SCHEMA
@@ -162,7 +162,7 @@ def make_run(
         table = pa.Table.from_pylist([rows[name] for name in names], schema=shard_schema(kept))
         run.storage.write(unit.path, encode_shard(table, provenance))
     if shards is None:
-        finish(run, generation, run.present(1), max_error_rate=1.0)
+        finish_generation(run, generation, run.present(1), max_error_rate=1.0)
     return run
 
 
@@ -544,7 +544,7 @@ class Night:
             kept = rows.filter([name not in gone for name in rows["file_name"].to_pylist()])
             storage.write(rewrite.path, encode_shard(kept, provenance))
         sizes = {entry.path: entry.size for entry in storage.list("segments")}
-        finish(self.run, generation, sizes, 1.0)
+        finish_generation(self.run, generation, sizes, 1.0)
 
     def _row(self, listed: dict[str, Any], outcomes: Mapping[str, str]) -> dict[str, Any]:
         name = listed["file_name"]

@@ -74,7 +74,7 @@ def test_what_is_imported_is_declared() -> None:
         assert owners & declared, f"{name} is imported, and pyproject.toml does not declare it"
 
 
-WORDS = ("snapshot", "publication", "marks", "progress_actor", "resamples", "resampled")
+WORDS = ("edition", "publication", "marks", "tally", "resamples", "resampled")
 
 
 def defined_names(tree: ast.AST) -> set[str]:
@@ -100,3 +100,24 @@ def test_one_word_for_one_thing(package: str) -> None:
         for name in names:
             parts = {*name.lower().split("_"), name.lower()}
             assert not parts & {*WORDS}, f"{path}: {name}"
+
+
+def public_names() -> dict[str, set[str]]:
+    """Functions and classes without a leading underscore, and the modules that define each.
+
+    A verb of jobs/ is called like the function of pipeline/ that it calls, and a wrapper like the
+    kernel that it wraps: they mean the same.
+    """
+    found: dict[str, set[str]] = {}
+    for package in ("detr", "pipeline"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.parse(path.read_text()).body:
+                public = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
+                if public and path.stem != "kernels":
+                    found.setdefault(node.name, set()).add(str(path.relative_to(ROOT)))
+    return found
+
+
+def test_no_public_name_has_two_meanings() -> None:
+    twice = {name: sorted(paths) for name, paths in public_names().items() if len(paths) > 1}
+    assert twice == {}

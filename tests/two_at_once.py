@@ -15,7 +15,7 @@ import sys
 import time
 
 from jobs.cli import run
-from jobs.verbs import load
+from jobs.verbs import load_verb
 
 
 def start(words: list[str], after: float) -> int:
@@ -33,7 +33,7 @@ def start(words: list[str], after: float) -> int:
 
 def main() -> None:
     for verb in ("nightly", "retry"):
-        load(verb)
+        load_verb(verb)
     for line in sys.stdin:
         asked = json.loads(line)
         children = [start(*each) for each in zip(asked["commands"], asked["after"], strict=True)]

@@ -32,7 +32,7 @@ _SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by PNG's colour 
 Accepts = Callable[[bytes], bool]
 
 
-class Part(NamedTuple):
+class Piece(NamedTuple):
     """A chunk of a PNG or a segment of a JPEG: data[start:end]."""
 
     kind: bytes
@@ -58,25 +58,25 @@ def bare(data: bytes, name: str, accepts: Accepts) -> bytes | None:
     return None if copy is None or copy == data else copy
 
 
-def png_parts(data: bytes, most: int | None = None) -> list[Part]:
+def png_parts(data: bytes, most: int | None = None) -> list[Piece]:
     """The whole chunks of a PNG in order, at most so many."""
-    parts: list[Part] = []
+    parts: list[Piece] = []
     start = len(SIGNATURE)
     while start + 12 <= len(data) and len(parts) != most:
         (length,) = struct.unpack_from(">I", data, start)
         end = start + 12 + length
         if end > len(data):
             break
-        parts.append(Part(data[start + 4 : start + 8], start, end))
+        parts.append(Piece(data[start + 4 : start + 8], start, end))
         if parts[-1].kind == b"IEND":
             break
         start = end
     return parts
 
 
-def jpeg_parts(data: bytes, most: int | None = None) -> list[Part]:
+def jpeg_parts(data: bytes, most: int | None = None) -> list[Piece]:
     """The segments of a JPEG up to its first scan's header; what is no marker lies between."""
-    parts: list[Part] = []
+    parts: list[Piece] = []
     at = 2
     while len(parts) != most and (found := _MARKER.search(data, at)):
         kind, start = found[1], found.end() - 2
@@ -89,7 +89,7 @@ def jpeg_parts(data: bytes, most: int | None = None) -> list[Part]:
         at = found.end() + length
         if length < 2 or at > len(data):
             break
-        parts.append(Part(kind, start, at))
+        parts.append(Piece(kind, start, at))
         if kind[0] == _SCAN:
             break
     return parts
@@ -140,7 +140,7 @@ def _bare_png(data: bytes, accepts: Accepts) -> bytes | None:
     return SIGNATURE + header + together + palette + body + end
 
 
-def _is_sound(data: bytes, part: Part) -> bool:
+def _is_sound(data: bytes, part: Piece) -> bool:
     stored = data[part.end - 4 : part.end]
     return zlib.crc32(data[part.start + 4 : part.end - 4]).to_bytes(4, "big") == stored
 

@@ -116,7 +116,7 @@ class ImageError(Exception):
         return self.message
 
 
-def decode(
+def decode_image(
     data: bytes,
     *,
     max_pixels: int = MAX_PIXELS,

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from detr.inference.postprocess import merge
-from detr.inference.rounds import finish, heirs_of, merge_in_rounds
+from detr.inference.rounds import finish_rounds, heirs_of, merge_in_rounds
 from detr.inference.steps import Pixels, Steps
 from detr.panoptic import Panoptic
 from detr.transfer import Download, upload
@@ -108,7 +108,7 @@ class InFlight:
         for image, (part, size, end) in enumerate(zip(self._parts(), sizes, ends, strict=True)):
             categories, scores = self._category_ids[part], self._scores[part]
             processed, final = size
-            answer = finish(
+            answer = finish_rounds(
                 numbers[end - final[0] * final[1] : end],
                 alive[image].tolist(),
                 areas[image].tolist(),

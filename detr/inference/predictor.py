@@ -19,9 +19,10 @@ from PIL import Image
 from torch import Tensor
 
 from detr.categories import Categories
+from detr.inference.decode import decode_image
 from detr.inference.gpu_batch import InFlight
 from detr.inference.postprocess import Kept, merge, select_batch
-from detr.inference.preprocess import decode, processed_size
+from detr.inference.preprocess import processed_size
 from detr.inference.steps import MASK_BYTES_ELSEWHERE, Pixels, Steps
 from detr.models.detr import DetrPanoptic
 from detr.panoptic import Panoptic
@@ -227,7 +228,7 @@ def load(
 
 def _to_pixels(image: AnyImage) -> Pixels:
     if isinstance(image, str | Path):
-        return decode(Path(image).read_bytes())
+        return decode_image(Path(image).read_bytes())
     if isinstance(image, Image.Image):
         return np.array(image.convert("RGB"))
     if image.dtype not in (np.uint8, torch.uint8) or image.ndim != 3 or image.shape[2] != 3:

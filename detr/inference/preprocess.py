@@ -1,12 +1,7 @@
-"""From the bytes of a file to the model's input: decode, published geometry, resize, normalise.
+"""From RGB pixels to the model's input: the published geometry, resize, normalise.
 
-Promises: whatever the bytes are, `decode` gives (H, W, 3) RGB or raises `ImageError` with a code,
-never anything else, never half a picture, and never an image above `max_pixels`, which is judged
-from the header. `resize` equals PIL's BILINEAR to the bit on any device, and `normalize` equals
-upstream's, so the network sees what it was trained on.
-
-PIL decodes. torchvision dies with a segmentation fault on a PNG with one flipped byte and turbojpeg
-returns the top half of a truncated file with a warning: for files from the outside both are out.
+`resize` equals PIL's BILINEAR to the bit on any device, and `normalize` equals upstream's, so the
+network sees what it was trained on.
 """
 
 from __future__ import annotations
@@ -19,19 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from detr.inference.decode import MAX_PIXELS, ImageError, decode, header_size
+from detr.inference.decode import ImageError
 from detr.transfer import upload
-
-__all__ = [
-    "MAX_PIXELS",
-    "ImageError",
-    "decode",
-    "header_size",
-    "normalize",
-    "processed_size",
-    "resize",
-    "resize_on_device",
-]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

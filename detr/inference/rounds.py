@@ -197,7 +197,7 @@ def heirs_of(category_ids: Sequence[int], isthing: Sequence[bool]) -> list[int]:
     ]
 
 
-def finish(
+def finish_rounds(
     numbers: Tensor,
     alive: Sequence[bool],
     areas: Sequence[int],

@@ -33,7 +33,7 @@ from detr.models.detr import DetrPanoptic
 from detr.weights.hf_labels import COCO_CLASSES, own_labels, read_json
 from detr.weights.hf_names import is_hugging_face, to_official
 from detr.weights.infer_config import infer_config
-from detr.weights.own_format import Label, read_label, recommending
+from detr.weights.own_format import OwnMetadata, read_label, recommending
 
 _HF_FILES = ("model.safetensors", "pytorch_model.bin")
 # What torch's unpickler raises on files that aren't (whole) checkpoints.
@@ -135,7 +135,7 @@ def save(
     shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     _check_shapes(path, config, shapes)
     categories.class_ids(config.num_classes)
-    metadata = Label(config, categories, threshold).to_metadata()
+    metadata = OwnMetadata(config, categories, threshold).to_metadata()
     temporary = path.with_name(path.name + ".tmp")
     save_file({name: t.contiguous() for name, t in weights.items()}, temporary, metadata)
     temporary.replace(path)

@@ -23,7 +23,7 @@ LARGEST_HEADER: Final = 100_000_000  # safetensors' own limit, in bytes
 
 
 @dataclass(frozen=True)
-class Label:
+class OwnMetadata:
     """What a file of ours says of its tensors."""
 
     config: DetrConfig
@@ -44,7 +44,7 @@ class Label:
         return {ENTRY: json.dumps(values)}
 
 
-def read_label(name: str, metadata: Mapping[str, str]) -> Label | None:
+def read_label(name: str, metadata: Mapping[str, str]) -> OwnMetadata | None:
     """The label of a file of ours, None of another's. Raises ModelError for a damaged one."""
     if ENTRY not in metadata:
         return None
@@ -59,7 +59,7 @@ def read_label(name: str, metadata: Mapping[str, str]) -> Label | None:
         if threshold is not None and not 0 <= threshold < 1:
             raise ModelError(f"{name} recommends the threshold {threshold!r}: it must be below 1")
         config = DetrConfig.from_dict(values["config"])
-        return Label(config, Categories.from_json(values["categories"]), threshold)
+        return OwnMetadata(config, Categories.from_json(values["categories"]), threshold)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ModelError(f"{name} has damaged metadata ({error})") from None
 

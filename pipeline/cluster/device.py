@@ -17,7 +17,7 @@ from detr.cuda_settings import why_no_gpu
 from detr.weights.fingerprint import resolve_dtype
 from pipeline.cluster.capacity import capacity, wait_for_gpu
 from pipeline.cluster.placement import NO_GPU, Capacity
-from pipeline.cluster.ray_session import connect, is_local
+from pipeline.cluster.ray_session import is_local, join_ray
 from pipeline.config import RunConfig
 from pipeline.errors import TryAgainError, UserError
 
@@ -53,7 +53,7 @@ def decide_device(config: RunConfig, note: Callable[[str], None]) -> Device:
                 "cluster's --address"
             )
         return _cpu(config)
-    connect(config.address)
+    join_ray(config.address)
     found = capacity(config.address)
     if config.device == "auto" and found.ceiling("GPU") < 1:
         return _cpu(config)

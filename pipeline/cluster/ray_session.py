@@ -31,7 +31,7 @@ RAY_BYTES: Final = len("/session_2026-11-27_13-00-00_123456_4194304/sockets/plas
 PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
-def connect(address: str | None, *, verbose: bool = False) -> None:
+def join_ray(address: str | None, *, verbose: bool = False) -> None:
     """Join the cluster at `address` (or of RAY_ADDRESS), or start Ray here. Idempotent."""
     if ray.is_initialized():
         return

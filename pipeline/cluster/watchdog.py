@@ -20,7 +20,7 @@ TROUBLED_STARTS: Final = 4
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterState:
     """What Ray has, in all and free (`CPU`, `GPU`), and how many of its nodes are dead."""
 
     total: Mapping[str, float]
@@ -45,7 +45,7 @@ class Watchdog:
             self._next = self._after
         return flow.quiet >= self._next
 
-    def speak(self, flow: Flow, cluster: Cluster) -> str:
+    def speak(self, flow: Flow, cluster: ClusterState) -> str:
         """What waits for what."""
         self._next = 2 * flow.quiet
         lost = f"; {counted(cluster.dead_nodes, 'node')} died" if cluster.dead_nodes else ""
@@ -66,7 +66,7 @@ class Watchdog:
             "its node is taken away; if it goes on, the nodes' memory is too small for it"
         )
 
-    def _reason(self, flow: Flow, cluster: Cluster) -> str:
+    def _reason(self, flow: Flow, cluster: ClusterState) -> str:
         states = flow.states
         kind = "GPU" if self._placement.actor_gpus else "CPU"
         if busy := states.get("writing"):

@@ -98,7 +98,7 @@ class ClassDrift:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ShareLimits:
     """What a night may bring without being stopped; parts of the images, 0 to 1."""
 
     error_rate: float
@@ -147,7 +147,7 @@ def drift(before: Shares, after: Shares, categories: Categories) -> Drift:
     )
 
 
-def alarms(before: Shares, after: Shares, categories: Categories, limits: Limits) -> list[str]:
+def alarms(before: Shares, after: Shares, categories: Categories, limits: ShareLimits) -> list[str]:
     """Why the images of a night must not be published unseen: a sentence each."""
     reasons = []
     failed = after.errors.total()

@@ -36,7 +36,7 @@ from pipeline.amounts import counted
 from pipeline.errors import TryAgainError, UserError
 from pipeline.evaluation.category_map import FLAG, CategoryMap, read_map
 from pipeline.evaluation.fresh import fresh_name, sweep
-from pipeline.evaluation.truth import Part, Truth, check_categories, load, prepare
+from pipeline.evaluation.truth import Truth, TruthPart, check_categories, load_truth, prepare
 from pipeline.layout import PQ_FILE, evaluation_folder, part_name, truth_folder
 from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Sums
@@ -52,7 +52,7 @@ from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import parquet_bytes
 from pipeline.run.run import Run, open_run
 from pipeline.secrets import refuse_secrets
-from pipeline.storage.storage import Storage, normalize, open_file
+from pipeline.storage.storage import Storage, normalize_url, open_file
 
 POLL_SECONDS: Final = 2.0
 IN_FLIGHT_PER_CPU: Final = 2
@@ -126,7 +126,7 @@ def _score(
 
 
 @ray.remote(num_cpus=1, max_retries=TASK_RETRIES)
-def _convert(conversion: Callable[[], Part]) -> Part:
+def _convert(conversion: Callable[[], TruthPart]) -> TruthPart:
     return conversion()
 
 
@@ -156,7 +156,7 @@ def evaluate_run(
     not be.
     """
     from pipeline.cluster.ray_session import (
-        connect,  # here: it imports torch, which readers have no use for
+        join_ray,  # here: it imports torch, which readers have no use for
     )
 
     urls = ((truth, "--truth"), (masks, "--truth-masks"), (map_categories, FLAG))
@@ -174,8 +174,8 @@ def evaluate_run(
     name = name or default_name(truth, map_categories)
     folder = evaluation_folder(live.number, name)
     started = time.monotonic()
-    connect(address)
-    if truth_options is None and normalize(truth).startswith(f"{run.storage.url}/"):
+    join_ray(address)
+    if truth_options is None and normalize_url(truth).startswith(f"{run.storage.url}/"):
         truth_options = run.storage.options
     mapping: CategoryMap | None = None
 
@@ -191,7 +191,7 @@ def evaluate_run(
                 options=truth_options,
             )
 
-    ready = load(*open_file(truth, truth_options))
+    ready = load_truth(*open_file(truth, truth_options))
     if ready is not None:
         check(ready[0].categories)
         prepared = ready[0]
@@ -329,7 +329,7 @@ def _tell(actor: Any, shards: int, note: Callable[[str], None]) -> None:
     )
 
 
-def _in_parallel(conversions: Iterable[Callable[[], Part]]) -> Iterator[Part]:
+def _in_parallel(conversions: Iterable[Callable[[], TruthPart]]) -> Iterator[TruthPart]:
     return _bounded(_convert.remote(conversion) for conversion in conversions)
 
 

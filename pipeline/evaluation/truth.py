@@ -47,7 +47,7 @@ FIRST_FEW: Final = 5
 
 
 @dataclass(frozen=True)
-class Part:
+class TruthPart:
     """One Parquet file of truth, and the hash range (low, high) of each of its row groups."""
 
     path: str
@@ -94,7 +94,7 @@ class Truth:
         return table.filter(pa.array(np.isin(table["hash"].to_numpy(), wanted)))
 
 
-def load(storage: Storage, folder: str) -> tuple[Truth, str] | None:
+def load_truth(storage: Storage, folder: str) -> tuple[Truth, str] | None:
     """The truth in this folder with the key that it was made from, None if it isn't ready."""
     try:
         data = json.loads(storage.read(f"{folder}/truth.json"))
@@ -106,7 +106,7 @@ def load(storage: Storage, folder: str) -> tuple[Truth, str] | None:
 
 
 def _truth(storage: Storage, folder: str, data: dict[str, Any]) -> Truth:
-    parts = [Part(**part) for part in data["parts"]]
+    parts = [TruthPart(**part) for part in data["parts"]]
     groups = [(p, g) for p, part in enumerate(parts) for g in range(len(part.ranges))]
     ranges = [bounds for part in parts for bounds in part.ranges]
     return Truth(
@@ -125,7 +125,7 @@ def _truth(storage: Storage, folder: str, data: dict[str, Any]) -> Truth:
     )
 
 
-Convert = Callable[[Iterable[Callable[[], Part]]], Iterator[Part]]
+Convert = Callable[[Iterable[Callable[[], TruthPart]]], Iterator[TruthPart]]
 
 
 def prepare(
@@ -157,7 +157,7 @@ def prepare(
             check_categories(run.info.categories, categories, truth_url)
         pngs = _pngs(masks)
         sha256, key = _sha256(file, pngs), _key(run, file, pngs)
-        ready = load(run.storage, folder)
+        ready = load_truth(run.storage, folder)
         if ready is not None and ready[1] == key and not ready[0].problems:
             note("ground truth: already converted")
             return ready[0]
@@ -179,7 +179,7 @@ def prepare(
         name = fresh_name()
         parts = convert(_conversions(chunks, run.storage, folder, name, masks))
         found = sorted(parts, key=lambda part: part.path)
-    truth = save(
+    truth = save_truth(
         run.storage,
         folder,
         key=key,
@@ -194,14 +194,14 @@ def prepare(
     return truth
 
 
-def save(
+def save_truth(
     storage: Storage,
     folder: str,
     *,
     key: str,
     sha256: str,
     categories: Categories,
-    parts: Sequence[Part],
+    parts: Sequence[TruthPart],
     images: int,
     absent: int = 0,
     absent_names: Sequence[str] = (),
@@ -258,7 +258,7 @@ def _pngs(masks: Storage) -> list[Entry]:
 
 def _conversions(
     chunks: Iterator[pa.Table], target: Storage, folder: str, name: str, masks: Storage
-) -> Iterator[Callable[[], Part]]:
+) -> Iterator[Callable[[], TruthPart]]:
     number = 0
     for chunk in chunks:
         for first in range(0, chunk.num_rows, ROWS_PER_PART):
@@ -268,13 +268,15 @@ def _conversions(
             number += 1
 
 
-def convert_part(rows: pa.Table, target: Storage, folder: str, path: str, masks: Storage) -> Part:
+def convert_part(
+    rows: pa.Table, target: Storage, folder: str, path: str, masks: Storage
+) -> TruthPart:
     """Read the PNGs of these annotations, write one part of the truth."""
     table = table_of(convert_row(row, masks) for row in rows.to_pylist())
     return write_part(table, target, folder, path)
 
 
-def write_part(table: pa.Table, target: Storage, folder: str, path: str) -> Part:
+def write_part(table: pa.Table, target: Storage, folder: str, path: str) -> TruthPart:
     """Write truth rows, sorted by hash, as one part."""
     sink = pa.BufferOutputStream()
     pq.write_table(
@@ -283,7 +285,7 @@ def write_part(table: pa.Table, target: Storage, folder: str, path: str) -> Part
     target.write(f"{folder}/{path}", sink.getvalue().to_pybytes())
     hashes = table["hash"].to_pylist()
     groups = [hashes[i : i + ROWS_PER_GROUP] for i in range(0, len(hashes), ROWS_PER_GROUP)]
-    return Part(
+    return TruthPart(
         path=path,
         ranges=[(group[0], group[-1]) for group in groups],
         mismatched=sum(table["area_mismatches"].to_pylist()),

@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
-from detr.inference.decode import ImageError, decode
+from detr.inference.decode import ImageError, decode_image
 from pipeline.panoptic import rle
 
 TRUTH_SCHEMA: Final = pa.schema(
@@ -60,7 +60,7 @@ def read_png(data: bytes) -> NDArray[np.uint32]:
             f"it is a {depth}-bit {kind} PNG, panoptic ids need 8-bit RGB (R + 256 G + 65536 B)"
         )
     try:
-        pixels = decode(data, max_pixels=PIXELS, exif=False)
+        pixels = decode_image(data, max_pixels=PIXELS, exif=False)
     except ImageError as error:
         raise MaskError(f"it is a broken PNG: {error}") from error
     # Four bytes a pixel, the last one padding: the id, little-endian, in its low 24 bits.

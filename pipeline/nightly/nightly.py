@@ -34,7 +34,7 @@ from pipeline.nightly.precheck import (
 from pipeline.nightly.prune import is_going, remove_rest, unmark
 from pipeline.nightly.release_gate import (
     Judged,
-    evaluate,
+    evaluate_candidate,
     evaluation_name,
     judge_quality,
     judge_shares,
@@ -56,13 +56,13 @@ from pipeline.segmentation.model_spec import (
     ModelSpec,
     run_fingerprint,
     with_recommended,
+    with_run_threshold,
     with_size_quantum,
-    with_threshold,
 )
 from pipeline.segmentation.run_info import check_same, describe_run, say_withheld
 from pipeline.sharding import IMAGES_PER_SHARD
 from pipeline.storage.entry import StorageError, as_user_error, of_storage
-from pipeline.storage.storage import Storage, normalize
+from pipeline.storage.storage import Storage, normalize_url
 
 STAMP: Final = "%Y-%m-%dT%H%M%S.%fZ"
 
@@ -120,7 +120,7 @@ class _Night:
         config = with_size_quantum(config, recorded, self.device.kind, reporter.note)
         self.description = self._spec(config).describe()
         if self.live and self.live.run.info.weights_sha256 == self.description.weights_sha256:
-            config = with_threshold(config, recorded)
+            config = with_run_threshold(config, recorded)
             if config.threshold != self.description.threshold:
                 self.description = self._spec(config).describe()
         self.config = config = with_recommended(config, self.description, reporter.note)
@@ -299,7 +299,7 @@ class _Night:
             )
             candidate = self.live or candidate
         if pin:
-            evaluate(candidate, self.config, self.reporter.note)
+            evaluate_candidate(candidate, self.config, self.reporter.note)
             self._pin(candidate)
         return self._summary(candidate, Judged(()), "nothing to do")
 
@@ -345,7 +345,7 @@ class _Night:
         for in the folder of nights if it lies inside."""
         before = run or (self.live.run if self.live else None)
         source = Source.of(self.settings, before.info.source if before else None)
-        return dataclasses.replace(source, output_url=normalize(self.config.out))
+        return dataclasses.replace(source, output_url=normalize_url(self.config.out))
 
     def _suffixes(self) -> tuple[str, ...]:
         """Those that a new run is listed by."""

@@ -40,7 +40,9 @@ def evaluation_name(config: NightlyConfig) -> str:
     return config.evaluation or default_name(config.truth or "")
 
 
-def evaluate(candidate: RunSnapshot, config: NightlyConfig, note: Note) -> dict[str, Any] | None:
+def evaluate_candidate(
+    candidate: RunSnapshot, config: NightlyConfig, note: Note
+) -> dict[str, Any] | None:
     """`pq.json` of the snapshot against the configured truth, made now; None without truth.
 
     Images that can't be scored (an image that was replaced by one of another size) are counted in
@@ -69,19 +71,19 @@ def judge_quality(
     candidate: RunSnapshot, baseline: RunSnapshot | None, config: NightlyConfig, note: Note
 ) -> Judged:
     """Evaluate the candidate and compare it with the baseline."""
-    result = evaluate(candidate, config, note)
+    result = evaluate_candidate(candidate, config, note)
     if result is None or baseline is None:
         return Judged((), result)
     name = evaluation_name(config)
     if name not in baseline.evaluations():
         note("evaluating the baseline against this truth")
-        evaluate(baseline, config, note)
+        evaluate_candidate(baseline, config, note)
     try:
         comparison = compare(baseline, candidate, name)
     except (OtherTruthError, IncompleteError) as error:
         what = "the truth has changed" if isinstance(error, OtherTruthError) else str(error)
         note(f"{what}: evaluating the baseline again")
-        evaluate(baseline, config, note)
+        evaluate_candidate(baseline, config, note)
         comparison = compare(baseline, candidate, name)
     verdict = judge(
         comparison,

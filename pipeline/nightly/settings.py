@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pipeline.config import RunConfig, load_config
 from pipeline.errors import UserError
-from pipeline.evaluation.drift import Limits
+from pipeline.evaluation.drift import ShareLimits
 from pipeline.evaluation.quality_gate import MIN_SEGMENTS
 
 NOT_OF_A_NIGHT = ("refresh", "shards")
@@ -59,8 +59,8 @@ class NightlyConfig(RunConfig):
     )
 
     @property
-    def limits(self) -> Limits:
-        return Limits(self.max_error_rate, self.max_empty_rise, self.max_class_drift)
+    def limits(self) -> ShareLimits:
+        return ShareLimits(self.max_error_rate, self.max_empty_rise, self.max_class_drift)
 
     def of_run(self, out: str) -> RunConfig:
         """The settings of one of its run folders."""

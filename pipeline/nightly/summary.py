@@ -24,7 +24,7 @@ Counted = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
-class Work:
+class NightWork:
     """What was done since the summary before."""
 
     why: dict[str, int]  # images by reason: new, changed, retry, removed
@@ -149,7 +149,7 @@ def summarize(
     )
 
 
-def work_since(run: Run, live: RunSnapshot | None, counted: Counted | None = None) -> Work:
+def work_since(run: Run, live: RunSnapshot | None, counted: Counted | None = None) -> NightWork:
     """What was done in a run since the summary that counted so far.
 
     A call writes its entry under the newest generation that there is, so older ones get no more.
@@ -173,7 +173,7 @@ def work_since(run: Run, live: RunSnapshot | None, counted: Counted | None = Non
     fresh = {n: own for n, own in generations.items() if n > last["generation"]}
     newest = max(generations, default=0)
     now = {"generation": newest, "entries": len(stats.get(newest, ()))}
-    return Work(
+    return NightWork(
         why=_reasons(fresh, other_weights=live is not None and not same),
         computed=sum(entry["done"] for entry in entries),
         seconds=sum(entry["seconds"] for entry in entries),

@@ -108,7 +108,7 @@ def read_runs(
 
 
 @njit(cache=True, nogil=True)
-def decode(
+def paint(
     text: NDArray[Any],
     offsets: NDArray[Any],
     ids: NDArray[Any],

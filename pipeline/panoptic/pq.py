@@ -242,7 +242,7 @@ def fault_sentence(
         category = side.category_ids[side.first[row] + segment]
         reason = f"its category {category} is not in the truth's categories"
     else:
-        reason = rle.describe(code, detail, height, width, ids=np.asarray(ids))
+        reason = rle.fault_text(code, detail, height, width, ids=np.asarray(ids))
     if segment < 0:
         return f"the unlisted pixels of {what}: {reason}", None
     return f"segment {ids[segment]} of {what}: {reason}", ids[segment]

@@ -123,16 +123,16 @@ def decode(
         raise ValueError("ids must lie in 1 .. 2^31 - 1: 0 is void")
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"{height} x {width} is not the size of a map")
-    text, offsets = pack(counts)
+    text, offsets = pack_strings(counts)
     out = np.zeros(height * width, dtype=np.int32)
-    code, index, detail = kernels.decode(text, offsets, keys.astype(np.int32), out)
+    code, index, detail = kernels.paint(text, offsets, keys.astype(np.int32), out)
     if code:
-        reason = describe(code, detail, height, width, ids=keys)
+        reason = fault_text(code, detail, height, width, ids=keys)
         raise RleError(f"segment {keys[index]}: {reason}", int(keys[index]))
     return out.reshape(width, height).T
 
 
-def pack(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+def pack_strings(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Strings as one byte buffer and (n + 1,) offsets, as the kernels (and Arrow) hold them."""
     # Anything outside ASCII is refused by the kernel like any other character below "0".
     encoded = [c.encode("ascii") if c.isascii() else b"\x00" for c in counts]
@@ -141,7 +141,7 @@ def pack(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets
 
 
-def describe(code: int, detail: int, height: int, width: int, *, ids: NDArray[Any]) -> str:
+def fault_text(code: int, detail: int, height: int, width: int, *, ids: NDArray[Any]) -> str:
     """What a kernel's code means, for a sentence. ids: of the image's segments, in order."""
     if code == kernels.OVERLAP:
         return f"it overlaps segment {ids[detail]}"

@@ -36,7 +36,7 @@ from pipeline.sharding import name_hash
 from pipeline.storage.entry import Entry, as_lost, as_user_error, of_storage
 from pipeline.storage.node_cache import local_copy
 from pipeline.storage.objects import place_of
-from pipeline.storage.storage import Storage, normalize
+from pipeline.storage.storage import Storage, normalize_url
 
 T = TypeVar("T")
 LIST_SUFFIXES: Final = ("txt", "csv", "parquet")
@@ -67,7 +67,7 @@ class Source:
             photos = rule_of(recorded.get("suffixes"), config.any_suffix)
         return cls(
             photos=photos,
-            url=normalize(config.source),
+            url=normalize_url(config.source),
             include=config.include,
             exclude=config.exclude,
             image_root=config.image_root,
@@ -75,7 +75,7 @@ class Source:
             name_column=config.name_column,
             keep_columns=config.keep_columns,
             options=config.source_options,
-            output_url=normalize(config.out),
+            output_url=normalize_url(config.out),
             keep_signed_urls=config.keep_signed_urls,
         )
 
@@ -230,7 +230,7 @@ class Source:
     def _inventory(self, data: dict[str, Any]) -> Iterator[pa.Table]:
         """Names are relative to `--image-root`, which then also says which keys count."""
         inventory = Inventory.of(data, self.url)
-        root = normalize(self.image_root) if self.image_root else f"s3://{inventory.bucket}"
+        root = normalize_url(self.image_root) if self.image_root else f"s3://{inventory.bucket}"
         bucket, _, folder = root.removeprefix("s3://").partition("/")
         if bucket != inventory.bucket or not root.startswith("s3://"):
             raise UserError(
@@ -256,7 +256,7 @@ class Source:
             yield _manifest_table(entries, uris, rows.kept)
 
     def _image_root(self) -> str:
-        return normalize(self.image_root) if self.image_root else self.url.rpartition("/")[0]
+        return normalize_url(self.image_root) if self.image_root else self.url.rpartition("/")[0]
 
 
 def _coco_table(names: list[str], root: str) -> pa.Table:

@@ -22,7 +22,7 @@ from detr.panoptic import Panoptic
 from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.evaluation.category_map import CategoryMap
-from pipeline.evaluation.truth import Truth, load
+from pipeline.evaluation.truth import Truth, load_truth
 from pipeline.layout import evaluation_folder, part_name, truth_folder
 from pipeline.panoptic.score import hashes_of
 from pipeline.report.pictures import Picture, changed, difference, drawn, overlay, picture, sampling
@@ -193,9 +193,9 @@ def _truth(run_snapshot: RunSnapshot, result: Mapping[str, Any] | None) -> Truth
     if result is None:
         return None
     evaluation = evaluation_folder(run_snapshot.number, result["name"])
-    ready = load(run_snapshot.run.storage, truth_folder(evaluation))
+    ready = load_truth(run_snapshot.run.storage, truth_folder(evaluation))
     if ready is None and "truth" in result:
-        ready = load(*open_file(str(result["truth"]), run_snapshot.run.storage.options))
+        ready = load_truth(*open_file(str(result["truth"]), run_snapshot.run.storage.options))
     return None if ready is None else ready[0]
 
 

@@ -40,7 +40,7 @@ class QueryPictures:
     steps: tuple[Picture, ...]
 
 
-def render(seen: Inspection, categories: Categories, *, photo: str, weights: str) -> bytes:
+def render_inspect(seen: Inspection, categories: Categories, *, photo: str, weights: str) -> bytes:
     """The page as UTF-8. photo and weights: what they are called."""
     page = (
         environment()

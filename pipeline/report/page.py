@@ -75,7 +75,7 @@ def write_report(
     cards: images a gallery. options: storage options of the photos, by default the run's own.
     Raises UserError in a sentence.
     """
-    page = render(
+    page = render_report(
         run_snapshot, evaluation=evaluation, other=other, cards=cards, options=options, note=note
     )
     if output is None:
@@ -90,7 +90,7 @@ def write_report(
     return Written(output, len(page))
 
 
-def render(
+def render_report(
     run_snapshot: RunSnapshot,
     *,
     evaluation: str | None = None,
@@ -115,7 +115,7 @@ def render(
             run=run_snapshot.run,
             number=run_snapshot.number,
             settings=settings(run_snapshot.run),
-            stages=stages(facts.calls),
+            stages=stage_seconds(facts.calls),
             stage_color=_STAGE_COLORS,
             galleries=galleries,
             kinds=KINDS,
@@ -177,7 +177,7 @@ def settings(run: Run) -> list[tuple[str, str]]:
     ]
 
 
-def stages(calls: Sequence[Mapping[str, Any]]) -> list[str]:
+def stage_seconds(calls: Sequence[Mapping[str, Any]]) -> list[str]:
     """The stages that any call spent time in, in the order of the work. `total` holds others."""
     found = {name for call in calls for name in call.get("stage_seconds", {})} - {"total"}
     return sorted(found, key=lambda name: (_STAGES.find(name) if name in _STAGES else 99, name))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageOps
 
 from detr.categories import Categories
-from detr.inference.decode import MAX_PIXELS, ImageError, decode
+from detr.inference.decode import MAX_PIXELS, ImageError, decode_image
 from detr.panoptic import Panoptic
 from pipeline.errors import UserError
 from pipeline.panoptic.rle import RleError
@@ -98,7 +98,7 @@ def view_photo(
 
     note: is told which threshold is used where the weights chose it.
     """
-    image = read_image(url, options)
+    image = photo_pixels(url, options)
     model = spec.load()
     if spec.threshold is None:
         say_recommended(recommended_by(model), note)
@@ -138,7 +138,7 @@ def photo_of(
     Raises UserError if it is gone, or of another size than the run saw.
     """
     config = run.info.config
-    image = read_image(
+    image = photo_pixels(
         row["uri"],
         {**config.get("source_options", {}), **(options or {})},
         exif=config.get("exif", True),
@@ -155,7 +155,7 @@ def photo_of(
     return image
 
 
-def read_image(
+def photo_pixels(
     url: str,
     options: Mapping[str, str] | None = None,
     *,
@@ -171,6 +171,6 @@ def read_image(
     except Exception as error:
         raise as_user_error(error, f"can't read {url}") from error
     try:
-        return decode(data, exif=exif, max_pixels=max_pixels)
+        return decode_image(data, exif=exif, max_pixels=max_pixels)
     except ImageError as error:
         raise UserError(f"{url} can't be decoded: {error} ({error.code})") from error

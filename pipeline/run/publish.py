@@ -23,7 +23,7 @@ from pipeline.storage.entry import of_client
 FOOTER_THREADS: Final = 32
 
 
-def finish(
+def finish_generation(
     run: Run,
     generation: Generation,
     sizes: Mapping[str, int],

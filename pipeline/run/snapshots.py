@@ -25,7 +25,7 @@ from pipeline.layout import (
 )
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run, open_run
-from pipeline.storage.storage import normalize
+from pipeline.storage.storage import normalize_url
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class RunSnapshot:
 
 def open_snapshot(url: str, options: Mapping[str, str] | None = None) -> RunSnapshot:
     """The snapshot that a URL names. Raises UserError if there is none."""
-    match = re.fullmatch(SNAPSHOT_PATTERN, normalize(url))
+    match = re.fullmatch(SNAPSHOT_PATTERN, normalize_url(url))
     if match:
         run = open_run(match[1], options)
         return RunSnapshot(run, run.snapshot(int(match[2])).number)

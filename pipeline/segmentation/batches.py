@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detr.inference.decode import ImageError, decode, header_size
+from detr.inference.decode import ImageError, decode_image, header_size
 from detr.inference.nvjpeg import decode_nvjpeg
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Batch:
         return Batch(self.indices[start:end], self.images[start:end], self.sizes[start:end])
 
 
-class Work:
+class CpuSeconds:
     """Calls functions in any thread; `seconds` is the CPU time that the threads spent in them.
 
     Not the clock's: a thread that waits for a core, which the model holds, does no work.
@@ -101,7 +101,7 @@ class UnitDecoder:
         Headers are read and the first batch begins to be decoded here, before anybody waits.
         """
         self.errors: dict[int, ImageError] = {}
-        self.work = Work()
+        self.work = CpuSeconds()
         self._files, self._decoding, self._pool = files, decoding, pool
         self._device = getattr(model, "device", None)
         alone = getattr(model, "works_alone", False)
@@ -188,7 +188,7 @@ class UnitDecoder:
         return self._decode(planned) if pixels is None else pixels
 
     def _decode(self, planned: _Planned) -> Pixels:
-        return decode(
+        return decode_image(
             self._files(planned.index),
             max_pixels=self._decoding.max_pixels,
             exif=self._decoding.exif,

@@ -25,7 +25,7 @@ from detr.config import ModelError
 from pipeline.amounts import counted
 from pipeline.cluster.placement import Placement
 from pipeline.cluster.progress_actor import Flow, start_progress_actor
-from pipeline.cluster.watchdog import Cluster, Watchdog
+from pipeline.cluster.watchdog import ClusterState, Watchdog
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError, causes
 from pipeline.progress import Progress, Reporter
 from pipeline.run.run import Run
@@ -211,5 +211,5 @@ class Watch:
         if not self._watchdog.is_due(flow):
             return None
         dead = sum(not node["Alive"] for node in ray.nodes())
-        cluster = Cluster(ray.cluster_resources(), ray.available_resources(), dead)
+        cluster = ClusterState(ray.cluster_resources(), ray.available_resources(), dead)
         return self._watchdog.speak(flow, cluster)

@@ -16,7 +16,7 @@ from pipeline.amounts import counted
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.device import Device, decide_device, with_a_gpu
 from pipeline.cluster.placement import place
-from pipeline.cluster.ray_session import connect
+from pipeline.cluster.ray_session import join_ray
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.layout import MANIFEST, SEGMENTS, SNAPSHOTS, STATS
@@ -30,7 +30,7 @@ from pipeline.planning.generations import (
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.progress import Progress, Reporter
-from pipeline.run.publish import finish, shard_sizes
+from pipeline.run.publish import finish_generation, shard_sizes
 from pipeline.run.run import Run, create_run, find_run
 from pipeline.run.stats import record_stats
 from pipeline.run.writing import Place, Writer, locate, writing
@@ -42,8 +42,8 @@ from pipeline.segmentation.model_spec import (
     ModelDescription,
     ModelSpec,
     with_recommended,
+    with_run_threshold,
     with_size_quantum,
-    with_threshold,
 )
 from pipeline.segmentation.pending import owed
 from pipeline.segmentation.run_info import (
@@ -142,7 +142,7 @@ class Job:
         device = recorded_device(run, config) or decide_device(config, reporter.note)
         recorded = run.info.config if run is not None else None
         config = with_size_quantum(config, recorded, device.kind, reporter.note)
-        config = with_threshold(config, recorded)
+        config = with_run_threshold(config, recorded)
         description = ModelSpec.of(config, device=device.kind, dtype=device.dtype).describe()
         config = with_recommended(config, description, reporter.note)
         spec = ModelSpec.of(config, device=device.kind, dtype=device.dtype).expecting(description)
@@ -237,7 +237,7 @@ def work(
         run.mark_success(False)
         for folder in WRITTEN_FOLDERS:  # this process alone writes there now
             run.storage.sweep(folder)
-        connect(config.address)
+        join_ray(config.address)
         found = capacity(config.address)
         kind = device.kind if todo.images else "cpu"  # rows are copied without the model
         if kind == "cuda" and found.ceiling("GPU") >= 1:
@@ -274,7 +274,7 @@ def work(
     left = missing(generation, sizes)
     snapshot = None
     if not left:
-        snapshot = finish(run, generation, sizes, config.max_error_rate, publish=publish)
+        snapshot = finish_generation(run, generation, sizes, config.max_error_rate, publish=publish)
     return Summary(
         out=run.storage.url,
         images=snapshot.rows if snapshot else generation.images,

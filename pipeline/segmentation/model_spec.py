@@ -33,7 +33,7 @@ from pipeline.errors import UserError
 from pipeline.planning.coco_panoptic import CocoFile
 from pipeline.storage.entry import as_user_error, classify
 from pipeline.storage.node_cache import local_copy
-from pipeline.storage.storage import normalize
+from pipeline.storage.storage import normalize_url
 
 # Photos of free aspect ratio have a processed size each: a GPU would work on one or two at a time,
 # and plan its convolutions anew for each size. On a CPU images run one by one anyhow.
@@ -241,7 +241,7 @@ def content_sha256(path: Path) -> str:
 
 def _whole_path(weights: str) -> str:
     """A file's path from the root: a worker's current folder is not the driver's."""
-    path = normalize(weights)
+    path = normalize_url(weights)
     return path if weights not in RECIPES and Path(path).exists() else weights
 
 
@@ -294,7 +294,7 @@ def with_size_quantum(
     return config.model_copy(update={"size_quantum": quantum})
 
 
-def with_threshold(config: C, recorded: Mapping[str, Any] | None) -> C:
+def with_run_threshold(config: C, recorded: Mapping[str, Any] | None) -> C:
     """The settings with their threshold: asked for, else the run's own (`recorded` are the settings
     in its run.json: a recommendation that the weights got since is not the run's)."""
     if config.threshold is not None or recorded is None:

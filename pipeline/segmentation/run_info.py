@@ -19,7 +19,7 @@ from pipeline.run.run import Run
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.secrets import kept, withheld
 from pipeline.segmentation.model_spec import ModelDescription, run_fingerprint
-from pipeline.storage.storage import normalize
+from pipeline.storage.storage import normalize_url
 from pipeline.version import code_version
 
 
@@ -69,7 +69,7 @@ def _short(value: Any) -> str:
 def source_fields(config: RunConfig) -> dict[str, Any]:
     """What says which images: frozen with the run."""
     values = config.model_dump(mode="json", include=set(SOURCE_FIELDS))
-    return {**values, "source": normalize(config.source)}
+    return {**values, "source": normalize_url(config.source)}
 
 
 def describe_run(

@@ -31,7 +31,7 @@ from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.schema import MANIFEST_SCHEMA, SEGMENT_COLUMNS, SHARD_SCHEMA
 from pipeline.secrets import without_query
-from pipeline.segmentation.batches import Batch, Decoding, UnitDecoder, Work
+from pipeline.segmentation.batches import Batch, CpuSeconds, Decoding, UnitDecoder
 from pipeline.segmentation.fetch import FETCHED_FIELDS
 from pipeline.segmentation.model_loop import ModelStream
 from pipeline.segmentation.model_spec import ModelSpec
@@ -137,7 +137,7 @@ class Segmenter:
         )
         failed = sum(1 for row in rows if row["error_code"])
         advance(failed)
-        encode = Work()
+        encode = CpuSeconds()
         encoding = self.turn.submit(
             self._in_turn, decoder, encode, seconds, batches, lambda count: advance(failed + count)
         ).result()
@@ -151,7 +151,7 @@ class Segmenter:
     def _in_turn(
         self,
         decoder: UnitDecoder,
-        encode: Work,
+        encode: CpuSeconds,
         seconds: dict[str, float],
         batches: Counter[int],
         advance: Callable[[int], None],

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 from pipeline.errors import UserError
 from pipeline.scratch import cache_folder
 from pipeline.storage.local import TEMPORARY
-from pipeline.storage.storage import Storage, normalize
+from pipeline.storage.storage import Storage, normalize_url
 
 # What stores say of an object that changes when it is replaced, by their clients' own names.
 OBJECT_INFO: Final = (
@@ -30,8 +30,8 @@ def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
     folder, asked of the store at every call: what was replaced is fetched again, and what is
     replaced while it is fetched, too. Raises FileNotFoundError, or UserError if it never rests.
     """
-    if "://" not in normalize(url):
-        path = Path(normalize(url))
+    if "://" not in normalize_url(url):
+        path = Path(normalize_url(url))
         if not path.exists():
             raise FileNotFoundError(str(path))
         return path

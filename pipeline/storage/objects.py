@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pipeline.storage.entry import Entry, Fetched
 from pipeline.storage.local import LocalObjects
 from pipeline.storage.s3 import S3Objects
-from pipeline.storage.storage import FsspecObjects, Objects, Storage, connect, open_file
+from pipeline.storage.storage import FsspecObjects, Objects, Storage, filesystem_of, open_file
 
 
 def place_of(root: str, name: str) -> str:
@@ -75,5 +75,5 @@ class Gets:
 
     def _client(self, place: str) -> Objects:
         if place not in self._clients:
-            self._clients[place], _ = connect(place, self._settings)
+            self._clients[place], _ = filesystem_of(place, self._settings)
         return self._clients[place]

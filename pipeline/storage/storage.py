@@ -137,9 +137,9 @@ class Storage:
     def __init__(
         self, url: str | os.PathLike[str], options: Mapping[str, str] | None = None
     ) -> None:
-        self.url = normalize(url)
+        self.url = normalize_url(url)
         self.options = dict(options or {})
-        self.objects, self.root = connect(self.url, tuple(sorted(self.options.items())))
+        self.objects, self.root = filesystem_of(self.url, tuple(sorted(self.options.items())))
 
     def __reduce__(self) -> tuple[type[Storage], tuple[str, dict[str, str]]]:
         return Storage, (self.url, self.options)
@@ -276,7 +276,7 @@ def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
     )
 
 
-def normalize(url: str | os.PathLike[str]) -> str:
+def normalize_url(url: str | os.PathLike[str]) -> str:
     """A URL without a trailing slash; a local path becomes absolute and loses `file://`."""
     text = os.fspath(url)
     if not text.strip():
@@ -290,7 +290,7 @@ def normalize(url: str | os.PathLike[str]) -> str:
     return f"{scheme}://{rest.rstrip('/')}"
 
 
-def connect(url: str, options: tuple[tuple[str, str], ...]) -> tuple[Objects, str]:
+def filesystem_of(url: str, options: tuple[tuple[str, str], ...]) -> tuple[Objects, str]:
     """The store behind a URL, and the key of the URL within it.
 
     One client for each URL, options and AWS environment of a process.
@@ -320,7 +320,7 @@ def _connect(
 
 def open_file(url: str, options: Mapping[str, str] | None = None) -> tuple[Storage, str]:
     """The folder that holds a file, and the file's name in it."""
-    parent, _, name = normalize(url).rpartition("/")
+    parent, _, name = normalize_url(url).rpartition("/")
     return Storage(parent or "/", options), name
 
 

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detr.inference.preprocess import ImageError, normalize, processed_size, resize
+from detr.inference.decode import ImageError
+from detr.inference.preprocess import normalize, processed_size, resize
 from detr.training.criterion import Targets
 from pipeline.errors import UserError
 from pipeline.train.dataset import Example, PanopticDataset
@@ -34,25 +35,25 @@ MASK_STRIDE = 2
 
 
 @dataclass(frozen=True)
-class Batch:
+class TrainingBatch:
     images: Tensor  # (B, 3, H, W) float32, normalised, 0 on padding
     padding: Tensor | None  # (B, H, W) bool, True on padding
     targets: Targets
 
-    def to(self, device: torch.device) -> Batch:
+    def to(self, device: torch.device) -> TrainingBatch:
         move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
         t = self.targets
         labels = t.labels.to(device, non_blocking=True)
         boxes = t.boxes.to(device, non_blocking=True)
         targets = Targets(labels, boxes, move(t.masks), t.counts)
-        return Batch(self.images.to(device, non_blocking=True), move(self.padding), targets)
+        return TrainingBatch(self.images.to(device, non_blocking=True), move(self.padding), targets)
 
-    def pinned(self) -> Batch:
+    def pinned(self) -> TrainingBatch:
         """In page-locked memory, from which a copy to a GPU doesn't wait."""
         t = self.targets
         pin = lambda x: None if x is None else x.pin_memory()  # noqa: E731
         targets = Targets(t.labels.pin_memory(), t.boxes.pin_memory(), pin(t.masks), t.counts)
-        return Batch(self.images.pin_memory(), pin(self.padding), targets)
+        return TrainingBatch(self.images.pin_memory(), pin(self.padding), targets)
 
 
 class Batches:
@@ -109,7 +110,7 @@ class Batches:
             number -= self.lengths[epoch]
             epoch += 1
 
-    def make(self, step: int) -> Batch:
+    def make(self, step: int) -> TrainingBatch:
         """Read, augment (mirror, brightness) and stack batch number `step`."""
         rng = np.random.default_rng([self.seed, step, self.rank, 1])
         images, maps, classes = [], [], []
@@ -127,7 +128,7 @@ class Batches:
             classes.append(self.dataset.examples[index].segments)
         return stack(images, maps, classes)
 
-    def from_step(self, step: int, steps: int, *, pinned: bool = False) -> Iterator[Batch]:
+    def from_step(self, step: int, steps: int, *, pinned: bool = False) -> Iterator[TrainingBatch]:
         """Batches `step` to `steps - 1`, made while those before are being learnt from.
 
         `pinned`: for a GPU, in page-locked memory, and two at a time instead of one.
@@ -144,7 +145,7 @@ class Batches:
                 ahead.extend(begin(1))
                 yield batch
 
-    def _made(self, step: int, pinned: bool) -> Batch:
+    def _made(self, step: int, pinned: bool) -> TrainingBatch:
         batch = self.make(step)
         return batch.pinned() if pinned else batch
 
@@ -164,7 +165,7 @@ def stack(
     images: Sequence[NDArray[np.uint8]],
     maps: Sequence[NDArray[np.int32]],
     segments: Sequence[Sequence[tuple[int, int]]],
-) -> Batch:
+) -> TrainingBatch:
     """Images (h, w, 3), id maps (h, w) and their (id, class) pairs as one batch."""
     height = max(image.shape[0] for image in images)
     width = max(image.shape[1] for image in images)
@@ -193,7 +194,7 @@ def stack(
         masks=torch.cat(masks),
         counts=tuple(counts),
     )
-    return Batch(pixels, padding if bool(padding.any()) else None, targets)
+    return TrainingBatch(pixels, padding if bool(padding.any()) else None, targets)
 
 
 def _boxes(masks: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detr.categories import Categories
-from detr.inference.decode import ImageError, decode, header_size, stored_orientation
+from detr.inference.decode import ImageError, decode_image, header_size, stored_orientation
 from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.evaluation.truth_png import MaskError, read_png
@@ -127,10 +127,10 @@ class PanopticDataset:
         data = _bytes(self.images, example.file_name)
         try:
             if stored_orientation(data) == 1:
-                return decode(data, exif=False), None
+                return decode_image(data, exif=False), None
             fits = {turn: header_size(data, exif=turn) == expected for turn in (True, False)}
             turned = fits[True] and (self.exif or not fits[False])
-            return decode(data, exif=turned), TURNED if turned else LEFT
+            return decode_image(data, exif=turned), TURNED if turned else LEFT
         except ImageError as error:
             where = place_of(self.images.url, example.file_name)
             raise UserError(f"{where} can't be read: {error}") from None

@@ -35,7 +35,7 @@ from detr.training.learner import Learner, prepare_from_scratch
 from detr.training.phases import Phase
 from detr.transfer import upload
 from pipeline.storage.storage import Storage
-from pipeline.train.batches import Batch, Batches
+from pipeline.train.batches import Batches, TrainingBatch
 from pipeline.train.dataset import PanopticDataset
 from pipeline.train.validate import validate
 
@@ -192,7 +192,7 @@ class Trainer:
                     self.save()
                     saved = time.monotonic()
 
-    def _learn(self, wrapped: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _learn(self, wrapped: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
         """One step of the optimiser; returns the losses of this worker's batch, on its device.
 
         On a GPU in bfloat16 where torch's autocast deems it safe. The only answer that a step waits

@@ -14,7 +14,7 @@ import typer
 
 from jobs.cli import EXIT_INTERRUPTED
 from jobs.cli import run as panoptic
-from jobs.verbs import VERBS, load, make_app
+from jobs.verbs import VERBS, load_verb, make_app
 from pipeline import errors
 from tests.golden.freeze import text
 
@@ -119,7 +119,7 @@ def options() -> dict[str, Any]:
     for verb in VERBS:
         group: Any = typer.main.get_command(make_app([verb]))
         command = group.commands[verb]
-        types = inspect.signature(load(verb), eval_str=True).parameters
+        types = inspect.signature(load_verb(verb), eval_str=True).parameters
         entries = [
             {**parameter(own), "type": kind(types[own.name].annotation)} for own in command.params
         ]

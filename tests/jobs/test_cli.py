@@ -15,14 +15,14 @@ import torch
 
 from jobs.cli import run
 from jobs.options import refuse_absent
-from jobs.verbs import VERBS, help_text, load
+from jobs.verbs import VERBS, help_text, load_verb
 from pipeline.config import RunConfig, make_config
 from pipeline.errors import UserError
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_list_of_verbs_says_what_each_one_s_own_help_says(verb: str) -> None:
-    documentation = inspect.cleandoc(load(verb).__doc__ or "")
+    documentation = inspect.cleandoc(load_verb(verb).__doc__ or "")
     assert documentation.splitlines()[0] == VERBS[verb][1]
     assert f"panoptic {verb}" in documentation  # an example
 

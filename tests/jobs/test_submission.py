@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 
-from jobs.submission import RESTART_SECONDS, Cluster
+from jobs.submission import RESTART_SECONDS, JobServer
 from pipeline.errors import TryAgainError, UserError
 from tests.ray_heads import free_port
 
@@ -56,12 +56,12 @@ def heads() -> Iterator[list[HTTPServer]]:
         server.server_close()
 
 
-def cluster(heads: list[HTTPServer], notes: list[str], **answers: Any) -> Cluster:
+def cluster(heads: list[HTTPServer], notes: list[str], **answers: Any) -> JobServer:
     server = HTTPServer(("127.0.0.1", 0), type("Own", (Head,), answers))
     heads.append(server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    return Cluster(address, wait_seconds=0, note=notes.append)
+    return JobServer(address, wait_seconds=0, note=notes.append)
 
 
 @pytest.mark.parametrize("refuses", [True, False])
@@ -87,5 +87,5 @@ def test_a_head_that_never_answers_is_told_with_the_port_that_was_tried() -> Non
     port = free_port()
     began = time.monotonic()
     with pytest.raises(TryAgainError, match=rf"that port {port} is reachable; .* --wait-head"):
-        Cluster(f"http://127.0.0.1:{port}", wait_seconds=0, note=print)
+        JobServer(f"http://127.0.0.1:{port}", wait_seconds=0, note=print)
     assert time.monotonic() - began < RESTART_SECONDS / 2

@@ -14,7 +14,7 @@ from pipeline.secrets import (
     withheld,
     without_query,
 )
-from pipeline.storage.storage import normalize
+from pipeline.storage.storage import normalize_url
 
 PLANTED = "pl4nted"
 SIGNED = (
@@ -41,7 +41,7 @@ SIGNED = (
 )
 def test_user_info_is_refused_for_every_scheme_and_not_repeated(url: str) -> None:
     with pytest.raises(UserError, match="credentials don't belong in") as refused:
-        normalize(url)
+        normalize_url(url)
     assert PLANTED not in str(refused.value)
 
 

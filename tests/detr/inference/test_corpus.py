@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from detr.inference.decode import ImageError, decode, header_size
+from detr.inference.decode import ImageError, decode_image, header_size
 from tests.image_corpus import Picture, corpus, damaged
 
 CODES = {"empty", "truncated", "corrupt", "not_an_image", "unsupported", "too_large", "too_slow"}
@@ -28,10 +28,10 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # PIL warns of odd tags
 def test_a_sound_file_gives_its_pixels_or_its_code(entry: Picture) -> None:
     if isinstance(entry.expected, str):
         with pytest.raises(ImageError) as caught:
-            decode(entry.data)
+            decode_image(entry.data)
         assert caught.value.code == entry.expected
     else:
-        np.testing.assert_array_equal(decode(entry.data), entry.expected)
+        np.testing.assert_array_equal(decode_image(entry.data), entry.expected)
         assert header_size(entry.data) == entry.expected.shape[:2]
 
 
@@ -40,7 +40,7 @@ def outcome(data: bytes) -> str:
     started = time.monotonic()
     result = "picture"
     try:
-        image = decode(data, max_pixels=MAX_PIXELS)
+        image = decode_image(data, max_pixels=MAX_PIXELS)
     except ImageError as error:
         result = error.code
     else:
@@ -66,7 +66,7 @@ def check(variants: Iterable[tuple[Picture, str, bytes]]) -> int:
         elif format == "png" and found == "picture":
             # Checksums guard the pixels: what passes shows what was there.
             if "orientation" not in entry.name:
-                np.testing.assert_array_equal(decode(data), entry.expected, entry.name)
+                np.testing.assert_array_equal(decode_image(data), entry.expected, entry.name)
         elif format in ("jpeg", "png", "gif", "webp", "avif") and damage.startswith("cut"):
             junk = ("junk", "comment", "other-bytes")  # the cut may be in there
             if not any(word in entry.name for word in junk):

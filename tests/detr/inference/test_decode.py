@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from detr.inference.decode import plain_jpeg
-from detr.inference.preprocess import ImageError, decode, header_size, processed_size
+from detr.inference.decode import ImageError, decode_image, header_size, plain_jpeg
+from detr.inference.preprocess import processed_size
 from tests.image_corpus import corpus
 from tests.odd_files import encode, huge_png, odd_files, picture
 
@@ -33,33 +33,33 @@ def test_every_odd_file_gives_its_code_or_a_picture(name: str) -> None:
         warnings.simplefilter("error")
         if code is None:
             height, width = header_size(data)
-            image = decode(data)
+            image = decode_image(data)
             assert image.shape == (height, width, 3)
             assert image.dtype == np.uint8
             processed_size(height, width)
         else:
             with pytest.raises(ImageError) as caught:
-                processed_size(*decode(data).shape[:2])
+                processed_size(*decode_image(data).shape[:2])
             assert caught.value.code == code
             assert str(caught.value)
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
     for name in ("sixteen_bit.png", "sixteen_bit.tif"):
-        grey = decode(ODD[name][0])
+        grey = decode_image(ODD[name][0])
         for channel in range(3):
             np.testing.assert_array_equal(grey[..., channel], picture()[..., 0])
-    np.testing.assert_array_equal(decode(ODD["sixteen_bit_rgb.png"][0]), picture())
+    np.testing.assert_array_equal(decode_image(ODD["sixteen_bit_rgb.png"][0]), picture())
 
 
 def test_sixteen_bits_are_rounded_over_the_whole_range() -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     expected = np.rint(values / 257).astype(np.uint8)
-    got = decode(encode(Image.fromarray(values), "PNG"))
+    got = decode_image(encode(Image.fromarray(values), "PNG"))
     np.testing.assert_array_equal(got[..., 0], expected)
     big_endian = Image.fromarray(values.astype(">u2"))
     assert big_endian.mode == "I;16B"
-    np.testing.assert_array_equal(decode(encode(big_endian, "TIFF"))[..., 0], expected)
+    np.testing.assert_array_equal(decode_image(encode(big_endian, "TIFF"))[..., 0], expected)
 
 
 def tiff(values: NDArray[np.generic]) -> bytes:
@@ -69,13 +69,13 @@ def tiff(values: NDArray[np.generic]) -> bytes:
 @pytest.mark.parametrize("full", [1.0, 255.0, 65535.0])
 def test_floats_use_the_smallest_range_that_holds_them(full: float) -> None:
     values = np.linspace(0, full, 60, dtype=np.float32).reshape(6, 10)
-    got = decode(tiff(values))
+    got = decode_image(tiff(values))
     np.testing.assert_array_equal(got[..., 0], np.rint(values * (255 / full)))
 
 
 def test_floats_below_zero_and_nan_are_black() -> None:
     values = np.array([[-5.0, np.nan, -np.inf, 1.0]], np.float32)
-    assert decode(tiff(values))[0, :, 0].tolist() == [0, 0, 0, 255]
+    assert decode_image(tiff(values))[0, :, 0].tolist() == [0, 0, 0, 255]
 
 
 @pytest.mark.parametrize(
@@ -88,25 +88,25 @@ def test_floats_below_zero_and_nan_are_black() -> None:
 )
 def test_grey_without_a_known_range_is_unsupported(values: NDArray[np.generic]) -> None:
     with pytest.raises(ImageError) as caught:
-        decode(tiff(values))
+        decode_image(tiff(values))
     assert caught.value.code == "unsupported"
 
 
 def test_transparency_is_dropped_as_pil_s_convert_does() -> None:
-    np.testing.assert_array_equal(decode(ODD["alpha.png"][0]), picture())
+    np.testing.assert_array_equal(decode_image(ODD["alpha.png"][0]), picture())
     palette = np.asarray(Image.fromarray(picture()).quantize(32).convert("RGB"))
-    np.testing.assert_array_equal(decode(ODD["palette_alpha.png"][0]), palette)
+    np.testing.assert_array_equal(decode_image(ODD["palette_alpha.png"][0]), palette)
 
 
 @pytest.mark.parametrize("name", ["cmyk.jpg", "grey.jpg", "progressive.jpg", "lossy.webp"])
 def test_ordinary_kinds_are_pil_s(name: str) -> None:
     data = ODD[name][0]
-    np.testing.assert_array_equal(decode(data), Image.open(BytesIO(data)).convert("RGB"))
+    np.testing.assert_array_equal(decode_image(data), Image.open(BytesIO(data)).convert("RGB"))
 
 
 def test_an_animation_gives_its_first_frame() -> None:
-    first = decode(encode(Image.fromarray(picture()), "GIF"))
-    np.testing.assert_array_equal(decode(ODD["animated.gif"][0]), first)
+    first = decode_image(encode(Image.fromarray(picture()), "GIF"))
+    np.testing.assert_array_equal(decode_image(ODD["animated.gif"][0]), first)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -117,8 +117,8 @@ def test_orientation_is_followed_unless_told_not_to(format: str, orientation: in
     data = encode(Image.fromarray(picture()), format, exif=exif)
     stored = Image.open(BytesIO(data)).convert("RGB")
     upright = ImageOps.exif_transpose(Image.open(BytesIO(data))).convert("RGB")
-    np.testing.assert_array_equal(decode(data), np.asarray(upright))
-    np.testing.assert_array_equal(decode(data, exif=False), np.asarray(stored))
+    np.testing.assert_array_equal(decode_image(data), np.asarray(upright))
+    np.testing.assert_array_equal(decode_image(data, exif=False), np.asarray(stored))
     assert header_size(data) == (upright.height, upright.width)
     assert header_size(data, exif=False) == (stored.height, stored.width)
 
@@ -127,13 +127,13 @@ def test_orientation_is_followed_unless_told_not_to(format: str, orientation: in
 def test_a_tiff_s_own_orientation_is_part_of_the_format(orientation: int) -> None:
     data = encode(Image.fromarray(picture()), "TIFF", tiffinfo={274: orientation})
     expected = np.rot90(picture(), {3: 2, 6: -1}[orientation])
-    np.testing.assert_array_equal(decode(data), expected)
+    np.testing.assert_array_equal(decode_image(data), expected)
     assert header_size(data) == expected.shape[:2]
 
 
 def test_a_broken_orientation_tag_costs_nothing() -> None:
     data = encode(Image.fromarray(picture()), "PNG", exif=b"Exif\0\0MM\0*\0\0\xff\xff garbage")
-    np.testing.assert_array_equal(decode(data), picture())
+    np.testing.assert_array_equal(decode_image(data), picture())
 
 
 def test_a_tag_behind_the_pixels_is_ignored_by_both() -> None:
@@ -144,13 +144,13 @@ def test_a_tag_behind_the_pixels_is_ignored_by_both() -> None:
     start = tagged.index(b"eXIf") - 4
     end = start + 12 + struct.unpack(">I", tagged[start : start + 4])[0]
     moved = tagged[:start] + tagged[end:-12] + tagged[start:end] + tagged[-12:]
-    assert decode(moved).shape[:2] == header_size(moved) == picture().shape[:2]
+    assert decode_image(moved).shape[:2] == header_size(moved) == picture().shape[:2]
 
 
 def test_size_is_judged_from_the_header() -> None:
     """Nothing but the header is there, so anything else than too_large would come from decoding."""
     only_header = huge_png(20_000)[:60]
-    for judge in (decode, header_size):
+    for judge in (decode_image, header_size):
         with pytest.raises(ImageError) as caught:
             judge(only_header)
         assert caught.value.code == "too_large"
@@ -159,8 +159,8 @@ def test_size_is_judged_from_the_header() -> None:
 def test_the_limit_can_be_set_on_both_sides() -> None:
     png = encode(Image.new("RGB", (100, 100)), "PNG")
     with pytest.raises(ImageError, match="100 x 100 pixels are more than the limit of 9999"):
-        decode(png, max_pixels=9_999)
-    assert decode(png, max_pixels=10_000).shape == (100, 100, 3)
+        decode_image(png, max_pixels=9_999)
+    assert decode_image(png, max_pixels=10_000).shape == (100, 100, 3)
     # Above PIL's own warning level: 9,600 x 10,000 pixels of one bit.
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -169,11 +169,13 @@ def test_the_limit_can_be_set_on_both_sides() -> None:
 
 def test_checksums_of_png_pixels_are_compared() -> None:
     data = ODD["lossless.webp"][0]
-    png = encode(Image.fromarray(decode(data)), "PNG", compress_level=0)  # stored, not compressed
+    png = encode(
+        Image.fromarray(decode_image(data)), "PNG", compress_level=0
+    )  # stored, not compressed
     flipped = bytearray(png)
     flipped[len(png) // 2] ^= 1
     with pytest.raises(ImageError) as caught:
-        decode(bytes(flipped))
+        decode_image(bytes(flipped))
     assert caught.value.code == "corrupt"
 
 
@@ -181,12 +183,12 @@ def test_checksums_of_png_pixels_are_compared() -> None:
 def test_pixels_that_seem_to_go_on_behind_the_end_of_a_png_are_no_picture(left: int) -> None:
     """The length of a chunk near the end is damaged: PIL would take the next chunks for pixels."""
     [entry] = [each for each in corpus() if each.name == "png-sliced"]
-    np.testing.assert_array_equal(decode(entry.data), entry.expected)
+    np.testing.assert_array_equal(decode_image(entry.data), entry.expected)
     starts = [found.start() - 4 for found in re.finditer(b"IDAT", entry.data)]
     damaged = bytearray(entry.data)
     damaged[starts[-left]] ^= 1
     with pytest.raises(ImageError) as caught:
-        decode(bytes(damaged))
+        decode_image(bytes(damaged))
     assert caught.value.code == "truncated"
 
 
@@ -204,7 +206,7 @@ def test_pixels_that_seem_to_go_on_behind_the_end_of_a_png_are_no_picture(left: 
 )
 def test_other_formats_are_told_from_no_format(head: bytes, code: str) -> None:
     with pytest.raises(ImageError) as caught:
-        decode(head + bytes(300))
+        decode_image(head + bytes(300))
     assert caught.value.code == code
 
 
@@ -219,7 +221,7 @@ def test_damage_gives_an_image_error_or_a_picture(name: str, data: st.DataObject
     cut = data.draw(st.integers(0, len(mutable)))
     bytes_ = bytes(mutable[:cut] if data.draw(st.booleans()) else mutable)
     try:
-        image = decode(bytes_, max_pixels=1_000_000)
+        image = decode_image(bytes_, max_pixels=1_000_000)
     except ImageError as error:
         code = error.code
     else:
@@ -231,9 +233,9 @@ def test_damage_gives_an_image_error_or_a_picture(name: str, data: st.DataObject
 def test_threads_decode_as_one_does() -> None:
     names = DECODABLE * 4
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda name: decode(ODD[name][0]), names))
+        together = list(pool.map(lambda name: decode_image(ODD[name][0]), names))
     for name, image in zip(names, together, strict=True):
-        np.testing.assert_array_equal(image, decode(ODD[name][0]))
+        np.testing.assert_array_equal(image, decode_image(ODD[name][0]))
 
 
 def test_errors_travel_between_processes() -> None:
@@ -254,12 +256,12 @@ def jpeg(height: int, width: int, orientation: int = 1) -> bytes:
 def test_draft_decodes_a_large_jpeg_smaller_but_never_below_what_is_asked(orientation: int) -> None:
     data = jpeg(400, 600, orientation)
     shape = (400, 600, 3) if orientation == 1 else (600, 400, 3)
-    assert decode(data).shape == shape
-    assert decode(data, at_least=shape[:2]).shape == shape
-    assert decode(data, at_least=(201, 201)).shape == shape  # a half of 400 is 200
-    half = decode(data, at_least=(shape[0] // 2, shape[1] // 2))
+    assert decode_image(data).shape == shape
+    assert decode_image(data, at_least=shape[:2]).shape == shape
+    assert decode_image(data, at_least=(201, 201)).shape == shape  # a half of 400 is 200
+    half = decode_image(data, at_least=(shape[0] // 2, shape[1] // 2))
     assert half.shape == (shape[0] // 2, shape[1] // 2, 3)
-    whole = Image.fromarray(decode(data)).resize(half.shape[1::-1], Image.Resampling.BOX)
+    whole = Image.fromarray(decode_image(data)).resize(half.shape[1::-1], Image.Resampling.BOX)
     assert np.abs(np.asarray(whole).astype(int) - half).mean() < 2
     assert header_size(data) == shape[:2]
 
@@ -267,7 +269,7 @@ def test_draft_decodes_a_large_jpeg_smaller_but_never_below_what_is_asked(orient
 def test_draft_leaves_other_formats() -> None:
     out = BytesIO()
     Image.fromarray(picture()).save(out, "PNG")
-    np.testing.assert_array_equal(decode(out.getvalue(), at_least=(1, 1)), picture())
+    np.testing.assert_array_equal(decode_image(out.getvalue(), at_least=(1, 1)), picture())
 
 
 def test_only_whole_jpegs_of_grey_or_colour_are_plain() -> None:

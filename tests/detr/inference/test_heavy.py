@@ -14,7 +14,7 @@ from PIL import Image
 
 from detr.inference import heavy
 from detr.inference.bare import jpeg_parts
-from detr.inference.decode import ImageError, decode, header_size, plain_jpeg
+from detr.inference.decode import ImageError, decode_image, header_size, plain_jpeg
 from tests.image_corpus import SIGNATURE, chunk, segment
 from tests.odd_files import encode, picture
 
@@ -29,7 +29,7 @@ def repeated_scan(side: tuple[int, int], times: int) -> bytes:
 
 def fails(data: bytes, code: str) -> str:
     with pytest.raises(ImageError) as caught:
-        decode(data)
+        decode_image(data)
     assert caught.value.code == code
     return str(caught.value)
 
@@ -60,10 +60,10 @@ def test_heavy_files_have_the_pixels_that_they_would_have_had(
     exif[274] = 6
     data = encode(Image.fromarray(picture()), "JPEG", progressive=True, exif=exif)
     options: tuple[dict[str, Any], ...] = ({}, {"exif": False}, {"at_least": (10, 10)})
-    light = [decode(data, **option) for option in options]
+    light = [decode_image(data, **option) for option in options]
     monkeypatch.setattr(heavy, "SCANNED_PIXELS", 1)
     for option, pixels in zip(options, light, strict=True):
-        np.testing.assert_array_equal(decode(data, **option), pixels)
+        np.testing.assert_array_equal(decode_image(data, **option), pixels)
     fails(data[: len(data) // 2], "truncated")
 
 
@@ -117,7 +117,7 @@ def test_a_header_without_end_is_passed_over_or_refused_at_once() -> None:
         (texts, png),
         (gif[:place] + comment + gif[place:], gif),
     ):
-        np.testing.assert_array_equal(decode(data), decode(clean))
+        np.testing.assert_array_equal(decode_image(data), decode_image(clean))
         assert header_size(data) == rgb.shape[:2]
     tables = jpeg_parts(jpeg)[1]
     fails(jpeg[:2] + jpeg[tables.start : tables.end] * 30_000 + jpeg[2:], "too_slow")
@@ -139,5 +139,5 @@ def test_a_bomb_in_a_chunk_is_not_inflated() -> None:
     Image.fromarray(picture()).save(png, "PNG")
     data = png.getvalue()
     began = time.monotonic()
-    np.testing.assert_array_equal(decode(data[:33] + text * 100 + data[33:]), picture())
+    np.testing.assert_array_equal(decode_image(data[:33] + text * 100 + data[33:]), picture())
     assert time.monotonic() - began < 12

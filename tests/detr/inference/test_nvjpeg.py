@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from detr.config import ModelError
-from detr.inference.decode import decode
+from detr.inference.decode import decode_image
 from detr.inference.nvjpeg import _stream, check_nvjpeg, decode_nvjpeg
 from tests.odd_files import picture
 
@@ -28,7 +28,7 @@ def test_pixels_are_pils_and_upright(orientation: int) -> None:
     data = jpeg(orientation)
     [pixels] = decode_nvjpeg([data], torch.device("cpu"), max_pixels=10_000, exif=True)
     assert pixels is not None
-    np.testing.assert_array_equal(pixels.numpy(), decode(data))
+    np.testing.assert_array_equal(pixels.numpy(), decode_image(data))
 
 
 def test_what_it_can_not_take_is_left_to_pil() -> None:
@@ -146,7 +146,7 @@ class Device:
     def decode_jpeg(self, encoded: list[torch.Tensor], **settings: object) -> list[torch.Tensor]:
         images = []
         for data in encoded:
-            pixels = torch.from_numpy(decode(data.numpy().tobytes())).permute(2, 0, 1)
+            pixels = torch.from_numpy(decode_image(data.numpy().tobytes())).permute(2, 0, 1)
             image = self.allocate()
             image.fill_(0)  # the decoder obeys no stream: it writes whenever it likes
             self.here().waiting.append(partial(image.copy_, pixels))
@@ -183,7 +183,7 @@ def test_the_pixels_are_there_when_the_decoder_returns(device: Device) -> None:
     data = saved()
     [pixels] = decode_nvjpeg([data], device, max_pixels=10_000, exif=True)  # type: ignore[arg-type]
     assert pixels is not None
-    np.testing.assert_array_equal(pixels.numpy(), decode(data))
+    np.testing.assert_array_equal(pixels.numpy(), decode_image(data))
 
 
 def test_what_the_stream_still_holds_is_over_before_it_decodes(device: Device) -> None:

@@ -9,8 +9,9 @@ from PIL import Image
 
 import detr
 from detr.inference import steps
+from detr.inference.decode import ImageError
 from detr.inference.postprocess import merge
-from detr.inference.preprocess import ImageError, normalize, resize
+from detr.inference.preprocess import normalize, resize
 from detr.panoptic import Panoptic
 from detr.weights.checkpoint import open_checkpoint
 from tests.random_weights import made_images, write_tiny

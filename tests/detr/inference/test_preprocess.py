@@ -13,13 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detr.inference.preprocess import (
-    ImageError,
-    normalize,
-    processed_size,
-    resize,
-    resize_on_device,
-)
+from detr.inference.decode import ImageError
+from detr.inference.preprocess import normalize, processed_size, resize, resize_on_device
 
 SIDES = st.integers(1, 90)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from detr.categories import Categories
 from detr.inference import rounds
 from detr.inference.postprocess import merge
-from detr.inference.rounds import finish, heirs_of, merge_in_rounds
+from detr.inference.rounds import finish_rounds, heirs_of, merge_in_rounds
 from detr.panoptic import Panoptic
 from tests.detr.launches import Launches
 
@@ -55,7 +55,7 @@ def merged_batch(
     for image, ((_, ids), size) in enumerate(zip(images, map_sizes, strict=True)):
         end = start + size[0] * size[1]
         answers.append(
-            finish(
+            finish_rounds(
                 made.numbers[start:end],
                 made.alive[image].tolist(),
                 made.areas[image].tolist(),

@@ -6,10 +6,10 @@ import pytest
 
 from pipeline.cluster.placement import Placement
 from pipeline.cluster.progress_actor import Flow
-from pipeline.cluster.watchdog import Cluster, Watchdog
+from pipeline.cluster.watchdog import ClusterState, Watchdog
 
 GPU = Placement("cuda", 1, 4, 15.0, 1.0, 15)
-CLUSTER = Cluster({"CPU": 16, "GPU": 1}, {"CPU": 0.5, "GPU": 0}, dead_nodes=2)
+CLUSTER = ClusterState({"CPU": 16, "GPU": 1}, {"CPU": 0.5, "GPU": 0}, dead_nodes=2)
 
 
 def flow(quiet: float, **states: int) -> Flow:

@@ -6,12 +6,19 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.evaluation.drift import Limits, Shares, alarms, difference_interval, drift, wilson
+from pipeline.evaluation.drift import (
+    ShareLimits,
+    Shares,
+    alarms,
+    difference_interval,
+    drift,
+    wilson,
+)
 from pipeline.run.shard_format import shard_schema
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import Predicted, made_scenes, shard_row
 
-LIMITS = Limits(error_rate=0.05, empty_rise=0.05, class_drift=0.1)
+LIMITS = ShareLimits(error_rate=0.05, empty_rise=0.05, class_drift=0.1)
 IDS = SCENE_CATEGORIES.ids
 
 
@@ -102,7 +109,7 @@ def test_a_night_is_stopped_by_what_is_shown(after: Shares, words: str | None) -
 def test_chance_stops_few_nights() -> None:
     rng = np.random.default_rng(3)
     stopped = 0
-    limits = Limits(error_rate=0.02, empty_rise=0, class_drift=0)
+    limits = ShareLimits(error_rate=0.02, empty_rise=0, class_drift=0)
     for _ in range(500):
         before, after = shares(5_000), shares(300)
         for own in (before, after):

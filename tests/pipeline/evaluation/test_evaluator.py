@@ -21,9 +21,9 @@ from detr.categories import Categories
 from pipeline.errors import TryAgainError, UserError
 from pipeline.evaluation.coco_files import evaluate_files
 from pipeline.evaluation.evaluator import PqActor, evaluate_run, score_shard
-from pipeline.evaluation.truth import load
+from pipeline.evaluation.truth import load_truth
 from pipeline.panoptic.score import InvalidError, Partial
-from pipeline.run.publish import finish
+from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
 from pipeline.train.synthetic import SCENE_CATEGORIES
@@ -90,7 +90,7 @@ def test_coco_files_score_as_the_run_does(
 def test_a_part_delivered_twice_counts_once(evaluated: tuple[Run, dict]) -> None:
     run, _ = evaluated
     folder = "evaluation/0001/gt"
-    ready = load(run.storage, f"{folder}/truth")
+    ready = load_truth(run.storage, f"{folder}/truth")
     assert ready is not None
     path = run.snapshot().shards[0].path
     part = score_shard(run, path, ready[0], folder)
@@ -287,7 +287,7 @@ def test_follow_takes_shards_as_they_come(tmp_path: Path, truth: str) -> None:
     def go_on() -> None:
         for path in later:
             run.storage.write(path, whole.storage.read(path))
-        finish(run, run.generation(1), run.present(1), max_error_rate=1.0)
+        finish_generation(run, run.generation(1), run.present(1), max_error_rate=1.0)
 
     timer = threading.Timer(4.0, go_on)
     timer.start()

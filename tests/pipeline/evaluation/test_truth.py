@@ -32,7 +32,7 @@ from tests.factories import made_scenes, make_run, shard_row, write_coco
 TRUTH = made_scenes(6)
 
 
-def one_by_one(conversions: Iterable[Callable[[], truth.Part]]) -> Iterator[truth.Part]:
+def one_by_one(conversions: Iterable[Callable[[], truth.TruthPart]]) -> Iterator[truth.TruthPart]:
     return (conversion() for conversion in conversions)
 
 

@@ -13,7 +13,7 @@ from pipeline.planning.generations import plan_first, stage_listing
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.run.folder import RunInfo
-from pipeline.run.publish import finish
+from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import SCHEMA_VERSION
@@ -43,7 +43,7 @@ def drafted(folder: Path, weights: Path) -> tuple[Run, RunConfig]:
     actor = segmenter(weights, method="draft")
     rows = actor(unit_of({name: files[name] for name in names})).drop_columns([UNIT_COLUMN])
     run.storage.write(unit.path, encode_shard(rows, Provenance("f", "0" * 64, "cpu")))
-    finish(run, generation, run.present(1), 1.0)
+    finish_generation(run, generation, run.present(1), 1.0)
     values = {"source": str(photos), "out": str(folder / "run"), "weights": str(weights)}
     return run, make_config({**values, "batch_size": 4})
 

@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.nightly.prune import prune
 from pipeline.planning.generations import Brakes
-from pipeline.run.publish import finish, shard_sizes
+from pipeline.run.publish import finish_generation, shard_sizes
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.segmentation.pending import owed
 from pipeline.sharding import Generation
@@ -128,7 +128,7 @@ def test_a_finished_generation_needs_no_snapshot_that_was_pruned(night: Night) -
     sizes = shard_sizes(night.run)
     todo = owed(night.run, newest, sizes, None)
     assert (dict(todo.units), todo.rewrites) == ({}, [])
-    assert finish(night.run, newest, sizes, 1.0).rows == 10
+    assert finish_generation(night.run, newest, sizes, 1.0).rows == 10
     night.put("new.jpg")
     generation = night.refresh()
     assert generation is not None

@@ -13,7 +13,7 @@ from detr.inference.predictor import Predictor
 from detr.inference.preprocess import normalize, resize
 from pipeline.errors import UserError
 from pipeline.report.inspect import inspect_image
-from pipeline.report.inspect_page import render
+from pipeline.report.inspect_page import render_inspect
 from tests.random_weights import made_images
 
 
@@ -53,7 +53,7 @@ def test_an_image_without_a_sure_query_still_has_every_shape(tiny_weights: Path)
     shapes = {stage.name: stage.shape for stage in seen.stages}
     assert shapes["kept queries"] == (0,)
     assert len(shapes["Res5 + attention"]) == 4
-    page = render(seen, model.categories, photo="a.jpg", weights="tiny").decode()
+    page = render_inspect(seen, model.categories, photo="a.jpg", weights="tiny").decode()
     assert "No query was kept" in page
 
 

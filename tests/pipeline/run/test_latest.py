@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipeline.run.latest import REMEMBERED, back, forward, instead
-from pipeline.run.publish import finish
+from pipeline.run.publish import finish_generation
 from tests.factories import made_scenes, make_run, shard_row
 
 
@@ -50,7 +50,7 @@ def test_a_job_does_not_publish_what_was_rolled_back(tmp_path: Path) -> None:
     rows = {name: shard_row(name, own) for name, own in made_scenes(3).items()}
     run = make_run(tmp_path, rows)
     run.move(lambda _: {"snapshot": 7, "withdrawn": [1]})
-    finish(run, run.generation(1), run.present(1), 1.0)
+    finish_generation(run, run.generation(1), run.present(1), 1.0)
     assert run.latest() == 7
 
 
@@ -60,7 +60,7 @@ def test_a_snapshot_can_be_made_without_judging_or_publishing_it(tmp_path: Path)
     run = make_run(tmp_path, rows)
     for name in ("latest.json", "_SUCCESS", "snapshots/0001.parquet"):
         run.storage.delete(name)
-    assert finish(run, run.generation(1), run.present(1), 0.0, publish=False).error == 1
+    assert finish_generation(run, run.generation(1), run.present(1), 0.0, publish=False).error == 1
     assert run.snapshot_numbers() == [1]
     assert run.latest() is None
     assert not run.storage.exists("_SUCCESS")

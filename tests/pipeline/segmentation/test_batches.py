@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from detr.inference.decode import decode
+from detr.inference.decode import decode_image
 from detr.inference.preprocess import processed_size
 from detr.panoptic import Panoptic
 from pipeline.segmentation import batches
@@ -55,7 +55,7 @@ def test_work_that_nobody_waited_for_is_counted(tmp_path: Path) -> None:
     files = [jpeg(600, 800, seed) for seed in range(IMAGES)]
     unit = unit_of({f"{number}.jpg": data for number, data in enumerate(files)})
     actor(unit)  # compiles what encodes
-    images = [decode(data) for data in files]
+    images = [decode_image(data) for data in files]
     answers = [Toy().segment([image])[0] for image in images]
     told: dict[str, list[float]] = defaultdict(list)
     alone: dict[str, list[float]] = defaultdict(list)
@@ -66,7 +66,7 @@ def test_work_that_nobody_waited_for_is_counted(tmp_path: Path) -> None:
         assert seconds["total"] >= seconds["model"] > 0.1 * IMAGES
         for stage in ("decode", "encode"):
             told[stage].append(seconds[stage])
-        alone["decode"].append(cpu_seconds(lambda: [decode(data) for data in files]))
+        alone["decode"].append(cpu_seconds(lambda: [decode_image(data) for data in files]))
         alone["encode"].append(cpu_seconds(lambda: [segment_row(answer) for answer in answers]))
     for stage in ("decode", "encode"):
         assert min(told[stage]) > 0.6 * min(alone[stage]), (told, alone)

@@ -22,8 +22,8 @@ from pipeline.segmentation.model_spec import (
     ModelSpec,
     local_weights,
     with_recommended,
+    with_run_threshold,
     with_size_quantum,
-    with_threshold,
 )
 from pipeline.segmentation.segmenter import Segmenter
 from tests.factories import jpeg, unit_of
@@ -211,7 +211,9 @@ def test_a_new_run_takes_the_threshold_of_its_weights_and_says_so(
 
 def test_a_run_keeps_its_threshold_unless_another_is_asked_for() -> None:
     cases = (({"threshold": 0.85}, None), ({"threshold": 0.6}, 0.7), ({}, None), (None, None))
-    found = [with_threshold(config_with(threshold=asked), run).threshold for run, asked in cases]
+    found = [
+        with_run_threshold(config_with(threshold=asked), run).threshold for run, asked in cases
+    ]
     assert found == [0.85, 0.7, 0.85, None]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.storage.objects import Gets
-from pipeline.storage.storage import Storage, normalize
+from pipeline.storage.storage import Storage, normalize_url
 from tests.servers import S3Server
 
 ODD_NAMES = ["a b.jpg", "q?#%+&.jpg", "日本.jpg", "x<y>.jpg", "pct%20.jpg", "deep/er/z.jpg"]
@@ -123,6 +123,6 @@ def test_an_absent_profile_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert normalize("x/") == str(tmp_path / "x")
-    assert normalize(f"file://{tmp_path}/x") == str(tmp_path / "x")
-    assert normalize("s3://b/x/") == "s3://b/x"
+    assert normalize_url("x/") == str(tmp_path / "x")
+    assert normalize_url(f"file://{tmp_path}/x") == str(tmp_path / "x")
+    assert normalize_url("s3://b/x/") == "s3://b/x"

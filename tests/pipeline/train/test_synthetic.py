@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from detr.inference.preprocess import ImageError, decode
+from detr.inference.decode import ImageError, decode_image
 from pipeline.train.synthetic import (
     MIN_STUFF_AREA,
     MIN_THING_AREA,
@@ -125,7 +125,7 @@ def test_broken_files_cannot_be_decoded_and_have_no_truth(tmp_path: Path) -> Non
     codes = []
     for file in files:
         with pytest.raises(ImageError) as caught:
-            decode(file.read_bytes())
+            decode_image(file.read_bytes())
         codes.append(caught.value.code)
     assert set(codes) == {"empty", "truncated", "not_an_image", "corrupt"}
     assert len(json.loads((tmp_path / "panoptic.json").read_text())["images"]) == 1
