@@ -14,13 +14,13 @@ import ray
 import torch
 import typer
 from ray.exceptions import GetTimeoutError
-from rich.console import Console
+from rich.text import Text
 
 from detr.config import ModelError
 from detr.cuda_settings import why_no_gpu
 from detr.inference.check_gpu import check_gpu
 from detr.inference.decode import ImageError, decode
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, parse_options
 from jobs.submit import submit
 from pipeline.cluster.capacity import capacity
@@ -97,7 +97,7 @@ def doctor(
         }
     )
     checks: list[Check] = []
-    console = Console(highlight=False)
+    console = plain_console()
     with_weights = weights is not None
     found = _checks(config, with_weights=with_weights)
     if address is not None:
@@ -105,7 +105,7 @@ def doctor(
     for check in found:
         checks.append(check)
         if not json_output:
-            mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
+            mark = Text("ok  ", "green") if check.ok else Text("FAIL", "red")
             console.print(mark, f"{check.name}:", end=" ")
             console.print(check.found, markup=False, soft_wrap=True)
             for each in check.store:

@@ -11,11 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, parse_options
 from pipeline.errors import UserError
 from pipeline.report.view import read_image
@@ -92,7 +91,7 @@ def inspect(
 
 
 def _print(seen: Inspection, output: str) -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table("stage", "shape", "in letters", box=None)  # what happens: in the page
     part = ""
     for stage in seen.stages:

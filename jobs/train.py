@@ -16,11 +16,10 @@ from typing import Annotated, Any, cast, get_args
 
 import ray
 import typer
-from rich.console import Console
 
 from detr.config import DetrConfig
 from detr.training.learner import Phase
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, Verbose
 from pipeline.amounts import duration
 from pipeline.cluster import ray_session
@@ -146,7 +145,7 @@ def train(
         launch,  # Ray Train takes seconds to import: no other verb should wait
     )
 
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console(stderr=True, soft_wrap=True)
     training = open_dataset(dataset, images=images, masks=masks, exif=exif)
     training, validation = _validation(training, val, val_images, val_masks, hold)
     config, initial = start(

@@ -11,11 +11,10 @@ from typing import Annotated, Any, Final
 
 import typer
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.errors import UserError
@@ -156,7 +155,7 @@ def view(
         images = [{"file_name": n, **_facts(seen, outputs[n])} for n, seen in views.items()]
         print_json({"contact_sheet": sheet, "images": images})
         return
-    console = Console(highlight=False)
+    console = plain_console()
     for name, seen in views.items():
         segments = counted(len(seen.panoptic.segments), "segment")
         console.print(Text(f"{outputs[name]}  {segments}"), soft_wrap=True)
@@ -236,7 +235,7 @@ def _facts(seen: View, output: str) -> dict[str, Any]:
 
 
 def _print(seen: View, output: str) -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table("id", "category", "kind", "score", "area", box=None)
     for row in seen.segments():
         kind = "thing" if row["isthing"] else "stuff"
