@@ -136,6 +136,11 @@ def as_flag(value: Any) -> bool | None:
     return value == 1 if value in (0, 1) else None
 
 
+def is_text(value: str) -> bool:
+    """Whether text can be written down: JSON's escapes can hold half of a surrogate pair."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
 def _category(index: int, entry: Mapping[str, Any]) -> Category:
     if not isinstance(entry, Mapping):
         raise ModelError(f"categories[{index}] must be an object with id and name, not {entry!r}")
@@ -145,7 +150,7 @@ def _category(index: int, entry: Mapping[str, Any]) -> Category:
         raise ModelError(
             f"categories[{index}].id must be a whole number in 0..2147483647, not {stated!r}"
         )
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or not is_text(name):
         raise ModelError(f"categories[{index}].name must be a name, not {name!r}")
     isthing = as_flag(entry.get("isthing", 1))  # instance files have none
     if isthing is None:

@@ -7,11 +7,12 @@ Only the module of the verb that was asked for is imported: Ray and torch take s
 from __future__ import annotations
 
 import codecs
-import gc
+import io
 import locale
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,15 +24,21 @@ from jobs.verbs import make_app
 from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, UserError
 from pipeline.storage.entry import machine_failure, store_failure
 
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell makes of that signal
 EXIT_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt, ours at SIGTERM included
 
 
 def main() -> None:
     """Entry point. Everything the user can mend is one sentence on stderr."""
+    _open_streams()
     _use_utf8()
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of tags that cost no picture
     signal.signal(signal.SIGTERM, _stop)
     code = run(sys.argv[1:])
-    gc.freeze()  # else the process ends with a second of collecting what torch's modules hold
+    try:
+        sys.stdout.flush()
+    except OSError:  # said already; Python would say it again in its own words
+        _drop_output()
     sys.exit(code)
 
 
@@ -39,6 +46,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line; returns its exit code."""
     try:
         code = make_app(arguments)(list(arguments), standalone_mode=False)
+        sys.stdout.flush()
     except UserError as error:
         return _say(str(error), error.exit_code)
     except TyperException as error:
@@ -53,6 +61,11 @@ def run(arguments: Sequence[str]) -> int:
         if isinstance(error, ModelError):
             return _say(str(error), EXIT_USAGE)
         raise
+    except (BrokenPipeError, SystemExit) as error:
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise  # typer itself makes an exit of a pipe that broke
+        _drop_output()  # whoever read the answer has read enough, as `head` does
+        return EXIT_BROKEN_PIPE
     except Exception as error:
         sentence = store_failure(error) or machine_failure(error)
         if sentence is None:
@@ -61,6 +74,23 @@ def run(arguments: Sequence[str]) -> int:
     if code == EXIT_INTERRUPTED:
         return _stopped()
     return code if isinstance(code, int) else 0
+
+
+def _open_streams() -> None:
+    """Open what is closed (`>&-`), and let each stream take any text: names are of all kinds."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # the lowest that is free
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_output() -> None:
+    """What can't be written any more goes nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _use_utf8() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.errors import EXIT_QUALITY_GATE, UserError
@@ -93,7 +92,7 @@ def show_comparison(comparison: Comparison, verdict: Verdict | None, json_output
         found = {"verdict": verdict.to_json()} if verdict else {}
         print_json({**comparison.to_json(), **found})
         return
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table("", "PQ of A", "PQ of B", "change", "95 % interval", box=None)
     for group, figures in comparison.groups.items():
         table.add_row(group, *_cells(figures["pq"]))
@@ -123,7 +122,7 @@ def show_agreement(agreement: Agreement, json_output: bool) -> None:
     if json_output:
         print_json(agreement.to_json())
         return
-    console = Console(highlight=False)
+    console = plain_console()
     for group, own in agreement.groups.items():
         text = f"{100 * own['pq']:.2f} ({own['n']} classes)" if own["n"] else "no classes"
         console.print(f"{group}: PQ of B with A as truth {text}")

@@ -5,6 +5,7 @@ Everything here goes to stderr, so that stdout holds results alone.
 
 from __future__ import annotations
 
+import codecs
 import json
 import sys
 import time
@@ -20,12 +21,25 @@ from pipeline.progress import Progress, Reporter
 LOG_SECONDS: Final = 15.0
 
 
+def plain_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
+    """A console that writes text as it is: names of files and classes hold brackets and colons,
+    which rich takes for styles and pictures."""
+    options: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
+    return _Console(stderr=stderr, soft_wrap=soft_wrap, **options)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave it to `cli.run`, which ends as other programs do: rich would exit with 1."""
+        raise
+
+
 class ConsoleReporter(Reporter):
     """Notes, and progress with images/s, ETA and counts of ok and error."""
 
     def __init__(self, *, verbose: bool = False) -> None:
         self.verbose = verbose
-        self._console = Console(stderr=True, highlight=False)
+        self._console = plain_console(stderr=True)
         self._live: Live | None = None
         self._logged = 0.0
         self._finished = False
@@ -87,4 +101,5 @@ def progress_line(progress: Progress) -> str:
 
 def print_json(value: Any) -> None:
     """One JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    wide = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    sys.stdout.write(json.dumps(value, ensure_ascii=not wide) + "\n")

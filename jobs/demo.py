@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from jobs.console import ConsoleReporter, print_json
+from jobs.console import ConsoleReporter, plain_console, print_json
 from jobs.options import DEMO_WEIGHTS, JsonOutput, Verbose
 from pipeline.amounts import counted, duration
 from pipeline.config import make_config
@@ -79,7 +78,7 @@ def demo(
         facts = {"images": summary.images, "error": summary.error, "pq": result["All"]}
         print_json({**facts, "recorded": record["All"], "report": written.url})
         return
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table(title="Panoptic quality (%)", box=None)
     for heading in ("", "PQ", "SQ", "RQ", "classes"):
         table.add_column(heading, justify="right")

@@ -11,11 +11,11 @@ from itertools import islice
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from detr.config import ModelError
 from detr.inference.decode import ImageError, decode_image
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, parse_options
 from jobs.submit import submit
 from pipeline.amounts import counted, duration
@@ -91,7 +91,7 @@ def doctor(
         }
     )
     checks: list[Check] = []
-    console = Console(highlight=False)
+    console = plain_console()
     with_weights = weights is not None
     found = _checks(config, with_weights=with_weights)
     if address is not None:
@@ -99,7 +99,7 @@ def doctor(
     for check in found:
         checks.append(check)
         if not json_output:
-            mark = "[green]ok  [/green]" if check.ok else "[red]FAIL[/red]"
+            mark = Text("ok  ", "green") if check.ok else Text("FAIL", "red")
             console.print(mark, f"{check.name}:", end=" ")
             console.print(check.found, markup=False, soft_wrap=True)
             for each in check.store:

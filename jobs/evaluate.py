@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.amounts import counted, duration
 from pipeline.errors import UserError
@@ -76,7 +75,7 @@ def evaluate(
 
     Exit codes: 0 scored, 2 bad input, or something could not be scored (the rest was).
     """
-    console = Console(stderr=True, highlight=False)
+    console = plain_console(stderr=True)
     note: Callable[[str], None] = lambda text: console.print(text, markup=False, soft_wrap=True)  # noqa: E731
     if not truth:
         raise UserError("--truth is missing: give the COCO panoptic JSON of the ground truth")
@@ -135,7 +134,7 @@ def print_result(result: dict[str, Any], json_output: bool) -> None:
     if json_output:
         print_json(result)
         return
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table("", "PQ", "95 % interval", "SQ", "RQ", "classes", box=None)
     for group in ("All", "Things", "Stuff"):
         entry = result[group]

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.errors import UserError
@@ -55,7 +54,7 @@ def export(
     ids = None
     if truth is not None:
         ids = ImageIds.of_truth(truth, parse_options(source_option, "--source-option"))
-    console = Console(stderr=True, highlight=False)
+    console = plain_console(stderr=True)
     with console.status("exporting") as status:
         done = export_run(
             run,
@@ -70,7 +69,7 @@ def export(
     if json_output:
         print_json(asdict(done))
         return
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(
         f"{counted(done.images, 'image')}, {counted(done.segments, 'segment')}", soft_wrap=True
     )

@@ -11,12 +11,11 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from detr.config import THRESHOLD
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, parse_options
 from pipeline.errors import UserError
 from pipeline.report.view import photo_pixels
@@ -80,7 +79,7 @@ def inspect(
     if not isinstance(model, Predictor):
         raise UserError("inspect looks into DETR; other models have no such stages")
     if threshold is None:
-        console = Console(stderr=True, highlight=False)
+        console = plain_console(stderr=True)
         say_recommended(recommended_by(model), lambda text: console.print(text, soft_wrap=True))
     seen = inspect_image(model, image, queries)
     output = output or f"{PurePosixPath(photo).stem}.inspect.html"
@@ -102,7 +101,7 @@ def inspect(
 
 
 def _print(seen: Inspection, output: str) -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table("stage", "shape", "in letters", box=None)  # what happens: in the page
     part = ""
     for stage in seen.stages:

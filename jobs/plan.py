@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from jobs.console import ConsoleReporter, print_json
+from jobs.console import ConsoleReporter, plain_console, print_json
 from jobs.options import JsonOutput, takes_settings
 from pipeline.amounts import counted, duration
 from pipeline.config import RunConfig
@@ -55,7 +54,7 @@ def plan(
     if json_output:
         print_json(facts)
         return
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(
         f"{counted(facts['images'], 'image')} in {counted(facts['shards'], 'shard')}, "
         f"{facts['shards_done']:,} done; {counted(facts['images_to_do'], 'image')} to do"

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.nightly.prune import plan_prune
@@ -43,7 +42,7 @@ def prune(
         facts = {"out": pruning.out, "kept": pruning.kept, "bytes": pruning.bytes}
         print_json({**facts, "deleted": delete, "objects": paths})
         return
-    console = Console(highlight=False)
+    console = plain_console()
     for name in pruning.kept:
         console.print(f"kept: {name}", soft_wrap=True)
     for entry in pruning.objects[:LISTED]:

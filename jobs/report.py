@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.report.page import CARDS, write_report
 from pipeline.run.snapshots import open_snapshot
@@ -51,7 +50,7 @@ def report(
     panoptic report s3://bucket/new --compare s3://bucket/old --output new.html
     """
     options = parse_options(out_option, "--out-option")
-    console = Console(stderr=True, highlight=False)
+    console = plain_console(stderr=True)
     written = write_report(
         open_snapshot(out, options),
         evaluation=evaluation,
@@ -65,7 +64,7 @@ def report(
         print_json({"report": written.url, "bytes": written.bytes})
     else:
         line = f"{written.url}  ({written.bytes / 1e6:.1f} MB)"
-        Console(highlight=False).print(Text(line), soft_wrap=True)
+        plain_console().print(Text(line), soft_wrap=True)
     if open_it:
         page = _local(written.url, options if output is None else {})
         if not webbrowser.open(page.as_uri()):

@@ -6,9 +6,8 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.nightly.rollback import rollback as roll_back
 
@@ -34,5 +33,5 @@ def rollback(
     if json_output:
         print_json(asdict(moved))
         return
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(f"{moved.out}: {moved.before} -> {moved.after}", soft_wrap=True)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.json_logs import reporting
 from jobs.options import JsonLogs, JsonOutput, Verbose, refuse_absent, takes_settings
 from pipeline.amounts import counted, duration
@@ -50,7 +48,7 @@ def print_summary(summary: Summary, json_output: bool) -> None:
     if json_output:
         print_json(asdict(summary))
         return
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(
         f"{counted(summary.images, 'image')}: {summary.ok:,} ok, "
         f"{counted(summary.error, 'error')}, in {summary.shards_done:,} of "

@@ -9,11 +9,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.errors import UserError
@@ -63,7 +62,7 @@ def sql(
         listed = [[_plain(value) for value in row.values()] for row in rows.to_pylist()]
         print_json({"columns": answer.column_names, "rows": listed, "total": answer.num_rows})
         return
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table(box=None)
     for field in answer.schema:
         number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
@@ -96,7 +95,7 @@ def _list_views(
     if json_output:
         print_json(views)
         return
-    console = Console(highlight=False)
+    console = plain_console()
     for name, columns in views.items():
         console.print(Text(name, style="bold"))
         for column, kind in columns:
@@ -113,9 +112,7 @@ def _write(answer: pa.Table, output: Path) -> None:
             pyarrow.csv.write_csv(answer, output)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"can't write --output {output}: {error}") from error
-    Console(highlight=False).print(
-        Text(f"{counted(answer.num_rows, 'row')} in {output}"), soft_wrap=True
-    )
+    plain_console().print(Text(f"{counted(answer.num_rows, 'row')} in {output}"), soft_wrap=True)
 
 
 def _cell(value: Any) -> str:

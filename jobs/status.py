@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.amounts import counted, duration
 from pipeline.run.lease import read_holder
@@ -31,7 +30,7 @@ def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutpu
     if json_output:
         print_json(facts)
         return
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(f"{facts['out']}  (from {facts['source']})", soft_wrap=True)
     console.print(
         f"generation {facts['generation']} ({facts['reason']}): {facts['shards_done']:,} of "
@@ -118,7 +117,7 @@ def errors(
     if json_output:
         print_json({"errors": dict(counts), "images": rows})
         return
-    console = Console(highlight=False)
+    console = plain_console()
     if not counts:
         console.print("no errors")
         return

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput
 from jobs.parcel import check_runtime_env, pack, stage_code
 from jobs.verbs import VERBS
@@ -68,7 +67,7 @@ def submit(
         raise UserError(f"submit needs -- and a verb after it, one of: {known}")
     from jobs.submission import RETRIED, JobServer
 
-    console = Console(stderr=True, highlight=False)
+    console = plain_console(stderr=True)
 
     def note(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
@@ -134,7 +133,7 @@ def jobs(address: Address, wait_head: WaitSeconds = 5.0, json_output: JsonOutput
     """
     from jobs.submission import JobServer
 
-    console = Console(highlight=False)
+    console = plain_console()
     cluster = JobServer(address, wait_seconds=wait_head, note=lambda text: None)
     found = [
         {

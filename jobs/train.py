@@ -15,11 +15,10 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final, cast, get_args
 
 import typer
-from rich.console import Console
 
 from detr.config import DetrConfig
 from detr.training.phases import Phase, learns_masks
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, Verbose, example_option, from_file
 from pipeline.amounts import counted, duration
 from pipeline.errors import UserError
@@ -159,7 +158,7 @@ def train(
         panoptic train --example > train.toml && panoptic train --config train.toml
     """
     checked_phase = _phase(phase)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = plain_console(stderr=True, soft_wrap=True)
     training = open_dataset(dataset, images=images, masks=masks, exif=exif)
     training, validation = _validation(training, val, val_images, val_masks, hold)
     import ray

@@ -6,9 +6,8 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.config import make_config
@@ -93,7 +92,7 @@ def _recompute(
 
 
 def _print(facts: dict[str, Any]) -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     console.print(
         f"snapshot {facts['snapshot']}: {counted(facts['images'], 'image')} in the manifest, "
         f"{counted(facts['rows'], 'row')} in {counted(facts['shards'], 'shard')} "

@@ -11,12 +11,11 @@ from typing import Annotated, Any, Final
 
 import typer
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from detr.config import THRESHOLD
-from jobs.console import print_json
+from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.errors import UserError
@@ -110,8 +109,8 @@ def view(
     panoptic view s3://bucket/out --worst 20 --folder worst
     """
     options = parse_options(source_option, "--source-option")
-    aside = Console(stderr=True, highlight=False)
-    note: Callable[[str], None] = lambda text: aside.print(text, markup=False, soft_wrap=True)  # noqa: E731
+    aside = plain_console(stderr=True)
+    note: Callable[[str], None] = lambda text: aside.print(text, soft_wrap=True)  # noqa: E731
     if len([way for way in (file_names, at_random, worst) if way]) > 1:
         raise UserError("choose images by name, by --random or by --worst: one of them at a time")
     single = folder is None and not (at_random or worst) and len(set(file_names or ())) < 2
@@ -166,7 +165,7 @@ def view(
         images = [{"file_name": n, **_facts(seen, outputs[n])} for n, seen in views.items()]
         print_json({"contact_sheet": sheet, "images": images})
         return
-    console = Console(highlight=False)
+    console = plain_console()
     for name, seen in views.items():
         segments = counted(len(seen.panoptic.segments), "segment")
         console.print(Text(f"{outputs[name]}  {segments}"), soft_wrap=True)
@@ -246,7 +245,7 @@ def _facts(seen: View, output: str) -> dict[str, Any]:
 
 
 def _print(seen: View, output: str) -> None:
-    console = Console(highlight=False)
+    console = plain_console()
     table = Table("id", "category", "kind", "score", "area", box=None)
     for row in seen.segments():
         kind = "thing" if row["isthing"] else "stuff"

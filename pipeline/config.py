@@ -221,7 +221,12 @@ def _sentence(error: ValidationError, kind: type[RunConfig], toml: str | None) -
         flag = "SOURCE" if name == "source" else f"--{name}"
         description = kind.model_fields[name].description or ""
         return f"{flag} is needed{where}: {description[:1].lower()}{description[1:].rstrip('.')}"
-    flag = "--" + name.replace("_", "-")
+    flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
+    if first["type"] == "string_unicode":
+        shown = (
+            str(first["input"]).encode(errors="surrogateescape").decode(errors="backslashreplace")
+        )
+        return f"{flag} {shown} is not UTF-8: rename it, or give a link to it with another name"
     return f"{flag} {first['input']!r}{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 

@@ -17,7 +17,21 @@ from pipeline.errors import UserError
 # Where the data is and who pays, not who may read it. Of S3, GCS and Azure, as fsspec names them.
 KEPT_OPTIONS: Final = (
     *("region", "region_name", "endpoint_url", "profile", "anon", "anonymous", "requester_pays"),
+    *("addressing_style", "verify"),
     *("account_name", "account_host", "project"),
+)
+# The same of S3 as other clients name them; a test compares them with those that are known.
+OTHER_NAMES: Final = frozenset(
+    {
+        *("profile_name", "aws_profile", "aws_region", "aws_default_region", "default_region"),
+        *("endpoint", "aws_endpoint", "aws_endpoint_url", "endpoint_override"),
+        *("skip_signature", "aws_skip_signature", "no_sign_request", "anonymous", "region_name"),
+        *("request_payer", "aws_request_payer", "requestpayer"),
+        *("s3_addressing_style", "virtual_hosted_style_request", "force_path_style"),
+        *("aws_virtual_hosted_style_request", "force_virtual_addressing"),
+        *("ssl_verify", "verify_ssl", "no_verify_ssl", "allow_invalid_certificates"),
+        *("ca_bundle", "aws_ca_bundle", "root_certificate"),
+    }
 )
 # URLs in which the part before @ is a container, as Azure writes them: no name and no password.
 CONTAINER_SCHEMES: Final = ("abfs", "abfss", "wasb", "wasbs")
@@ -38,12 +52,16 @@ _SECRET_NAME: Final = re.compile(
 
 def kept(options: Mapping[str, str]) -> dict[str, str]:
     """The options that may be written down and sent."""
-    return {name: value for name, value in options.items() if name in KEPT_OPTIONS}
+    return {name: value for name, value in options.items() if _is_kept(name)}
 
 
 def withheld(options: Mapping[str, str]) -> list[str]:
     """The names of all others."""
-    return sorted(name for name in options if name not in KEPT_OPTIONS)
+    return sorted(name for name in options if not _is_kept(name))
+
+
+def _is_kept(name: str) -> bool:
+    return name in KEPT_OPTIONS or name.lower().replace("-", "_") in OTHER_NAMES
 
 
 def refuse_user_info(url: str, what: str | None = None) -> None:

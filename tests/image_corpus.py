@@ -334,6 +334,12 @@ def _tiffs() -> Iterator[Picture]:
         "unknown-compression": tiff(rgb.copy(), 1, compression=34999),
     }.items():
         yield Picture(f"tiff-{name}", data, "unsupported")
+    # A camera's raw file begins with a preview; DNG says its version.
+    for name, tags in {"nef": {254: 1, 330: 8}, "dng": {50706: b"\1\4\0\0"}}.items():
+        yield Picture(f"tiff-{name}", encode(_image(), "TIFF", tiffinfo=tags), "unsupported")
+    yield Picture("tiff-cr2", b"II*\0\x10\0\0\0CR\2\0" + tiff(rgb.copy(), 1)[12:], "unsupported")
+    reduced = encode(_image(), "TIFF", tiffinfo={254: 1})  # and nothing larger beside it
+    yield Picture("tiff-reduced", reduced, rgb)
 
 
 def _others() -> Iterator[Picture]:
@@ -370,6 +376,8 @@ def _others() -> Iterator[Picture]:
     for sampling in ("4:4:4", "4:2:0"):
         data = encode(_image(), "AVIF", subsampling=sampling)
         yield Picture(f"avif-{sampling.replace(':', '')}", data, _shown(data))
+    general = data[:8] + b"mif1" + data[12:]  # its own brand stands behind
+    yield Picture("avif-general-brand", general, _shown(data))
     for mode in ("L", "RGB", "RGBA"):
         data = encode(_image(mode), "JPEG2000")
         yield Picture(f"jp2-{mode}", data, _shown(data))
@@ -389,6 +397,16 @@ def _others() -> Iterator[Picture]:
 def _no_pictures() -> Iterator[Picture]:
     for name, head in {
         "heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "heic-general-brand": b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic",
+        "heic-sequence": b"\0\0\0\x18ftypmsf1\0\0\0\0msf1hevc",
+        "heif-avc": b"\0\0\0\x18ftypavci\0\0\0\0mif1avci",
+        "jxr": b"II\xbc\1",
+        "pam": b"P7\nWIDTH 4\nHEIGHT 4\n",
+        "pfm": b"PF\n4 4\n-1.0\n",
+        "icns": b"icns\0\0\1\0",
+        "dicom": bytes(128) + b"DICM",
+        "eps": b"\xc5\xd0\xd3\xc6",
+        "svg-behind-a-comment": b"\xef\xbb\xbf<!-- made by hand --><svg>",
         "jxl": b"\0\0\0\x0cJXL \r\n\x87\n",
         "psd": b"8BPS\0\1",
         "svg": b'<?xml version="1.0"?><svg width="9"></svg>',
@@ -403,6 +421,8 @@ def _no_pictures() -> Iterator[Picture]:
         "archive": b"PK\3\4",
         "video": b"\0\0\0\x18ftypmp42",
         "zeros": bytes(64),
+        "text-like-bmp": b"BMW and others",
+        "text-like-ppm": b"P3 is the third part.",
         "resource-fork": b"\0\5\x16\7\0\2\0\0Mac OS X        ",
     }.items():
         yield Picture(name, head + bytes(200), "not_an_image")

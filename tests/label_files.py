@@ -38,6 +38,7 @@ class Deviation:
     segment: str | None = None
     raw: Callable[[bytes], bytes] = field(default=lambda data: data, kw_only=True)
     png: Callable[[bytes], bytes] = field(default=lambda data: data, kw_only=True)
+    ascii: bool = field(default=False, kw_only=True)  # all other letters as escapes
 
 
 def document() -> Document:
@@ -77,7 +78,8 @@ def write(folder: Path, deviation: Deviation) -> Path:
     changed = document()
     deviation.change(changed, folder)
     path = folder / "panoptic.json"
-    path.write_bytes(deviation.raw(json.dumps(changed, ensure_ascii=False).encode()))
+    text = json.dumps(changed, ensure_ascii=deviation.ascii)
+    path.write_bytes(deviation.raw(text.encode()))
     return path
 
 
@@ -158,6 +160,9 @@ def _moved(name: str) -> Callable[[Document, Path], object]:
 
 NO_UTF8 = "UTF-8"
 SEGMENTS = ["segments_info"] * 2
+HALF = "a\ud83d"
+HALVES = ["half a character"] * 3
+TWO, NAME, MISSING, NO_FILE = HALVES[:2], ["name"] * 2, ["missing"] * 2, ["no file", "missing"]
 CATEGORY_ID = ["category_id"] * 2
 
 
@@ -198,6 +203,8 @@ DEVIATIONS = (
     Deviation("colours of four floats", _each("categories", color=[1.0, 2.0, 3.0, 255.0])),
     Deviation("areas as text", _each("segments", area=str)),
     Deviation("areas that are NaN", _each("segments", area=float("nan"))),
+    Deviation("areas beyond 64 bits", _each("segments", area=2**70)),
+    Deviation("areas below zero", _each("segments", area=-1)),
     Deviation("areas left out", _without("segments", "area", "bbox")),
     # Sizes
     Deviation("no height and width", _without("images", "height", "width")),
@@ -215,6 +222,14 @@ DEVIATIONS = (
     Deviation("names null", _each("images", file_name=None), *["file_name"] * 3),
     Deviation("names as numbers", _each("images", file_name=7), *["file_name"] * 3),
     Deviation("maps without a name", _without("annotations", "file_name"), *["file_name"] * 2),
+    # Text that is none, and names of no file
+    Deviation("half a letter in a name", _each("images", file_name=HALF), *HALVES, ascii=True),
+    Deviation("half a letter in a map", _each("annotations", file_name=HALF), *TWO, ascii=True),
+    Deviation("half a letter in an id", _both("", id=lambda i: f"{i}{HALF}"), *TWO, ascii=True),
+    Deviation("half a letter in a class", _each("categories", name=HALF), *NAME, ascii=True),
+    Deviation("a zero byte in a map", _each("annotations", file_name="a\0.png"), *MISSING),
+    Deviation("a map's name too long", _each("annotations", file_name="a" * 300), *NO_FILE),
+    Deviation("a map's name a folder", _each("annotations", file_name="."), *NO_FILE),
     # Lists
     Deviation("images twice", _set("images", lambda images: images * 2)),
     Deviation("annotations twice", _set("annotations", lambda annotations: annotations * 2)),
@@ -246,6 +261,7 @@ DEVIATIONS = (
     Deviation("images as an object", _set("images", lambda i: {"1": i[0]}), *["images"] * 3),
     Deviation("images as names", _set("images", lambda i: ["1.jpg"]), *["images"] * 3),
     Deviation("an instance file", _set("annotations", lambda a: [{"image_id": 1}]), *SEGMENTS),
+    Deviation("a list twice", _same, *["twice"] * 3, raw=lambda d: d[:-1] + b', "images": []}'),
     # Files
     Deviation("a byte order mark", raw=lambda data: b"\xef\xbb\xbf" + data),
     Deviation("indented", raw=lambda data: json.dumps(json.loads(data), indent=4).encode()),

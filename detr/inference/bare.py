@@ -11,16 +11,21 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
+from itertools import islice
 from typing import Final, NamedTuple
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 MOST_PARTS: Final = 20_000  # of a header; a real one has tens, PIL takes microseconds for each
 MOST_EXTRAS: Final = 200  # tried one by one; of more, none is kept
 GIF_EXTRA_BYTES: Final = 1 << 20  # PIL joins a comment's blocks in quadratic time
+TAG_SHARE: Final = 4  # times the file's own size: tags of a sound file share no bytes
+TAG_BYTES: Final = 16 << 20
 
 _CRITICAL: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _MARKER: Final = re.compile(rb"\xff+([\x01-\xfe])")
+_TIFF_START: Final = re.compile(rb"II\*\0|MM\0\*")
 _STANDALONE: Final = (0x01, *range(0xD0, 0xD8))
+_EXIF: Final = 0xE1
 _SCAN: Final = 0xDA
 _END: Final = 0xD9
 # Tables, frame headers and restart intervals: without these there are no pixels.
@@ -28,6 +33,9 @@ _FRAMES: Final = frozenset(range(0xC0, 0xD0)) | {0xDB, 0xDC, 0xDD, 0xDE, 0xDF, _
 # Progressive frames; restart intervals, before which a decoder passes over whatever it finds.
 _RESUMED: Final = frozenset((0xC2, 0xC6, 0xCA, 0xCE, 0xDD))
 _SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by PNG's colour type
+
+# Of a value of each type of TIFF's.
+_TAG_BYTES: Final = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 Accepts = Callable[[bytes], bool]
 
@@ -102,13 +110,53 @@ def header_is_endless(data: bytes, name: str) -> bool:
             parts = png_parts(data, MOST_PARTS)
             return len(parts) == MOST_PARTS and all(part.kind != b"IDAT" for part in parts)
         case "JPEG":
-            few = len(jpeg_parts(data, MOST_PARTS)) < MOST_PARTS
+            parts = jpeg_parts(data, MOST_PARTS)
             # PIL walks through fill bytes one by one.
-            return not few or data.find(b"\xff" * MOST_PARTS, 0, 64 * MOST_PARTS) >= 0
+            filled = data.find(b"\xff" * MOST_PARTS, 0, 64 * MOST_PARTS) >= 0
+            return len(parts) == MOST_PARTS or filled or repeats_its_tags(_exif(data, parts))
         case "GIF":
             return _gif_extra_bytes(data) > GIF_EXTRA_BYTES
+        case "TIFF":
+            return repeats_its_tags(data)
+        case "AVIF":
+            starts = (found.start() for found in islice(_TIFF_START.finditer(data), MOST_EXTRAS))
+            return any(repeats_its_tags(data[start:]) for start in starts)
         case _:
             return False
+
+
+def repeats_its_tags(data: bytes) -> bool:
+    """Whether the tags of a TIFF, or of EXIF, hold many times the bytes of the file.
+
+    PIL copies the bytes of each tag, and tags may share them: 64 KB of EXIF could take 300 MB, and
+    10 MB of TIFF more than any machine has.
+    """
+    if data[:2] not in (b"II", b"MM"):
+        return False
+    order = "<" if data[:2] == b"II" else ">"
+    big = data[2:4] in (b"+\0", b"\0+")
+    count, start, entry = ("Q", "Q", "HHQQ") if big else ("H", "I", "HHII")
+    try:
+        (at,) = struct.unpack_from(order + start, data, 8 if big else 4)
+        (tags,) = struct.unpack_from(order + count, data, at)
+    except struct.error:
+        return False
+    at += struct.calcsize(order + count)
+    step = 20 if big else 12
+    end = min(at + tags * step, len(data) - step + 1)
+    total = 0
+    for place in range(at, end, step):
+        _, kind, values, offset = struct.unpack_from(order + entry, data, place)
+        length = _TAG_BYTES.get(kind, 1) * values
+        total += length if offset + length <= len(data) else 0
+    return total > TAG_SHARE * len(data) + TAG_BYTES
+
+
+def _exif(data: bytes, parts: list[Piece]) -> bytes:
+    """The EXIF of a JPEG, which PIL puts together from all segments that hold some."""
+    marker = b"Exif\0\0"
+    found = (data[part.start + 4 : part.end] for part in parts if part.kind[0] == _EXIF)
+    return b"".join(each.removeprefix(marker) for each in found if each.startswith(marker))
 
 
 def _bare_png(data: bytes, accepts: Accepts) -> bytes | None:

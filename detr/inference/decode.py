@@ -45,9 +45,15 @@ from PIL import (  # imported for what they register
     WebPImagePlugin,  # noqa: F401
 )
 
-from detr.first_bytes import first_bytes
-from detr.inference.bare import MOST_PARTS, bare, header_is_endless, jpeg_parts, with_end
-from detr.inference.formats import is_cut_short, known_format
+from detr.inference.bare import (
+    MOST_PARTS,
+    bare,
+    header_is_endless,
+    jpeg_parts,
+    repeats_its_tags,
+    with_end,
+)
+from detr.inference.formats import is_cut_short, known_format, may_begin, no_picture
 from detr.inference.heavy import (
     SECONDS,
     TooSlowError,
@@ -61,6 +67,11 @@ MAX_PIXELS: Final = 178_956_970
 INFLATED_BYTES: Final = 1 << 20  # at a time, where a stream is only checked
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
+
+# Tags of a TIFF.
+_SUBFILE: Final = 254  # bit 0: a page of reduced size
+_SUB_IFDS: Final = 330
+_DNG_VERSION: Final = 50706
 
 _ORIENTATION: Final = 274  # the EXIF tag, and what undoes each of its values
 _UPRIGHT: Final = {
@@ -293,7 +304,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, bytes]:
         if header_is_endless(data, name):
             file = bare(data, name, lambda _: False) or data
             if header_is_endless(file, name):
-                raise ImageError("too_slow", f"the {name}'s header has over {MOST_PARTS} parts")
+                raise ImageError("too_slow", f"the {name}'s header promises endless work")
         try:
             image, file = _read_header(file, name)
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -301,6 +312,8 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, bytes]:
         except _DAMAGE as error:
             failure = _damaged(data, name, error)
             continue
+        if name == "TIFF" and _is_preview(image):
+            raise ImageError("unsupported", "camera raw files can't be read, only their previews")
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError(
@@ -311,7 +324,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, bytes]:
         raise failure
     if (known := known_format(data)) is not None:
         raise ImageError("unsupported", f"{known} files can't be read")
-    raise ImageError("not_an_image", f"no image format begins with {first_bytes(data)}")
+    raise ImageError("not_an_image", no_picture(data))
 
 
 def begins_as_picture(data: bytes) -> bool:
@@ -322,7 +335,11 @@ def begins_as_picture(data: bytes) -> bool:
 def _begins_as(data: bytes, name: str) -> bool:
     accept = Image.OPEN[name][1]
     # A string says that this build of PIL has no decoder: unsupported.
-    return accept is not None and accept(bytes(data[:16])) is True
+    if accept is None or accept(bytes(data[:16])) is not True:
+        return False
+    if name in ("AVIF", "TIFF"):  # HEIC and raw files begin so, too
+        return known_format(data) in ("AVIF", "TIFF", "BigTIFF")
+    return may_begin(data, name)
 
 
 def _factory(name: str) -> Callable[[io.BytesIO, str], ImageFile.ImageFile]:
@@ -352,17 +369,18 @@ def _accepts(name: str) -> Callable[[bytes], bool]:
 
 
 def _damaged(data: bytes, name: str, error: BaseException) -> ImageError:
+    reason = re.sub(r"\bb'([^']*)'", r"\1", str(error))  # PIL writes names of chunks so
     if isinstance(error, NotImplementedError) or _NO_CODE.search(str(error)):
-        return ImageError("unsupported", f"{name}: {error}")
+        return ImageError("unsupported", f"{name}: {reason}")
     if name == "TIFF" and isinstance(error.__cause__, KeyError):  # of its table of compressions
-        return ImageError("unsupported", f"TIFF: unknown compression {error}")
+        return ImageError("unsupported", f"TIFF: unknown compression {reason}")
     if name == "PNG" and data[12:16] == b"CgBI":
         return ImageError("unsupported", "PNG of Apple's own kind (CgBI)")
     if is_cut_short(data, name) or "truncated" in str(error).lower():
-        return ImageError("truncated", f"the {name} ends before its picture does: {error}")
+        return ImageError("truncated", f"the {name} ends before its picture does: {reason}")
     if name == "JPEG" and (process := _rare_process(data)) is not None:
-        return ImageError("unsupported", f"JPEG of process SOF{process}: {error}")
-    return ImageError("corrupt", f"damaged {name}: {error}")
+        return ImageError("unsupported", f"JPEG of process SOF{process}: {reason}")
+    return ImageError("corrupt", f"damaged {name}: {reason}")
 
 
 def _rare_process(data: bytes) -> int | None:
@@ -373,6 +391,14 @@ def _rare_process(data: bytes) -> int | None:
         if 0xC3 <= part.kind[0] <= 0xCF and part.kind[0] not in (0xC4, 0xC8, 0xCC)
     ]
     return frames[0] if frames else None
+
+
+def _is_preview(image: ImageFile.ImageFile) -> bool:
+    """Whether the first page of a TIFF, which PIL reads, is a preview: of a camera's raw file."""
+    tags: Any = getattr(image, "tag_v2", {})
+    kind = tags.get(_SUBFILE, 0)
+    reduced = isinstance(kind, int) and bool(kind & 1) and _SUB_IFDS in tags
+    return reduced or _DNG_VERSION in tags
 
 
 def _check_png(data: bytes) -> None:
@@ -418,6 +444,8 @@ def _orientation(image: ImageFile.ImageFile) -> int:
     """1..8 as in EXIF; 1 where there is none or it can't be read."""
     if image.format == "TIFF":
         return 1  # PIL turns these itself while it decodes, and swaps the header's size
+    if repeats_its_tags(image.info.get("exif", b"").removeprefix(b"Exif\0\0")):
+        return 1
     try:
         # The base class's: PNG's own would decode the file to look for a tag after the pixels.
         value = Image.Image.getexif(image).get(_ORIENTATION, 1)

@@ -8,12 +8,16 @@ files that decode.
 
 from __future__ import annotations
 
+import re
 from typing import Final
+
+from detr.first_bytes import first_bytes
 
 _KNOWN: Final[tuple[tuple[bytes, str], ...]] = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\x8aMNG", "MNG"),
+    (b"\x8bJNG", "JNG"),
     (b"GIF8", "GIF"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
@@ -21,22 +25,40 @@ _KNOWN: Final[tuple[tuple[bytes, str], ...]] = (
     (b"MM\0+", "BigTIFF"),
     (b"IIRO", "Olympus raw"),
     (b"IIU\0", "Panasonic raw"),
+    (b"IIRS", "Olympus raw"),
+    (b"MMOR", "Olympus raw"),
     (b"FUJIFILM", "Fujifilm raw"),
+    (b"FOVb", "Sigma raw"),
+    (b"\0MRM", "Minolta raw"),
     (b"8BPS", "Photoshop"),
     (b"\0\0\1\0", "icon"),
+    (b"\0\0\2\0\1\0", "cursor"),
+    (b"icns", "icon"),
+    (b"II\xbc\1", "JPEG XR"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cjP  ", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\x76\x2f\x31\x01", "OpenEXR"),
     (b"#?RADIANCE", "Radiance HDR"),
+    (b"#?RGBE", "Radiance HDR"),
     (b"DDS ", "DirectDraw surface"),
     (b"qoif", "QOI"),
     (b"gimp xcf", "GIMP"),
     (b"%PDF-", "PDF"),
     (b"%!PS", "PostScript"),
+    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (b"P7\n", "PAM"),
+    (b"PF\n", "PFM"),
+    (b"AT&TFORM", "DjVu"),
+    (b"FLIF", "FLIF"),
+    (b"BPG\xfb", "BPG"),
+    (b"\x01\xda\x01", "SGI"),
+    (b"\x59\xa6\x6a\x95", "Sun raster"),
+    (b"\xd7\xcd\xc6\x9a", "WMF"),
+    (b"\xabKTX", "KTX"),
+    (b"/* XPM", "XPM"),
     (b"SIMPLE  =", "FITS"),
-    (b"<svg", "SVG"),
 )
 
 # Brands of the ISO container (bytes 8..12 after "ftyp") that hold pictures.
@@ -48,25 +70,75 @@ _BRANDS: Final = {
     b"heim": "HEIC",
     b"heis": "HEIC",
     b"hevc": "HEIC",
+    b"hevx": "HEIC",
+    b"hevm": "HEIC",
+    b"hevs": "HEIC",
+    b"heif": "HEIF",
     b"mif1": "HEIF",
+    b"mif2": "HEIF",
     b"msf1": "HEIF",
+    b"miaf": "HEIF",
+    b"avci": "HEIF",
+    b"avcs": "HEIF",
+    b"jpeg": "HEIF",
+    b"j2ki": "HEIF",
+    b"jxs ": "JPEG XS",
     b"crx ": "Canon raw",
 }
+MOST_BRANDS: Final = 100  # of a container; a real one has ten
+_BMP_HEADERS: Final = (12, 16, 40, 52, 56, 64, 108, 124)
+_SVG_START: Final = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!--|!DOCTYPE svg|svg)")
+_PPM_HEADER: Final = re.compile(rb"P[1-6fy]\s+[\d#]")
 
 
 def known_format(data: bytes) -> str | None:
     """The name of the picture format whose signature `data` bears, or None."""
     if data[4:8] == b"ftyp":
-        return _BRANDS.get(bytes(data[8:12]))
+        return _of_brands(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WebP"
     if data[:2] == b"BM" and data[6:10] == b"\0\0\0\0":
         return "BMP"
+    if data[:4] == b"II*\0" and data[8:10] == b"CR":
+        return "Canon raw"
     for signature, name in _KNOWN:
         if data.startswith(signature):
             return name
-    head = bytes(data[:1024]).lstrip()
-    return "SVG" if head.startswith(b"<?xml") and b"<svg" in head else None
+    if data[128:132] == b"DICM":
+        return "DICOM"
+    if data[:4] == b"\1\0\0\0" and data[40:44] == b" EMF":
+        return "EMF"
+    head = bytes(data[:4096])
+    return "SVG" if _SVG_START.match(head) and re.search(rb"<svg\b|<!DOCTYPE svg", head) else None
+
+
+def _of_brands(data: bytes) -> str | None:
+    """What an ISO container holds: a general major brand says less than the others beside it."""
+    major = _BRANDS.get(bytes(data[8:12]))
+    if major != "HEIF":
+        return major
+    end = min(int.from_bytes(data[:4], "big"), len(data), 16 + 4 * MOST_BRANDS)
+    others = {_BRANDS.get(bytes(data[at : at + 4])) for at in range(16, end, 4)}
+    return next((name for name in ("AVIF", "HEIC") if name in others), major)
+
+
+def may_begin(data: bytes, name: str) -> bool:
+    """Whether a file that begins with the two letters of a BMP or PPM goes on like one.
+
+    Texts may begin so, too. True for formats whose signature no text has.
+    """
+    match name:
+        case "BMP":
+            return int.from_bytes(data[14:18], "little") in _BMP_HEADERS or len(data) < 18
+        case "PPM":
+            return _PPM_HEADER.match(data) is not None
+        case _:
+            return True
+
+
+def no_picture(data: bytes) -> str:
+    """The message of a file that is no picture at all."""
+    return f"no image format begins with {first_bytes(data)}"
 
 
 def is_cut_short(data: bytes, name: str) -> bool:

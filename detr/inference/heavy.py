@@ -27,6 +27,8 @@ SCANNED_PIXELS: Final = 4_000_000_000  # scans times pixels: 5 s at most; a phot
 INFLATED_BYTES: Final = 1_000_000_000
 PNG_CHUNKS: Final = 300_000  # PIL takes 3 us for each
 PYTHON_PIXELS: Final = 2_000_000  # of formats that PIL decodes in Python, about 1 us each
+# Of formats whose decoders may take a microsecond for a pixel, whatever the size of the file.
+CODED_PIXELS: Final = {"JPEG2000": 20_000_000, "AVIF": 50_000_000}
 _START_SECONDS: Final = 60  # of the process, on a machine that is busy
 _BITS: Final = {"1": 1, "L": 8, "P": 8, "LA": 16, "I;16": 16, "I;16B": 16, "RGB": 24, "RGBA": 32}
 _PLAIN: Final = re.compile(rb"P[123]\s")
@@ -50,6 +52,9 @@ def heavy_work(data: bytes, name: str, mode: str, pixels: int) -> str | None:
                 return f"{inflated} bytes of pixels"
             if len(data) > 12 * PNG_CHUNKS and len(png_parts(data, PNG_CHUNKS)) == PNG_CHUNKS:
                 return f"more than {PNG_CHUNKS} chunks"
+        case "JPEG2000" | "AVIF":
+            if pixels > CODED_PIXELS[name]:
+                return f"{pixels} pixels of {name}"
         case "BMP" | "DIB":
             if pixels > PYTHON_PIXELS and data[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
                 return f"{pixels} pixels as run lengths"

@@ -28,6 +28,7 @@ IDLE_MILLISECONDS: Final = 300_000
 # What a socket's path may hold, and what Ray adds to its folder: a session's and a socket's name.
 SOCKET_BYTES: Final = 107
 RAY_BYTES: Final = len("/session_2026-11-27_13-00-00_123456_4194304/sockets/plasma_store.123")
+SHARED_MEMORY: Final = "/dev/shm"
 PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
@@ -101,6 +102,8 @@ def start_here(**settings: Any) -> None:
             return
         except Exception as error:
             if SLOW_START not in str(error):
+                if (why := unfit_machine(error)) is not None:
+                    raise UserError(why) from error
                 raise
             ray.shutdown()
             if not left:
@@ -108,6 +111,18 @@ def start_here(**settings: Any) -> None:
                     "Ray did not start on this machine, most likely because it is too busy: run "
                     "the same command again"
                 ) from error
+
+
+def unfit_machine(error: Exception) -> str | None:
+    """The sentence for a machine without the shared memory that Ray keeps its objects in."""
+    first_line = str(error).strip().split("\n", 1)[0]
+    if not Path(SHARED_MEMORY).is_dir() or SHARED_MEMORY in str(error):
+        return (
+            f"Ray can't start on this machine without room in {SHARED_MEMORY}: {first_line} (give "
+            "the container more, as docker does with --shm-size=2g, and Kubernetes with an "
+            "emptyDir of medium Memory)"
+        )
+    return None
 
 
 def short_folder() -> str | None:

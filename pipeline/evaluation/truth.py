@@ -36,7 +36,7 @@ from pipeline.planning.coco_panoptic import CocoFile
 from pipeline.planning.manifest import stage_manifest
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.run import Run
-from pipeline.storage.entry import Entry, as_user_error
+from pipeline.storage.entry import Entry, as_user_error, classify
 from pipeline.storage.objects import place_of, read_named
 from pipeline.storage.storage import Storage
 
@@ -300,6 +300,10 @@ def convert_row(row: dict[str, Any], masks: Storage, *, truth: bool = True) -> d
         data = read_named(masks, row["png"])
     except FileNotFoundError:
         return problem_row(row, f"{where} is missing")
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:
+        if classify(error)[0] == "not_found":  # a name that no file can have
+            return problem_row(row, f"{where} is no file")
         raise as_user_error(error, f"can't read {where}") from error
     return row_of(row, data, truth=truth)

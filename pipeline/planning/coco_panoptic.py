@@ -21,7 +21,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from detr.categories import Categories, as_flag, as_int
+from detr.categories import Categories, as_flag, as_int, is_text
 from detr.config import ModelError
 from pipeline.errors import UserError
 from pipeline.storage.entry import as_user_error
@@ -29,6 +29,8 @@ from pipeline.storage.storage import open_file
 
 CHUNK: Final = 1 << 20
 MAX_ID: Final = 2**24 - 1
+MOST_PIXELS: Final = 2**62  # no picture has as many
+LISTS: Final = ("images", "annotations", "categories")
 _DECODER: Final = json.JSONDecoder()
 _SPACE: Final = " \t\r\n"
 
@@ -157,10 +159,14 @@ def _items(text: _Text) -> Iterator[tuple[str, Any]]:
     if text.peek() == "}":
         text.take("}")
         return
+    seen: set[str] = set()
     while True:
         key = text.value()
         if not isinstance(key, str):
             raise _MalformedError(f"found {key!r} where a key belongs")
+        if key in seen and key in LISTS:
+            raise _MalformedError(f"{key!r} is there twice, and only one can count")
+        seen.add(key)
         text.take(":")
         if text.peek() != "[":
             yield key, text.value()
@@ -225,6 +231,7 @@ def _annotation(item: Any, file: CocoFile, *, truth: bool) -> dict[str, Any]:
             f"segments_info (its {lacking} is {_shown(item.get(lacking))}): is this a panoptic "
             "JSON?"
         )
+    _refuse_half(png, f"the file_name of image {image_id}'s annotation", file)
     segments: dict[int, dict[str, Any]] = {}
     for segment in listed:
         if not isinstance(segment, dict):
@@ -250,7 +257,7 @@ def _annotation(item: Any, file: CocoFile, *, truth: bool) -> dict[str, Any]:
         segments[number] = {
             "category_id": category,
             "iscrowd": _is_crowd(segment, where),
-            "area": as_int(segment.get("area")),
+            "area": _area(segment.get("area")),
         }
     values = segments.values()
     return {
@@ -261,6 +268,12 @@ def _annotation(item: Any, file: CocoFile, *, truth: bool) -> dict[str, Any]:
         "iscrowd": [segment["iscrowd"] for segment in values],
         "area": [segment["area"] for segment in values],
     }
+
+
+def _area(value: Any) -> int | None:
+    """What a file says of an area, which is counted anyway; None if it can't be one."""
+    area = as_int(value)
+    return area if area is not None and 0 <= area < MOST_PIXELS else None
 
 
 def _is_crowd(segment: Mapping[str, Any], where: str) -> bool:
@@ -279,6 +292,7 @@ def id_of(item: Any, field: str, file: CocoFile, key: str) -> str:
     if (number := as_int(value)) is not None:
         return str(number)
     if isinstance(value, str) and value:
+        _refuse_half(value, f"the {field} of an entry of {key}", file)
         return value
     if value is None:
         raise UserError(f"{file.url}: an entry of {key} has no {field}: {_shown(item)}")
@@ -298,14 +312,14 @@ def file_name_of(item: Any, file: CocoFile) -> str:
             f"{file.url}: image {_shown(item.get('id'))} has no file_name (an entry of `images` "
             f"must have one), found {_shown(name)}"
         )
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{file.url}: the file_name {name!r} of image {_shown(item.get('id'))} is no text: it "
-            "holds half a character"
-        ) from None
+    _refuse_half(name, f"the file_name of image {_shown(item.get('id'))}", file)
     return name
+
+
+def _refuse_half(text: str, what: str, file: CocoFile) -> None:
+    """JSON can hold half of a surrogate pair, which no file and no table can."""
+    if not is_text(text):
+        raise UserError(f"{file.url}: {what} is no text: {_shown(text)} holds half a character")
 
 
 def size_of(item: Mapping[str, Any], file: CocoFile) -> tuple[int, int] | None:

@@ -59,12 +59,16 @@ def stage_listing(
     is told what was left out. Raises UserError if nothing is found or a name stands twice.
     """
     rows = staging.stage("everything", source.tables(progress))
-    left_out = source.left_out.sentence()
+    any_suffix = source.photos.any_suffix
+    left_out = source.left_out.sentence(any_suffix=any_suffix)
     if not rows:
         hint = " with --include/--exclude as given" if source.include or source.exclude else ""
+        other = "" if any_suffix else ", or name files of other suffixes with --include '*.xyz'"
+        if source.kind != "folder":
+            raise UserError(f"no images found in {source.url}: it lists none")
         raise UserError(
-            f"no images found in {source.url}{hint}: check the path, or name files of other "
-            f"suffixes with --include '*.xyz'{f' ({left_out})' if left_out else ''}"
+            f"no images found in {source.url}{hint}: check the path{other}"
+            f"{f' ({left_out})' if left_out else ''}"
         )
     if left_out:
         note(left_out)

@@ -7,6 +7,7 @@ with the line or the column.
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -25,6 +26,7 @@ CHUNK: Final = 10_000
 URI_COLUMNS: Final = ("uri", "url", "path", "file_name", "image")
 DELIMITERS: Final = (",", ";", "\t", "|")
 CSV_BLOCK: Final = 4 << 20
+DECIMAL_DIGITS: Final = 38  # of DuckDB's widest
 # Names that rows have on their way, in lower case: DuckDB takes `Width` for `width`.
 TAKEN: Final = frozenset(
     name.lower()
@@ -128,12 +130,38 @@ def _csv(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
         )
         for batch in reader:
             yield from _rows(batch, chosen)
+        _refuse_open_quote(path, url, delimiter)
+    except UnicodeDecodeError:  # of a column's name
+        raise _not_utf8(path, url) from None
     except pa.ArrowException as error:
         if "UTF8" in str(error) or "utf-8" in str(error).lower():
             raise _not_utf8(path, url) from None
         if "Empty CSV" in str(error):
             raise UserError(f"{url} is empty: the first line must name the columns") from None
         raise UserError(f"{url} can't be read as CSV: {_csv_reason(error)}") from None
+
+
+def _refuse_open_quote(path: Path, url: str, delimiter: str) -> None:
+    """Raises UserError for a quote that is never closed: all rows behind it would be one name.
+
+    Arrow takes such a file; Python's reader, which is slow, says where, and is asked only if the
+    quotes of the whole file can't be paired.
+    """
+    with path.open("rb") as file:
+        if sum(part.count(b'"') for part in iter(lambda: file.read(CSV_BLOCK), b"")) % 2 == 0:
+            return
+    started = 1
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            for _ in reader:
+                started = reader.line_num + 1
+        except csv.Error as error:
+            if "unexpected end" in str(error) or "field larger" in str(error):
+                raise UserError(
+                    f"{url}, line {started}: a quote is not closed before the file ends: close or "
+                    "double it"
+                ) from None
 
 
 def _csv_reason(error: pa.ArrowException) -> str:
@@ -153,6 +181,13 @@ def _parquet(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
                         f"{url}: column {name!r} holds {schema.field(name or '').type}, not text: "
                         "name another"
                     )
+            for name in chosen.kept:
+                if not _stays(schema.field(name).type):
+                    raise UserError(
+                        f"--keep-columns {name!r} of {url} holds {schema.field(name).type}, which "
+                        "would be rounded or lose its unit: cast it to text, to an integer or to a "
+                        "smaller decimal"
+                    )
             wanted = list(dict.fromkeys((chosen.uri, chosen.name, *chosen.kept)))
             for batch in file.iter_batches(CHUNK, columns=wanted):
                 yield from _rows(batch, chosen)
@@ -161,6 +196,15 @@ def _parquet(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
     except (pa.ArrowException, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error)).strip()[:300]
         raise UserError(f"{url} can't be read as Parquet: {reason}") from None
+
+
+def _stays(kind: pa.DataType) -> bool:
+    """Whether values of this type come through DuckDB as they are."""
+    if pa.types.is_nested(kind):
+        return all(_stays(kind.field(k).type) for k in range(kind.num_fields))
+    if pa.types.is_decimal(kind):
+        return kind.precision <= DECIMAL_DIGITS
+    return not (pa.types.is_duration(kind) or pa.types.is_interval(kind))
 
 
 def _rows(batch: pa.RecordBatch, chosen: Columns) -> Iterator[Rows]:
@@ -221,5 +265,8 @@ def _not_utf8(path: Path, url: str) -> UserError:
                 line.decode()
             except UnicodeDecodeError as error:
                 shown = line[max(error.start - 20, 0) : error.start + 20].strip()
-                return UserError(f"{url}, line {number}: {shown!r} is not UTF-8: save it as UTF-8")
+                return UserError(
+                    f"{url}, line {number}: {shown.decode(errors='backslashreplace')!r} is not "
+                    "UTF-8: save it as UTF-8"
+                )
     return UserError(f"{url} is not UTF-8: save it as UTF-8")

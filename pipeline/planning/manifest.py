@@ -57,7 +57,7 @@ def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = Non
 def _history(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
     for number, generation in generations.items():
         for part in generation.parts():
-            table = read_parquet(run.storage.read(part))
+            table = run.read_plan(part)
             column = pa.array(np.full(table.num_rows, number, np.int32))
             yield table.append_column("generation", column)
 
@@ -65,7 +65,7 @@ def _history(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]
 def _departures(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
     for number, generation in generations.items():
         if generation.dropped:
-            table = read_parquet(run.storage.read(generation.dropped_path))
+            table = run.read_plan(generation.dropped_path)
             column = pa.array(np.full(table.num_rows, number, np.int32))
             yield table.append_column("generation", column)
 

@@ -8,6 +8,7 @@ fetch look at the first bytes of every file.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,8 +25,17 @@ FIRST_SUFFIXES: Final = (
 COMPANION_NAMES: Final = frozenset(
     {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".picasa.ini", ".nomedia"}
 )
-COMPANION_FOLDERS: Final = frozenset({"@eadir", "__macosx", ".appledouble", "$recycle.bin"})
+COMPANION_FOLDERS: Final = frozenset(
+    {
+        *("@eadir", "__macosx", ".appledouble", ".trashes", ".spotlight-v100", ".fseventsd"),
+        *("$recycle.bin", "system volume information", "#recycle", "@recycle", "lost+found"),
+        *("#snapshot", ".snapshot", ".snapshots", ".zfs"),  # older states of the same folder
+        *(".@__thumb", ".thumbnails", ".ipynb_checkpoints"),  # copies
+    }
+)
 COMPANION_PREFIX: Final = "._"
+# Kubernetes keeps a volume's files in such folders, and links to them beside.
+MOUNT_FOLDER: Final = re.compile(r"\.\.(data|\d{4}_\d\d_\d\d_)")
 # Never photos, even with `--any-suffix`.
 OTHER_SUFFIXES: Final = frozenset(
     {
@@ -60,7 +70,7 @@ class LeftOut:
     companions: int = 0
     run_folder: str = ""  # that lies in the source
 
-    def sentence(self) -> str | None:
+    def sentence(self, *, any_suffix: bool = False) -> str | None:
         """Such as `left out: 3 other files (2 .txt, 1 without a suffix)`; None of nothing."""
         parts = []
         if self.run_folder:
@@ -78,7 +88,8 @@ class LeftOut:
             return None
         hint = ""
         if self.suffixes:
-            hint = "; --include '*.xyz' takes a suffix, --any-suffix whatever may be a picture"
+            hint = "; --include '*.xyz' takes a suffix"
+            hint += "" if any_suffix else ", --any-suffix whatever may be a picture"
         return f"left out: {' and '.join(parts)}{hint}"
 
 
@@ -92,6 +103,8 @@ def suffix_of(path: str) -> str:
 def is_companion(path: str) -> bool:
     """Whether a file system or a viewer left this file there."""
     *folders, name = path.rstrip("/").lower().split("/")
+    if ".." in path and any(MOUNT_FOLDER.match(folder) for folder in folders):
+        return True
     return (
         name.startswith(COMPANION_PREFIX)
         or name in COMPANION_NAMES

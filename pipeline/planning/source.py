@@ -165,7 +165,16 @@ class Source:
         if is_dated(first.path):  # in key order the first, where S3 writes its inventories
             yield from self._newest_inventory(storage, found)
             return
-        entries = (entry for entry in found if self._counts(entry.path, self.url))
+        local = storage.is_local
+        entries = (
+            entry
+            for entry in found
+            if (
+                self._counts_closed(entry.path)
+                if local and entry.path.endswith("/")
+                else self._counts(entry.path, self.url)
+            )
+        )
         for chunk in _chunks(entries):
             yield _manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
 
@@ -176,6 +185,13 @@ class Source:
 
     def _holds_output(self, root: str) -> bool:
         return self.output_url.startswith(root + "/")
+
+    def _counts_closed(self, folder: str) -> bool:
+        """Whether a folder that may not be read becomes a row: its photos are missed else."""
+        if self.photos.leave_companions and is_companion(f"{folder}x"):
+            self.left_out.companions += 1
+            return False
+        return not any(_matches(folder, pattern) for pattern in self.exclude)
 
     def wanted(self, path: str) -> bool:
         """The default takes image suffixes in any case; `include` replaces it, `exclude` wins."""

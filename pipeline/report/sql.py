@@ -56,17 +56,17 @@ def query(
     run: Run, text: str, *, snapshot: int | None = None, evaluation: str | None = None
 ) -> pa.Table:
     """The answer to one SQL query. Raises UserError in a sentence for what DuckDB refuses."""
-    with connect(run, snapshot=snapshot, evaluation=evaluation) as connection:
-        try:
+    try:
+        with connect(run, snapshot=snapshot, evaluation=evaluation) as connection:
             answer = connection.sql(text)  # None for a statement such as `copy ... to`
             return pa.table({}) if answer is None else answer.to_arrow_table()
-        except duckdb.Error as error:
-            raise UserError(_sentence(error)) from error
-        except FileNotFoundError as error:
-            raise UserError(
-                f"a shard of {run.storage.url} is missing ({error}): run the same `panoptic "
-                "segment` command again to recompute it"
-            ) from error
+    except duckdb.Error as error:
+        raise UserError(_sentence(error)) from error
+    except FileNotFoundError as error:
+        raise UserError(
+            f"a shard of {run.storage.url} is missing ({error}): run the same `panoptic "
+            "segment` command again to recompute it"
+        ) from error
 
 
 def evaluations(run: Run, snapshot: int) -> list[str]:

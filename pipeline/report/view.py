@@ -25,7 +25,7 @@ from pipeline.run.reader import panoptic_of
 from pipeline.run.run import Run
 from pipeline.segmentation.model_spec import ModelSpec, recommended_by, say_recommended
 from pipeline.storage.entry import as_user_error
-from pipeline.storage.storage import open_file
+from pipeline.storage.objects import open_object
 
 # Of a contact sheet, in pixels.
 SHEET_COLUMNS: Final = 5
@@ -163,7 +163,7 @@ def photo_pixels(
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
     """(H, W, 3) uint8 of an image at any fsspec URL. Raises UserError in a sentence."""
-    storage, name = open_file(url, options)
+    storage, name = open_object(url, options)
     try:
         data = storage.read(name)
     except FileNotFoundError:

@@ -9,10 +9,11 @@ from a job whose lease has passed to another, finds another content and does not
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
-from pipeline.errors import LeaseError
+from pipeline.errors import LeaseError, UserError
 from pipeline.storage.storage import Storage
 
 EPOCH: Final = "epoch"
@@ -37,15 +38,32 @@ class Fence(Protocol):
 def read(storage: Storage, path: str) -> dict[str, Any] | None:
     """The object without its epoch, None if it is absent."""
     try:
-        return _bare(json.loads(storage.read(path)))
+        return _bare(_parsed(storage, path, storage.read(path)))
     except (FileNotFoundError, NotADirectoryError):
         return None
+
+
+@contextmanager
+def undamaged(storage: Storage, path: str) -> Iterator[None]:
+    """Raises UserError naming an object that is absent, or not what this program writes."""
+    try:
+        yield
+    except UserError:
+        raise
+    except FileNotFoundError as error:
+        raise UserError(f"{storage.join(path)} is missing: put it back from a copy") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = str(error).split("\n", 1)[0]
+        reason = f"it lacks {reason}" if isinstance(error, KeyError) else reason
+        raise UserError(
+            f"{storage.join(path)} is damaged ({reason}): put an earlier copy of it back"
+        ) from error
 
 
 def epoch_of(storage: Storage, path: str) -> int:
     """The epoch of the last move; 0 where there was none, or by an older version."""
     content = storage.look(path)
-    return 0 if content is None else _epoch(content)
+    return 0 if content is None else _epoch(_parsed(storage, path, content))
 
 
 def move(storage: Storage, path: str, change: Change, fence: Fence | None) -> dict[str, Any]:
@@ -57,7 +75,7 @@ def move(storage: Storage, path: str, change: Change, fence: Fence | None) -> di
     """
     while True:
         content = storage.look(path)
-        before = None if content is None else _bare(json.loads(content))
+        before = None if content is None else _bare(_parsed(storage, path, content))
         after = dict(change(before))
         if after == before:
             return after
@@ -67,8 +85,9 @@ def move(storage: Storage, path: str, change: Change, fence: Fence | None) -> di
 
 def seal(storage: Storage, path: str, fence: Fence) -> None:
     """Stamp the object with this holder's epoch: what an earlier one still has under way fails."""
-    while (content := storage.look(path)) is not None and _epoch(content) != fence.epoch:
-        if _put(storage, path, content, _bare(json.loads(content)), fence):
+    while (content := storage.look(path)) is not None:
+        value = _parsed(storage, path, content)
+        if _epoch(value) == fence.epoch or _put(storage, path, content, _bare(value), fence):
             return
 
 
@@ -79,7 +98,7 @@ def _put(
     after: Mapping[str, Any],
     fence: Fence | None,
 ) -> bool:
-    epoch = 0 if content is None else _epoch(content)
+    epoch = 0 if content is None else _epoch(_parsed(storage, path, content))
     if fence is not None:
         fence.check()
         if epoch > fence.epoch:
@@ -100,8 +119,16 @@ def _put(
         raise
 
 
-def _epoch(content: bytes) -> int:
-    return int(json.loads(content).get(EPOCH, 0))
+def _parsed(storage: Storage, path: str, content: bytes) -> dict[str, Any]:
+    with undamaged(storage, path):
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise TypeError("it is no JSON object")
+        return value
+
+
+def _epoch(value: Mapping[str, Any]) -> int:
+    return int(value.get(EPOCH, 0))
 
 
 def _bare(value: dict[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,8 @@ class RunFolder:
 
     def generation(self, number: int) -> Generation:
         path = plan_path(number)
-        return Generation.from_json(json.loads(self.storage.read(path)))
+        with fenced.undamaged(self.storage, path):
+            return Generation.from_json(json.loads(self.storage.read(path)))
 
     def write_generation(self, generation: Generation) -> None:
         """The commit of a planned generation: its manifest parts must be there already.
@@ -147,13 +148,19 @@ class RunFolder:
 
     def read_unit(self, unit: WorkUnit) -> pa.Table:
         """The manifest rows of one shard, by two ranged reads."""
-        with self.storage.open(unit.part) as file:
+        with fenced.undamaged(self.storage, unit.part), self.storage.open(unit.part) as file:
             return pq.ParquetFile(file).read_row_group(unit.row_group, use_threads=False)
+
+    def read_plan(self, path: str) -> pa.Table:
+        """A manifest part, or what was dropped. Raises UserError if it is absent or damaged."""
+        with fenced.undamaged(self.storage, path):
+            return read_parquet(self.storage.read(path))
 
     def latest(self) -> int | None:
         """The number of the published snapshot, None before the first."""
         pointer = self.pointer()
-        return None if pointer is None else int(pointer["snapshot"])
+        with fenced.undamaged(self.storage, LATEST_FILE):
+            return None if pointer is None else int(pointer["snapshot"])
 
     def pointer(self) -> dict[str, Any] | None:
         """`latest.json` with its history (`latest.py`), None before the first publishing."""
@@ -180,8 +187,9 @@ class RunFolder:
             raise UserError(
                 f"{self.storage.url} has no snapshot {number} (there are: {known})"
             ) from None
-        rows = read_parquet(data).to_pylist()
-        return Snapshot(number, tuple(ShardEntry(**row) for row in rows))
+        with fenced.undamaged(self.storage, snapshot_path(number)):
+            rows = read_parquet(data).to_pylist()
+            return Snapshot(number, tuple(ShardEntry(**row) for row in rows))
 
     def write_snapshot(self, number: int, shards: Iterable[ShardEntry]) -> Snapshot:
         rows = [dataclasses.asdict(shard) for shard in sorted(shards, key=lambda shard: shard.path)]

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipeline.errors import LeaseError, UserError
 from pipeline.layout import RUN_FILE
-from pipeline.run.fenced import Fence
+from pipeline.run.fenced import Fence, undamaged
 from pipeline.run.folder import RunFolder, RunInfo, json_bytes, read_pointer
 from pipeline.run.lookup import has_row
 from pipeline.schema import SCHEMA_VERSION
@@ -72,7 +72,8 @@ def find_run(storage: Storage) -> Run | None:
             f"{storage.url} has schema version {version}, this program reads up to "
             f"{SCHEMA_VERSION}: install a newer version"
         )
-    return Run(storage, RunInfo(**data))
+    with undamaged(storage, RUN_FILE):
+        return Run(storage, RunInfo(**data))
 
 
 def create_run(storage: Storage, info: RunInfo, fence: Fence | None = None) -> Run:

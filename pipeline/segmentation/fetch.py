@@ -26,10 +26,11 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from detr.first_bytes import first_bytes
 from detr.inference.decode import begins_as_picture
+from detr.inference.formats import no_picture
 from pipeline.cluster.progress_actor import begin, check_budget, refusals_told
 from pipeline.error_budget import failures_of
+from pipeline.errors import UserError
 from pipeline.run.run import Run
 from pipeline.secrets import without_query
 from pipeline.segmentation.integrity import Md5Check, fault
@@ -91,6 +92,8 @@ def _fetch_unit(
     begin(progress_actor, "fetching", unit.key)
     try:
         manifest = run.read_unit(unit)
+    except UserError:
+        raise
     except Exception as error:
         raise as_lost(error, f"a fetch can't read {run.storage.join(unit.part)}") from error
     assert manifest.num_rows == unit.images, (unit, manifest.num_rows)
@@ -133,8 +136,7 @@ class UnitFetch:
                 self.begun += not attempts
                 body = await self._image(uri, size, etag)
             if self.any_suffix and body.data and not begins_as_picture(body.data):
-                start = first_bytes(body.data)
-                body = Body(None, "not_an_image", f"no image format begins with {start}")
+                body = Body(None, "not_an_image", no_picture(body.data))
             self.ended += 1
             self.bytes += len(body.data or b"")
             if body.code and not attempts:

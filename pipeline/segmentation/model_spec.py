@@ -185,7 +185,7 @@ def read_categories(url: str, options: Mapping[str, str] | None = None) -> Categ
         raise UserError(f"--categories {url}: there is no such file") from None
     except UserError as error:
         raise UserError(f"--categories {url}: {error}") from error
-    except ValueError as error:  # ModelError, bad JSON, bad UTF-8
+    except (ValueError, RecursionError) as error:  # ModelError, bad JSON, bad UTF-8
         raise UserError(f"--categories {url} is no label set: {error}") from error
     except OSError as error:
         raise as_user_error(error, f"can't read --categories {url}") from error

@@ -176,9 +176,9 @@ def of_storage(error: BaseException) -> bool:
 
 def of_client(error: BaseException | None) -> bool:
     """True for a client's own exception, and for what s3fs makes of one."""
-    if isinstance(error, OSError) and error.__cause__ is not None:
-        return of_client(error.__cause__)
-    return type(error).__module__.partition(".")[0] in CLIENTS
+    if type(error).__module__.partition(".")[0] in CLIENTS:
+        return True
+    return isinstance(error, OSError) and error.__cause__ is not None and of_client(error.__cause__)
 
 
 def store_failure(

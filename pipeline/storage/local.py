@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from pipeline.storage.conditional import Limits
 from pipeline.storage.entry import Entry, Fetched
@@ -109,6 +109,9 @@ class LocalObjects:
             if entry.name.startswith(TEMPORARY):
                 continue
             path = entry.path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+            if isinstance(entry, ClosedFolder):
+                yield Entry(f"{path}/", -1, None, None)
+                continue
             try:
                 found = entry.stat()
             except FileNotFoundError:  # deleted meanwhile, or a link to nowhere
@@ -135,6 +138,8 @@ _ODD_BYTE: Final = re.compile(rb"\\x([0-9a-f]{2})")
 
 def _path(key: str) -> str | bytes:
     """The file that is listed as `key`: a part that isn't there as it is written has odd bytes."""
+    if "\0" in key:
+        raise FileNotFoundError(errno.ENOENT, "no name of a file holds a zero byte", key)
     if "\\x" not in key or os.path.lexists(key):
         return key
     path = b""
@@ -145,13 +150,21 @@ def _path(key: str) -> str | bytes:
     return path[:-1]
 
 
-def _files(folder: str) -> Iterator[os.DirEntry[str]]:
+class ClosedFolder(NamedTuple):
+    """A folder within the one that is listed that this user may not read."""
+
+    name: str
+    path: str
+
+
+def _files(folder: str) -> Iterator[os.DirEntry[str] | ClosedFolder]:
     pending, seen = [folder], set[tuple[int, int]]()
     while pending:
+        path = pending.pop()
         try:
-            with os.scandir(pending.pop()) as entries:
+            with os.scandir(path) as entries:
                 for entry in entries:
-                    if not entry.is_dir():
+                    if not _is_folder(entry):
                         yield entry
                         continue
                     if entry.is_symlink():
@@ -162,6 +175,17 @@ def _files(folder: str) -> Iterator[os.DirEntry[str]]:
                     pending.append(entry.path)
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except PermissionError:
+            if path == folder:
+                raise
+            yield ClosedFolder(os.path.basename(path), path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that may not be followed: reading it says why
+        return False
 
 
 def _entry(path: str, found: os.stat_result) -> Entry:

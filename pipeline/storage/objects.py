@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from pipeline.storage.entry import Entry, Fetched
 from pipeline.storage.local import LocalObjects
 from pipeline.storage.s3 import S3Objects
-from pipeline.storage.storage import FsspecObjects, Objects, Storage, filesystem_of, open_file
+from pipeline.storage.storage import (
+    S3_SCHEMES,
+    FsspecObjects,
+    Objects,
+    Storage,
+    filesystem_of,
+    open_file,
+)
 
 
 def place_of(root: str, name: str) -> str:
@@ -26,18 +33,30 @@ def place_of(root: str, name: str) -> str:
             return f"{root}/{name}"
 
 
+def open_object(uri: str, options: Mapping[str, str] | None = None) -> tuple[Storage, str]:
+    """A folder above an object, and the object's name in it, by an URI as a manifest holds it.
+
+    In a bucket each slash is part of a key, so the folder is the bucket itself.
+    """
+    scheme, _, rest = uri.partition("://")
+    bucket, _, key = rest.partition("/")
+    if scheme in S3_SCHEMES and key:
+        return Storage(f"{scheme}://{bucket}", options), key
+    return open_file(uri, options)
+
+
 def read_named(folder: Storage, name: str) -> bytes:
     """The file that `name` means beside `folder` (`place_of`). Raises FileNotFoundError."""
     where = place_of(folder.url, name)
     if where == folder.join(name):
         return folder.read(name)
-    storage, last = open_file(where, folder.options)
+    storage, last = open_object(where, folder.options)
     return storage.read(last)
 
 
 def info_uri(uri: str, options: Mapping[str, str]) -> Entry:
     """The object info of an absolute URI of any scheme. Raises FileNotFoundError."""
-    folder, name = open_file(uri, options)
+    folder, name = open_object(uri, options)
     return folder.info(name)
 
 

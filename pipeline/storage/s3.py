@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import botocore.client
@@ -60,11 +61,16 @@ class S3Objects:
 
     @cached_property
     def _session(self) -> botocore.session.Session:
-        profile = self.options.get("profile")
-        session = botocore.session.Session(profile=profile)
+        session = botocore.session.Session(profile=self.options.get("profile"))
+        profile = session.profile  # of the option, else of AWS_PROFILE
         if profile and profile not in session.available_profiles:
             raise UserError(f"AWS profile {profile!r} does not exist in ~/.aws/config")
         return session
+
+    @cached_property
+    def _of_profile(self) -> Mapping[str, Any]:
+        """What ~/.aws/config says for the profile."""
+        return self._session.get_scoped_config()
 
     @property
     def anonymous(self) -> bool:
@@ -75,14 +81,33 @@ class S3Objects:
         return self.options.get("requester_pays") == "true"
 
     @property
-    def verify(self) -> bool:
-        """Whether the certificate of the endpoint is checked."""
-        return self.options.get("verify") != "false"
+    def verify(self) -> bool | str:
+        """Whether the certificate of the endpoint is checked, or a file of those to trust."""
+        stated = self.options.get("verify", "true")
+        if stated in ("true", "false"):
+            bundle = self._session.get_config_variable("ca_bundle")
+            return stated == "true" and (bundle or True)
+        return stated
+
+    @property
+    def _root_certificate(self) -> dict[str, Any]:
+        if not isinstance(self.verify, str):
+            return {}
+        try:
+            return {"root_certificate": Path(self.verify).read_bytes()}
+        except OSError as error:
+            raise UserError(
+                f"can't read the certificates in {self.verify}: {error.strerror} (check the "
+                "storage option verify, or AWS_CA_BUNDLE)"
+            ) from error
 
     @property
     def addressing_style(self) -> str:
         """path, virtual or auto: as the client thinks right for the endpoint."""
-        return self.options.get("addressing_style", "auto")
+        if style := self.options.get("addressing_style"):
+            return style
+        usual = self._of_profile.get("s3")
+        return usual.get("addressing_style", "auto") if isinstance(usual, dict) else "auto"
 
     @property
     def _payer(self) -> dict[str, str]:
@@ -90,16 +115,29 @@ class S3Objects:
 
     @property
     def endpoint_url(self) -> str | None:
-        return (
+        """Where the bucket is, if not at AWS: by the option, the environment or the profile."""
+        if stated := self._stated_endpoint:
+            return stated
+        if {"endpoint_url", "services"} & self._of_profile.keys():
+            found: str = self._client.meta.endpoint_url
+            return None if found.endswith(".amazonaws.com") else found
+        return None
+
+    @property
+    def _stated_endpoint(self) -> str | None:
+        endpoint = (
             self.options.get("endpoint_url")
             or os.environ.get("AWS_ENDPOINT_URL_S3")
             or os.environ.get("AWS_ENDPOINT_URL")
         )
+        if endpoint and not endpoint.startswith(("http://", "https://")):
+            raise UserError(f"the endpoint {endpoint!r} must begin with http:// or https://")
+        return endpoint
 
     @property
     def region(self) -> str:
         configured = self.options.get("region") or self._session.get_config_variable("region")
-        return configured or "us-east-1"
+        return configured or os.environ.get("AWS_REGION") or "us-east-1"
 
     @cached_property
     def store(self) -> S3Store:
@@ -163,6 +201,7 @@ class S3Objects:
                 "allow_http": True,
                 "connect_timeout": "5s",
                 "allow_invalid_certificates": not self.verify,
+                **self._root_certificate,
                 **limits,
             },
             retry_config=retries,  # type: ignore[arg-type]
@@ -195,8 +234,8 @@ class S3Objects:
         return self._session.create_client(
             "s3",
             region_name=self.region,
-            endpoint_url=self.endpoint_url,
-            verify=None if self.verify else False,
+            endpoint_url=self._stated_endpoint,
+            verify=None if self.verify is True else self.verify,
             config=botocore.config.Config(
                 retries={"total_max_attempts": TRIES},
                 **unsigned,

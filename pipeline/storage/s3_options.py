@@ -22,14 +22,19 @@ _ALIASES: Final = {
         *("s3_addressing_style", "virtual_hosted_style_request", "force_path_style"),
         *("aws_virtual_hosted_style_request", "force_virtual_addressing"),
     ),
-    "verify": ("ssl_verify", "allow_invalid_certificates"),
+    "verify": (
+        *("ssl_verify", "verify_ssl", "no_verify_ssl", "allow_invalid_certificates"),
+        *("ca_bundle", "aws_ca_bundle", "root_certificate"),
+    ),
 }
 NAMES: Final = tuple(_ALIASES)
 _CANONICAL: Final = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
+ALIASES: Final = frozenset(_CANONICAL)
 _FLAGS: Final = ("anon", "requester_pays", "verify")
-_OPPOSITE: Final = ("force_path_style", "allow_invalid_certificates")
+_OPPOSITE: Final = ("force_path_style", "allow_invalid_certificates", "no_verify_ssl")
 _YES: Final = ("1", "true", "yes", "on", "requester")
 _NO: Final = ("0", "false", "no", "off", "")
+_CERTIFICATES: Final = (".pem", ".crt", ".cer", ".bundle")
 _STYLES: Final = ("auto", "path", "virtual")
 
 
@@ -59,6 +64,8 @@ def _value(name: str, alias: str, given: str, value: str) -> str:
             return "virtual" if virtual else "path"
         raise UserError(f"storage option {given}={value!r} must be {', '.join(_STYLES)}")
     if name in _FLAGS:
+        if name == "verify" and alias not in _OPPOSITE and low.endswith(_CERTIFICATES):
+            return value.strip()
         if low not in (*_YES, *_NO):
             raise UserError(f"storage option {given}={value!r} must be true or false")
         return "true" if (low in _YES) != (alias in _OPPOSITE) else "false"

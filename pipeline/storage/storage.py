@@ -36,8 +36,14 @@ AWS_VARIABLES = (
     "AWS_PROFILE",
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
     "AWS_DEFAULT_REGION",
+    "AWS_REGION",
+    "AWS_CA_BUNDLE",
+    "AWS_CONFIG_FILE",
 )
+
+S3_SCHEMES = ("s3", "s3a", "s3n")
 
 
 class Objects(Protocol):
@@ -222,7 +228,7 @@ class Storage:
     def exists(self, path: str) -> bool:
         try:
             self.info(path)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         return True
 
@@ -265,7 +271,7 @@ def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
         requester_pays=objects.requester_pays,
         client_kwargs={
             "region_name": objects.region,
-            **({} if objects.verify else {"verify": False}),
+            **({} if objects.verify is True else {"verify": objects.verify}),
         },
         **(
             {"config_kwargs": {"s3": {"addressing_style": objects.addressing_style}}}
@@ -281,13 +287,22 @@ def normalize_url(url: str | os.PathLike[str]) -> str:
     text = os.fspath(url)
     if not text.strip():
         raise UserError("an empty path was given where a folder or URL is needed")
+    if "\0" in text:
+        raise UserError("a path or URL can't hold a zero byte")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(text).decode(errors="backslashreplace")
+        raise UserError(
+            f"{shown} is not UTF-8: rename it, or give a link to it with another name"
+        ) from None
     if text.startswith("file://"):
         text = text.removeprefix("file://")
     if "://" not in text:
         return os.path.abspath(os.path.expanduser(text)).rstrip("/") or "/"
     refuse_user_info(text)
     scheme, _, rest = text.partition("://")
-    return f"{scheme}://{rest.rstrip('/')}"
+    return f"{scheme.lower()}://{rest.rstrip('/')}"
 
 
 def filesystem_of(url: str, options: tuple[tuple[str, str], ...]) -> tuple[Objects, str]:
@@ -305,7 +320,7 @@ def _connect(
     environment: tuple[tuple[str, str | None], ...],
 ) -> tuple[Objects, str]:
     scheme, separator, rest = url.partition("://")
-    if separator and scheme in ("s3", "s3a"):
+    if separator and scheme in S3_SCHEMES:
         bucket, _, key = rest.partition("/")
         if not bucket:
             raise UserError(f"{url!r} names no bucket: write s3://BUCKET/PREFIX")

@@ -287,5 +287,7 @@ def _bytes(storage: Storage, name: str) -> bytes:
         return read_named(storage, name)
     except FileNotFoundError:
         raise UserError(f"{place_of(storage.url, name)} is missing") from None
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise as_user_error(error, f"can't read {place_of(storage.url, name)}") from error

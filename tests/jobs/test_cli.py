@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import signal
 import subprocess
 import sys
 from importlib.metadata import version
@@ -13,11 +15,13 @@ import pytest
 import ray
 import torch
 
+from detr.categories import Categories
 from jobs.cli import run
 from jobs.options import refuse_absent
 from jobs.verbs import VERBS, help_text, load_verb
 from pipeline.config import RunConfig, make_config
 from pipeline.errors import UserError
+from tests.factories import MadeImage, named_images, publish_run
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -151,3 +155,102 @@ def test_a_source_that_is_gone_does_not_stop_a_run_that_is_there(
     refuse_absent(settings)
     with pytest.raises(UserError, match="does not exist"):
         refuse_absent(settings.model_copy(update={"refresh": True}))
+
+
+NAMES = ["[/b].jpg", ":smile:.jpg", "[red]x.jpg", "\u5199\u771f.jpg"]
+
+
+@pytest.fixture(scope="module")
+def odd_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose names, classes and folder hold what a console takes for styles."""
+    folder = tmp_path_factory.mktemp("odd") / "[/bold] :smile:"
+    classes = [(1, "[/red] :tree:", 1), (187, "ciel \u00e9", 0)]
+    categories = Categories.from_json(
+        [{"id": i, "name": name, "isthing": thing} for i, name, thing in classes]
+    )
+    bad = MadeImage("[/bad].jpg", "/photos/[/bad].jpg", "corrupt")
+    publish_run(folder, [*named_images(NAMES), bad], categories=categories)
+    return folder
+
+
+def panoptic(arguments: list[str], *, shell: str = '"$@"', **environment: str) -> tuple[int, str]:
+    """(exit code, stdout and stderr) of a command line within a shell's."""
+    program = [sys.executable, "-m", "jobs.cli", *arguments]
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {shell}", "panoptic", *program],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+    )
+    return done.returncode, done.stdout.decode("latin-1")
+
+
+def test_names_are_printed_as_they_are(odd_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb, words in (
+        (["status"], [str(odd_run.parent)[-5:], "[/bold] :smile:"]),
+        (["errors", "--limit", "0"], ["corrupt: [/bad].jpg:"]),
+    ):
+        assert run([verb[0], str(odd_run), *verb[1:]]) == 0
+        said = capsys.readouterr()
+        for word in words:
+            assert word in said.out + said.err
+    assert run(["sql", str(odd_run), "select distinct file_name, category from segments"]) == 0
+    shown = capsys.readouterr().out
+    for word in (*NAMES, "[/red] :tree:"):
+        assert word in shown
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_any_encoding_of_the_output_takes_any_name(
+    encoding: str, flag: list[str], odd_run: Path
+) -> None:
+    query = ["sql", str(odd_run), "select file_name from images order by 1", *flag]
+    code, shown = panoptic(query, PYTHONIOENCODING=encoding)
+    assert code == 0, shown
+    if flag:
+        assert NAMES[-1] in str(json.loads(shown.encode("latin-1").decode(encoding)))
+
+
+@pytest.mark.parametrize(
+    ("shell", "expected", "words"),
+    [
+        ('"$@" | true', 128 + signal.SIGPIPE, ""),
+        ('"$@" > /dev/full', 2, "panoptic: can't write on this machine"),
+        ('"$@" >&-', 0, ""),
+        ('"$@" >&- 2>&- <&-', 0, ""),
+    ],
+)
+@pytest.mark.parametrize("flag", [[], ["--json"]])
+def test_wherever_the_output_goes_no_traceback_comes(
+    shell: str, expected: int, words: str, flag: list[str], odd_run: Path
+) -> None:
+    code, shown = panoptic(["errors", str(odd_run), *flag], shell=shell)
+    assert "Traceback" not in shown
+    assert words in shown
+    assert code in (expected, 0 if "true" in shell else expected)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["plan", "{odd}", "--out", "{out}"], ["plan", "{good}", "--out", "{odd}"]),
+        *(["status", "{odd}"], ["sql", "{odd}", "select 1"], ["prune", "{odd}"]),
+        ["view", "{odd}", "--weights", "{odd}"],
+        ["evaluate", "--predictions", "{odd}", "--truth", "{odd}"],
+        ["train", "{odd}", "--out", "{out}"],
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_a_path_that_is_not_utf8_is_said(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.mkdir(odd)
+    places = {"odd": odd, "good": str(tmp_path), "out": str(tmp_path / "out")}
+    assert run([word.format(**places) for word in arguments]) == 2
+    said = capsys.readouterr().err
+    assert said.count("panoptic: ") == 1
+    assert "caf\\xe9" in said
+    assert "is not UTF-8: rename it" in said

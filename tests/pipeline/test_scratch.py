@@ -150,3 +150,13 @@ def test_names_are_right_under_any_locale(tmp_path: Path, name: str) -> None:
     assert done.returncode == EXIT_USAGE
     assert f"no images found in {photos}" in done.stderr.decode()
     assert b"Traceback" not in done.stderr
+
+
+def test_no_shared_memory_for_ray_is_a_sentence() -> None:
+    missing = FileNotFoundError(errno.ENOENT, "No such file or directory", "/dev/shm")
+    small = ValueError("The configured object store size (9 GB) exceeds /dev/shm size (0.1 GB).")
+    for error in (missing, small):
+        why = ray_session.unfit_machine(error)
+        assert why is not None
+        assert "--shm-size" in why
+    assert ray_session.unfit_machine(ValueError("a mistake of another kind")) is None

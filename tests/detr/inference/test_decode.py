@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 import struct
+import tracemalloc
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -18,7 +19,7 @@ from PIL import Image, ImageOps
 
 from detr.inference.decode import ImageError, decode_image, header_size, plain_jpeg
 from detr.inference.preprocess import processed_size
-from tests.image_corpus import corpus
+from tests.image_corpus import corpus, segment
 from tests.odd_files import encode, huge_png, odd_files, picture
 
 ODD = odd_files()
@@ -281,3 +282,48 @@ def test_only_whole_jpegs_of_grey_or_colour_are_plain() -> None:
         out = BytesIO()
         Image.fromarray(picture()).convert(mode).save(out, "JPEG")
         assert plain_jpeg(out.getvalue()) == expected
+
+
+def _tags(count: int, length: int, order: str = "<") -> bytes:
+    """A TIFF's header and that many tags, which all share the same bytes."""
+    entries = b"".join(struct.pack(order + "HHII", 40_000 + i, 7, length, 8) for i in range(count))
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", length + 8)
+    return head + bytes(length) + struct.pack(order + "H", count) + entries + bytes(4)
+
+
+def test_tags_that_share_their_bytes_take_no_memory() -> None:
+    """PIL copies each: 30 GB for these 2 MB."""
+    with pytest.raises(ImageError) as caught:
+        decode_image(_tags(15_000, 2_000_000))
+    assert caught.value.code == "too_slow"
+
+
+def _with_exif(format: str, tags: bytes) -> bytes:
+    image = Image.fromarray(picture())
+    if format != "JPEG":
+        return encode(image, format, exif=b"Exif\0\0" + tags)
+    jpeg = encode(image, format)
+    pieces = (tags[at : at + 60_000] for at in range(0, len(tags), 60_000))
+    exif = b"".join(segment(0xE1, b"Exif\0\0" + piece) for piece in pieces)
+    return jpeg[:2] + exif + jpeg[2:]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_shares_its_bytes_is_as_if_left_out(format: str) -> None:
+    """In a JPEG it may go on through any number of segments."""
+    plain = encode(Image.fromarray(picture()), format)
+    marked = _with_exif(format, _tags(3_000, 1_000_000))
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(decode_image(marked), decode_image(plain))
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("word", ["<!doctype ht", "caf\xe9", "\0\1\2"])
+def test_what_is_no_picture_is_said_without_python_s_bytes(word: str) -> None:
+    with pytest.raises(ImageError, match="no image format begins with") as caught:
+        decode_image(word.encode("latin-1"))
+    assert "b'" not in str(caught.value)
+    assert str(caught.value).isprintable()

@@ -83,6 +83,8 @@ def bmp_of_run_lengths(height: int, width: int) -> bytes:
         (SIGNATURE, "PNG", "RGBA", 400_000_000),
         (SIGNATURE + chunk(b"IDAT", b"") * 300_001, "PNG", "L", 100),
         (bmp_of_run_lengths(2000, 2000), "BMP", "P", 4_000_000),
+        (b"", "JPEG2000", "RGB", 100_000_000),
+        (b"", "AVIF", "RGB", 100_000_000),
         (b"P3 9 9 255\n" + b"1 " * 2_000_000, "PPM", "RGB", 81),
         (b"P6 # a comment\n3000 3000\n100\n", "PPM", "RGB", 9_000_000),
     ],
@@ -98,6 +100,8 @@ def test_photos_and_large_pictures_are_decoded_in_threads() -> None:
     assert heavy.heavy_work(photo, "JPEG", "RGB", 12_000_000) is None
     assert heavy.heavy_work(photo, "JPEG", "RGB", 178_956_970) is None
     assert heavy.heavy_work(SIGNATURE, "PNG", "RGB", 178_956_970) is None
+    assert heavy.heavy_work(b"", "JPEG2000", "RGB", 12_000_000) is None
+    assert heavy.heavy_work(b"", "AVIF", "RGB", 24_000_000) is None
     assert heavy.heavy_work(b"P6 3000 3000 255\n", "PPM", "RGB", 9_000_000) is None
 
 

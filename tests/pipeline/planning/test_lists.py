@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,10 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.csv", b"path,path\n1.jpg,2.jpg\n", "2 columns 'path'"),
     ("a.csv", b"photo,b\n1.jpg,2\n", "--uri-column"),
     ("a.csv", b"path,b\n,2\n", "empty name or URI"),
+    ("a.csv", b'path,b\n1.jpg,2\n"2.jpg,3\n3.jpg,4\n', "line 3: a quote is not closed"),
+    ("a.csv", b'path,b\n1.jpg,"2\n' + b"3.jpg,4\n" * 30_000, "line 2: a quote is not closed"),
+    ("a.csv", "path,caf\xe9\n1.jpg,2\n".encode("latin-1"), "line 1"),
+    ("a.csv", b"path,b\n", "lists none"),
     ("a.parquet", b"PAR1 no", "Parquet"),
     ("a.parquet", b"", "Parquet"),
     ("a.json", b"{", "line 1"),
@@ -242,3 +247,47 @@ def test_names_of_our_tables_and_views_are_kept(tmp_path: Path, name: str) -> No
         [rows] = staging.in_order("listing")
         assert sorted(rows[name].to_pylist()) == ["7", "8"]
         assert staging.count("select count(*) from resolved") == 1
+
+
+def test_quotes_within_a_field_are_text(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'path\n12" disc.jpg\n"a ""b"" c.jpg"\n')
+    assert table(Source(str(tmp_path / "a.csv")))["file_name"].to_pylist() == [
+        '12" disc.jpg',
+        'a "b" c.jpg',
+    ]
+
+
+KEPT = {
+    "text": pa.array(["a", None, "c"], pa.large_string()).dictionary_encode(),
+    "bytes": pa.array([b"\xff\0", b"", None], pa.binary()),
+    "instant": pa.array([1, 2, None], pa.timestamp("ns")),
+    "day": pa.array([1, 2, None], pa.date32()),
+    "price": pa.array([Decimal("1.10"), None, Decimal("9" * 36 + ".99")], pa.decimal128(38, 2)),
+    "large": pa.array([2**64 - 1, 0, None], pa.uint64()),
+    "half": pa.array([1.5, 2, None], pa.float16()),
+    "flag": pa.array([True, None, False]),
+    "nothing": pa.nulls(3),
+    "deep": pa.array([{"a": [1], "b": {"c": "x"}}, None, {"a": None, "b": None}]),
+    "pairs": pa.array([[("k", 1)], [], None], pa.map_(pa.string(), pa.int32())),
+    "four": pa.array([[1, 2], None, [3, 4]], pa.list_(pa.int32(), 2)),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_values_of_any_type_come_through(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"path": ["0.jpg", "1.jpg", "2.jpg"], name: KEPT[name]}), path)
+    with Staging() as staging:
+        stage_listing(staging, Source(str(path), keep_columns=(name,)), None, lambda count: None)
+        rows = pa.concat_tables(staging.in_order("listing")).sort_by("file_name")
+    assert rows[name].to_pylist() == KEPT[name].to_pylist()
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.duration("us"), pa.decimal256(60, 2), pa.list_(pa.duration("s"))]
+)
+def test_kept_values_that_would_change_are_refused(tmp_path: Path, kind: pa.DataType) -> None:
+    path = tmp_path / "list.parquet"
+    pq.write_table(pa.table({"path": ["0.jpg"], "kept": pa.nulls(1, kind)}), path)
+    with pytest.raises(UserError, match=r"--keep-columns 'kept'.*cast it"):
+        table(Source(str(path), keep_columns=("kept",)))

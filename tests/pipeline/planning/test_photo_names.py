@@ -117,3 +117,37 @@ def test_a_suffix_is_the_name_s(path: str, suffix: str) -> None:
 def test_photos_are_no_companions(path: str) -> None:
     assert not is_companion(path)
     assert rule_of(["jpg"], any_suffix=False).takes(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("lost+found/a.jpg", ".snapshot/hourly.0/a.jpg", "x/#recycle/a.jpg", ".@__thumb/a.jpg"),
+        *("..data/a.jpg", "..2026_11_27_16_00_00.123456789/a.jpg", ".ipynb_checkpoints/a.jpg"),
+    ],
+)
+def test_folders_of_file_servers_and_mounts_are_companions(path: str) -> None:
+    assert is_companion(path)
+
+
+@pytest.mark.parametrize("path", ["../a.jpg", "a/../b.jpg", "..holiday/a.jpg", "snapshot/a.jpg"])
+def test_other_folders_with_dots_are_not(path: str) -> None:
+    assert not is_companion(path)
+
+
+def test_with_any_suffix_nobody_is_told_to_use_it(tmp_path: Path) -> None:
+    config = make_config({"source": str(tmp_path), "out": str(tmp_path / "r"), "any_suffix": True})
+    with pytest.raises(UserError, match=r"no images found.*check the path$"):
+        listing(Source.of(config))
+    make(tmp_path, ["a.txt", "b"])
+    _, [note] = listing(Source.of(config))
+    assert "--any-suffix" not in note
+    assert "--include" in note
+
+
+def test_a_mounted_folder_of_kubernetes_is_listed_once(tmp_path: Path) -> None:
+    make(tmp_path, ["..2026_11_27_16_00_00.1/a.jpg"])
+    (tmp_path / "..data").symlink_to("..2026_11_27_16_00_00.1")
+    (tmp_path / "a.jpg").symlink_to("..data/a.jpg")
+    names, _ = listing(Source(str(tmp_path)))
+    assert names == ["a.jpg"]

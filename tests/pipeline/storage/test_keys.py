@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
 import unicodedata
 from pathlib import Path
@@ -13,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.storage.entry import classify
-from pipeline.storage.objects import Gets, info_uri, place_of
+from pipeline.storage.objects import Gets, info_uri, open_object, place_of, read_named
 from pipeline.storage.storage import Storage
 from tests.servers import S3Server
 
@@ -204,3 +208,57 @@ def test_what_is_no_plain_file_is_an_error_at_once(tmp_path: Path) -> None:
 )
 def test_a_name_in_a_list_has_one_place(name: str, place: str) -> None:
     assert place_of("s3://b/c", name) == place
+
+
+LIST_AS_NOBODY = """
+import asyncio, json, os, sys
+from pipeline.planning.source import Source
+from pipeline.storage.entry import classify
+from pipeline.storage.objects import Gets
+[table] = Source(sys.argv[1]).tables()
+codes = {}
+for name, uri in zip(table["file_name"].to_pylist(), table["uri"].to_pylist()):
+    try:
+        asyncio.run(Gets({}).get(uri))
+    except Exception as error:
+        codes[name] = classify(error)[0]
+    else:
+        codes[name] = "ok"
+print(json.dumps(codes))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
+def test_a_folder_that_may_not_be_read_is_a_row() -> None:
+    with tempfile.TemporaryDirectory() as name:  # one that every user may pass through
+        root = Path(name)
+        for folder, mode in (("open", 0o755), ("closed", 0o700), ("lost+found", 0o700)):
+            (root / folder).mkdir()
+            (root / folder / "a.jpg").write_bytes(b"a")
+            (root / folder).chmod(mode)
+        root.chmod(0o755)
+        clone = Path(__file__).parents[3]
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", LIST_AS_NOBODY, name],
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            env={"PYTHONPATH": os.pathsep.join([str(clone), *sys.path]), "HOME": "/nonexistent"},
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"open/a.jpg": "ok", "closed/": "forbidden"}
+
+
+def test_an_odd_key_is_read_by_its_own_name_wherever_it_is_named(moto: S3Server) -> None:
+    keys = ["/a.jpg", "a.jpg", "a//b.jpg", "b.jpg/", "b.jpg", " c.jpg"]
+    put(moto, "named", keys)
+    for key in keys:
+        storage, name = open_object(f"s3://named/{key}")
+        assert storage.read(name) == key.encode()
+        assert info_uri(f"s3://named/{key}", {}).size == len(key)
+        assert read_named(Storage("s3://other"), f"s3://named/{key}") == key.encode()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
+import botocore
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.secrets import KEPT_OPTIONS, OTHER_NAMES, kept, withheld
 from pipeline.storage.s3 import S3Objects
-from pipeline.storage.s3_options import usual_options
+from pipeline.storage.s3_options import ALIASES, usual_options
 from pipeline.storage.storage import Storage, s3_filesystem
 from tests.servers import S3Server
 
@@ -32,6 +35,8 @@ from tests.servers import S3Server
         ({"addressing_style": "path"}, {"addressing_style": "path"}),
         ({"allow_invalid_certificates": "true"}, {"verify": "false"}),
         ({"verify": "false"}, {"verify": "false"}),
+        ({"no_verify_ssl": "1"}, {"verify": "false"}),
+        ({"ca_bundle": "/etc/own-ca.pem"}, {"verify": "/etc/own-ca.pem"}),
     ],
 )
 def test_usual_names_mean_the_same(given: dict[str, str], chosen: dict[str, str]) -> None:
@@ -48,8 +53,9 @@ def test_usual_names_mean_the_same(given: dict[str, str], chosen: dict[str, str]
         {"token": "x"},
         {"regoin": "x"},
         {"anon": "perhaps"},
-        {"verify": "/etc/ca.pem"},
+        {"verify": "/etc/hosts"},
         {"addressing_style": "both"},
+        {"no_verify_ssl": "/etc/own-ca.pem"},
         {"region": "a", "region_name": "b"},
     ],
 )
@@ -83,3 +89,87 @@ def test_a_requester_pays_in_every_client(moto: S3Server) -> None:
     assert storage.read("a.jpg") == b"x"
     filesystem: Any = s3_filesystem(objects)
     assert filesystem.req_kw == {"RequestPayer": "requester"}
+
+
+def test_whatever_is_known_may_be_written_down() -> None:
+    assert OTHER_NAMES | {*KEPT_OPTIONS} >= ALIASES
+    options = {"Region-Name": "a", "RequestPayer": "requester", "force_path_style": "true"}
+    assert kept({**options, "secret": "x"}) == options
+    assert withheld({**options, "secret": "x"}) == ["secret"]
+
+
+CONFIG = """
+[profile minio]
+aws_access_key_id = key
+aws_secret_access_key = secret
+endpoint_url = {url}
+s3 =
+    addressing_style = path
+
+[profile named]
+aws_access_key_id = key
+aws_secret_access_key = secret
+services = own
+
+[services own]
+s3 =
+    endpoint_url = {url}
+
+[profile plain]
+region = eu-west-1
+"""
+
+
+@pytest.fixture
+def profiles(moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Profiles alone say where the buckets are."""
+    (tmp_path / "config").write_text(CONFIG.format(url=moto.url))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    client = moto.client()
+    client.create_bucket(Bucket="placed")
+    client.put_object(Bucket="placed", Key="a.jpg", Body=b"x")
+
+
+@pytest.mark.parametrize("profile", ["minio", "named"])
+def test_the_endpoint_of_a_profile_is_every_client_s(profiles: None, profile: str) -> None:
+    storage = Storage("s3://placed", {"profile": profile})
+    assert [entry.path for entry in storage.list()] == ["a.jpg"]
+    assert storage.read("a.jpg") == b"x"
+    with storage.open("a.jpg") as file:
+        assert file.read() == b"x"
+
+
+def test_a_profile_without_an_endpoint_is_at_aws(
+    profiles: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objects = S3Objects("placed", {"profile": "plain"})
+    assert objects.endpoint_url is None
+    assert objects.region == "eu-west-1"
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    assert S3Objects("placed", {"profile": "minio"}).region == "eu-north-1"
+    monkeypatch.setenv("AWS_PROFILE", "none")
+    with pytest.raises(UserError, match="profile 'none' does not exist"):
+        S3Objects("placed", {}).get("a.jpg")
+
+
+def test_an_endpoint_needs_its_scheme() -> None:
+    with pytest.raises(UserError, match="must begin with http"):
+        Storage("s3://placed", {"endpoint_url": "minio:9000"}).read("a.jpg")
+
+
+def test_certificates_to_trust_reach_every_client(
+    moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Path(botocore.__file__).with_name("cacert.pem")
+    for options in ({"verify": str(bundle)}, {}):
+        if not options:
+            monkeypatch.setenv("AWS_CA_BUNDLE", str(bundle))
+        objects = S3Objects("bucket", options)
+        assert objects.verify == str(bundle)
+        assert objects._root_certificate["root_certificate"] == bundle.read_bytes()
+        assert objects.store is not None
+        assert s3_filesystem(objects).client_kwargs["verify"] == str(bundle)  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="can't read the certificates"):
+        S3Objects("bucket", {"verify": str(tmp_path / "none.pem")}).store  # noqa: B018
