@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Literal
 
-
 THRESHOLD: Final = 0.85  # least class probability of a segment, as published
 
 

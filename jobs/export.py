@@ -71,11 +71,13 @@ def export(
         print_json(asdict(done))
         return
     console = Console(highlight=False)
-    console.print(f"{counted(done.images, 'image')}, {counted(done.segments, 'segment')}", soft_wrap=True)
+    console.print(
+        f"{counted(done.images, 'image')}, {counted(done.segments, 'segment')}", soft_wrap=True
+    )
     for count, what in (
         (done.errors, "failed in the run: " + ("all void" if truth else "left out")),
-        (done.without_truth, "are not in the truth: left out"),
-        (done.without_prediction, "of the truth are not in the run"),
+        (done.without_truth, "not in the truth: left out"),
+        (done.without_prediction, "of the truth, not in the run"),
     ):
         if count:
             console.print(f"{counted(count, 'image')} {what}")

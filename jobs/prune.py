@@ -49,4 +49,6 @@ def prune(
     if len(pruning.objects) > LISTED:
         console.print(f"  ... and {len(pruning.objects) - LISTED:,} more")
     verb = "removed" if delete else "would be removed (add --delete)"
-    console.print(f"{counted(len(pruning.objects), 'object')} of {pruning.bytes / 1e6:,.1f} MB {verb}")
+    console.print(
+        f"{counted(len(pruning.objects), 'object')} of {pruning.bytes / 1e6:,.1f} MB {verb}"
+    )

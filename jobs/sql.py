@@ -113,7 +113,9 @@ def _write(answer: pa.Table, output: Path) -> None:
             pyarrow.csv.write_csv(answer, output)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"can't write --output {output}: {error}") from error
-    Console(highlight=False).print(Text(f"{counted(answer.num_rows, 'row')} in {output}"), soft_wrap=True)
+    Console(highlight=False).print(
+        Text(f"{counted(answer.num_rows, 'row')} in {output}"), soft_wrap=True
+    )
 
 
 def _cell(value: Any) -> str:

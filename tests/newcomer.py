@@ -1,7 +1,7 @@
 """README walked as written, with real servers: what tests/newcomer.sh runs.
 
-Each command is a process of its own with its streams in files, as of somebody who reads them. Prints
-a line a step (seconds, exit code, what is odd about it), then one JSON object.
+Each command is a process of its own. Prints a line a step (seconds, and what is odd about it), then
+one JSON object.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def main() -> None:
         with ray_head(["--num-cpus=2"], code) as head:
             steps = walk(home, environment, head.dashboard)
     odd = [step for step in steps if step["odd"]]
-    print(json.dumps({"steps": len(steps), "seconds": sum(s["seconds"] for s in steps), "odd": odd}))
+    print(
+        json.dumps({"steps": len(steps), "seconds": sum(s["seconds"] for s in steps), "odd": odd})
+    )
     assert len(steps) > 20, f"README lies at {ROOT}: has it lost its commands?"
     if odd:
         sys.exit(1)

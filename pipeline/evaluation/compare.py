@@ -169,7 +169,9 @@ def _complete(edition: Edition, name: str) -> dict[str, Any]:
     if "truth_sha256" not in result:
         why = "was made by an older version, which did not record its truth"
     elif not result["complete"]:
-        why = f"was made before the snapshot was finished (with {counted(result['shards'], 'shard')})"
+        why = (
+            f"was made before the snapshot was finished (with {counted(result['shards'], 'shard')})"
+        )
     else:
         return result
     raise IncompleteError(

@@ -185,7 +185,9 @@ class _Night:
                 images, size = only_with_truth(
                     staging, config.truth, config.options_of(config.truth)
                 )
-                self.reporter.note(f"other weights: {counted(images, 'image')} with ground truth first")
+                self.reporter.note(
+                    f"other weights: {counted(images, 'image')} with ground truth first"
+                )
             elif not self.same_weights:
                 self._brake(None)
             if run is None:

@@ -167,7 +167,10 @@ def _sample(
     rows = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
     if len(chosen) == len(paths):
         return rows, ""
-    return rows, f"a sample of {counted(rows.num_rows, 'image')} ({len(chosen):,} of {len(paths):,} shards)"
+    return (
+        rows,
+        f"a sample of {counted(rows.num_rows, 'image')} ({len(chosen):,} of {len(paths):,} shards)",
+    )
 
 
 def _errors(run: Run, shards: Sequence[Any], failed: int) -> tuple[tuple[ErrorCode, ...], str]:

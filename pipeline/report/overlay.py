@@ -184,9 +184,7 @@ def draw_labels(picture: Image.Image, labels: Sequence[Label], size: int) -> Non
         draw.text(origin, label.text, font=letters, fill=(255, 255, 255, 255))
 
 
-def labels_of(
-    panoptic: Panoptic, categories: Categories, *, scores: bool = True
-) -> list[Label]:
+def labels_of(panoptic: Panoptic, categories: Categories, *, scores: bool = True) -> list[Label]:
     """A label for each segment that shows, the largest first."""
     segment_map, segments = panoptic.segment_map, panoptic.segments
     colors = segment_colors(segments, categories)

@@ -8,6 +8,7 @@ as soon as its last rows are encoded. Whatever is wrong with an image becomes th
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -71,6 +72,7 @@ class Segmenter:
             if isinstance(error, StorageError) and error.may_pass:
                 raise  # Ray starts another actor, which may reach the weights
             self.refusal = error  # for the first unit: Ray keeps no reason of an actor that died
+        gc.freeze()  # else the process ends with a second of collecting what torch's modules hold
         if tally is not None:
             tally.model.remote("loaded")
         self.decoding = decoding

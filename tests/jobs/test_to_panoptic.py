@@ -1,4 +1,4 @@
-"""Labels of other tools, converted by the example: what is on top, what is one segment, what is void."""
+"""Labels of other tools, converted by the example: what is on top, what is one, what is void."""
 
 from __future__ import annotations
 
@@ -85,7 +85,12 @@ def test_coco_instances_of_cvat_and_label_studio(photos: Path, tmp_path: Path) -
     data = converted(labels, out, "--stuff", "wall")
     seen = named(data, out)
     assert seen[2, 20] == seen[28, 20] == "wall"
-    assert (seen[7, 20], seen[10, 10], seen[12, 13], seen[15, 2]) == ("table", "cup", "sticker", "-")
+    assert (seen[7, 20], seen[10, 10], seen[12, 13], seen[15, 2]) == (
+        "table",
+        "cup",
+        "sticker",
+        "-",
+    )
     segments = data["annotations"][0]["segments_info"]
     assert len(segments) == 4  # the two walls are one
     assert {segment["iscrowd"] for segment in segments} == {0}

@@ -199,16 +199,15 @@ def test_killed_command_goes_on_from_its_checkpoint(
     assert detr.describe(out / WEIGHTS).categories == open_dataset(str(folder)).categories
 
 
-@pytest.mark.parametrize("steps", [160, pytest.param(320, marks=pytest.mark.slow(seconds=50))])
+@pytest.mark.slow(seconds=50)
 @pytest.mark.usefixtures("one_thread")
-def test_training_learns(tmp_path: Path, architecture: Path, steps: int) -> None:
+def test_training_learns(tmp_path: Path, architecture: Path) -> None:
     """Eight scenes by heart: the loss falls by half, and PQ leaves the untrained model's behind.
 
-    Of twelve seeds with 320 steps the worst came to 0.19, the others to 0.29 and more; this seed
-    comes to 0.22 with 160 steps.
+    Of twelve seeds the worst came to a PQ of 0.19, the others to 0.29 and more.
     """
     write_scenes(tmp_path / "data", 8, 3)
-    plan = {"steps": steps, "batch_size": 8, "lr": 2e-3, "backbone_lr": 2e-3, "averaging": 0.9}
+    plan = {"steps": 320, "batch_size": 8, "lr": 2e-3, "backbone_lr": 2e-3, "averaging": 0.9}
     plan |= {"dense_weight": 1.0, "no_object_weight": 0.02}
     task = make_task(tmp_path / "data", tmp_path / "out", architecture, **plan)
     schedule = replace(task.schedule, save_seconds=1000, threshold=0.5)
@@ -388,7 +387,7 @@ def test_architectures_by_name_and_file(architecture: Path) -> None:
             True,
             r"PQ 2\.0 is too little .* --steps 4500, which goes on from step 500",
         ),
-        ("masks", 0.0, False, r"PQ 0\.0 is too little .* at threshold 0\.5.*--steps 2000, which"),
+        ("masks", 0.0, False, r"PQ 0\.0 is too little .* at threshold 0\.5.*--steps 1000, which"),
         ("boxes", 0.0, False, r"--phase boxes learns no masks: panoptic train with --weights w$"),
     ],
 )
@@ -407,7 +406,7 @@ def test_a_wrong_name_in_the_file_of_settings_is_named(
     toml.write_text("stepz = 3\n")
     assert run(["train", "--config", str(toml)]) == 2
     assert "unknown setting 'stepz'" in capsys.readouterr().err
-    toml.write_text('steps = "many"\n')
+    toml.write_text('dataset = "d.json"\nout = "o"\nsteps = "many"\n')
     assert run(["train", "--config", str(toml)]) == 2
     assert "'--steps'" in capsys.readouterr().err
 

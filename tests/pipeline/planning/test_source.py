@@ -66,9 +66,7 @@ def test_a_run_folder_inside_the_source_is_not_listed(folder: Path) -> None:
     config = make_config({"source": str(folder), "out": str(folder / "run")})
     told = Source.of(config)
     assert "runner.jpg" in names(told)
-    assert f"the run folder {folder / 'run'}, which lies in SOURCE" in str(
-        told.left_out.sentence()
-    )
+    assert f"the run folder {folder / 'run'}, which lies in SOURCE" in str(told.left_out.sentence())
     found = names(Source.of(config))
     assert "runner.jpg" in found
     assert "run/overlay.png" not in found

@@ -13,10 +13,10 @@ import pytest
 import ray
 from ray.actor import ActorHandle
 
+import pipeline.segmentation.segmenter
 from detr.inference.gpu_batch import InFlight
 from pipeline.cluster.progress_actor import MAX_STARTS, Flow, Tally
 from pipeline.errors import TryAgainError
-import pipeline.segmentation.segmenter
 from pipeline.segmentation.graph import rewrite_shards
 from pipeline.segmentation.segmenter import Segmenter
 from tests.factories import Night, jpeg, on_a_device_that_works_alone, segmenter, unit_of
