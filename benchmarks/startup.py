@@ -2,10 +2,10 @@
 
     python benchmarks/startup.py [--rounds 5]
 
-The claims: `panoptic --help` at most 2 times that, every verb's help, a mistyped option, a path that
-is not there, and the verbs that only read (status, errors, plan of a local folder, sql, view, report)
-at most 5 times. Each is the least of several rounds, which are taken in turns, so that a busy machine
-slows them alike. Ends with 1 if a claim does not hold.
+The claims: `panoptic --help` at most 2 times that; at most 5 times every verb's help, a mistyped
+option, a path that is not there, and the verbs that only read (status, errors, plan of a local
+folder, sql, view, report). Each is the least of several rounds, which are taken in turns, so that a
+busy machine slows them alike. Ends with 1 if a claim does not hold.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MISTAKES = (
 
 
 def made_run(folder: Path) -> Path:
-    """A run of a few scenes, without a model; returns it. The photos lie in folder/scenes/images."""
+    """A run of a few scenes, without a model; the photos lie in folder/scenes/images."""
     from pipeline.train.synthetic import write_scenes
     from tests.factories import made_scenes, make_run, shard_row
 

@@ -176,7 +176,8 @@ def _device() -> str:
     if reason := why_no_gpu():
         raise UserError(reason)
     if not torch.cuda.is_available():
-        return f"cpu, {counted(torch.get_num_threads(), 'thread')} (no GPU here; a cluster's is its workers')"
+        threads = counted(torch.get_num_threads(), "thread")
+        return f"cpu, {threads} (no GPU here; a cluster's is its workers')"
     return check_gpu()
 
 

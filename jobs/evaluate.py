@@ -36,7 +36,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="TOML: names of [truth] and [model] in one label set; renames, merges, leaves out.",
+            help="TOML: names of [truth] and [model] in one label set; "
+            "renames, merges, leaves out.",
         ),
     ] = None,
     name: Annotated[
@@ -195,8 +196,8 @@ def counts_lines(result: dict[str, Any]) -> list[str]:
             lines.append(f"{counted(counts[kind], 'image')} {words}{which}")
     if result.get("area_mismatches"):
         lines.append(
-            f"{counted(result['area_mismatches'], 'segment')} of the truth with another area in the "
-            "JSON than in the PNG: the PNG was counted"
+            f"{counted(result['area_mismatches'], 'segment')} of the truth with another area in "
+            "the JSON than in the PNG: the PNG was counted"
         )
     if not result.get("complete", True):
         lines.append(f"the run isn't finished: scored are {counted(result['shards'], 'shard')}")

@@ -75,8 +75,8 @@ def export(
     )
     for count, what in (
         (done.errors, "failed in the run: " + ("all void" if truth else "left out")),
-        (done.without_truth, "are not in the truth: left out"),
-        (done.without_prediction, "of the truth are not in the run"),
+        (done.without_truth, "not in the truth: left out"),
+        (done.without_prediction, "of the truth, not in the run"),
     ):
         if count:
             console.print(f"{counted(count, 'image')} {what}")

@@ -4,7 +4,8 @@
 
 `event` is `note` (with `message`), `listed` (with `images`), `progress` (with the fields of
 `pipeline.progress.Progress`, and what follows from them) or `error` (with `message` and
-`exit_code`, the last line of a job that fails). Lines of Ray's own workers stay where Ray keeps them, as JSON too.
+`exit_code`, the last line of a job that fails). Lines of Ray's own workers stay where Ray keeps
+them, as JSON too.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from pipeline.train.dataset import LEFT, TURNED, PanopticDataset, hold_out, open
 # At less, hardly an image gets a segment; and so many more steps are then worth their time
 # (docs/your-own-labels.md).
 TOO_LITTLE_PQ: Final = 0.05
-MORE_STEPS: Final = {"from scratch": 4000, "from weights": 1500}
+MORE_STEPS: Final = {"from scratch": 4000, "from weights": 500}
 Data = "Data"
 Recipe = "What is learnt (fixed once a training has begun)"
 
@@ -205,8 +205,9 @@ def train(
     with lease(storage):
         begun = _check_same(storage, plan, config, origin)
         console.print(
-            f"{counted(len(training.examples), 'image')} to learn from, {len(validation.examples):,} to "
-            f"validate on, {len(training.categories)} classes; step {begun:,} of {steps:,}"
+            f"{counted(len(training.examples), 'image')} to learn from, "
+            f"{len(validation.examples):,} to validate on, {len(training.categories)} classes; "
+            f"step {begun:,} of {steps:,}"
         )
         if not begun and (turns := training.check() + validation.check()):
             console.print(

@@ -220,7 +220,7 @@ def parse_shards(text: str | None, shards: int) -> range:
     chosen = range(int(match[1] or 0), min(int(match[2] or shards), shards)) if match else range(0)
     if not chosen:
         raise UserError(
-            f"--shards {text!r} chooses none of this run's {counted(shards, 'shard')}: write FIRST:END, "
-            f"for example 0:{min(8, shards)}"
+            f"--shards {text!r} chooses none of this run's {counted(shards, 'shard')}: write "
+            f"FIRST:END, for example 0:{min(8, shards)}"
         )
     return chosen

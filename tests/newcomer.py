@@ -1,7 +1,7 @@
 """README walked as written, with real servers: what tests/newcomer.sh runs.
 
-Each command is a process of its own with its streams in files, as of somebody who reads them. Prints
-a line a step (seconds, exit code, what is odd about it), then one JSON object.
+Each command is a process of its own. Prints a line a step (seconds, and what is odd about it), then
+one JSON object.
 """
 
 from __future__ import annotations

@@ -202,8 +202,8 @@ def _read_torch(path: Path, content: bytes) -> tuple[dict[str, Tensor], object]:
         raise ModelError(f"{path.name} is empty")
     if start[:1] in b"<{#" or start[:4] in (b"\xff\xd8\xff\xe0", b"\x89PNG"):
         raise ModelError(
-            f"{path.name} is not a weight file: it begins with {first_bytes(start, 24)} (a web page "
-            "saved under that name?)"
+            f"{path.name} is not a weight file: it begins with {first_bytes(start, 24)} (a web "
+            "page saved under that name?)"
         )
     try:
         # upstream's training script adds its arguments; a Namespace is plain data

@@ -324,9 +324,8 @@ def _score_all(
 def _tell(actor: Any, shards: int, note: Callable[[str], None]) -> None:
     done, counts, pq = ray.get(actor.progress.remote())
     figure = "no classes yet" if pq is None else f"PQ {100 * pq:.2f}"
-    note(
-        f"{done:,} of {counted(shards, 'shard')}, {counted(counts.get('scored', 0), 'image')}: {figure}"
-    )
+    images = counted(counts.get("scored", 0), "image")
+    note(f"{done:,} of {counted(shards, 'shard')}, {images}: {figure}")
 
 
 def _in_parallel(conversions: Iterable[Callable[[], TruthPart]]) -> Iterator[TruthPart]:

@@ -37,7 +37,8 @@ SAME: Final = Kind("unchanged", (150, 150, 150), "the same category before and n
 BETTER: Final = Kind("better", (0, 114, 178), "wrong before, now as in the truth")
 WORSE: Final = Kind("worse", (213, 94, 0), "as in the truth before, now wrong")
 OTHER: Final = Kind("wrong twice", (240, 228, 66), "changed, and wrong before and now")
-CHANGES: Final = (SAME, BETTER, WORSE, OTHER, VOID)
+CHANGED: Final = Kind("changed", (204, 121, 167), "another category, and no truth to judge it by")
+CHANGES: Final = (SAME, BETTER, WORSE, OTHER, CHANGED, VOID)
 _STRIPE: Final = 12  # pixels
 
 
@@ -65,9 +66,12 @@ def compare_maps(
 
 
 def compare_changes(
-    before: NDArray[np.integer], now: NDArray[np.integer], true: NDArray[np.integer]
+    before: NDArray[np.integer], now: NDArray[np.integer], true: NDArray[np.integer] | None = None
 ) -> NDArray[np.uint8]:
     """(H, W): the index in CHANGES of each pixel, from the categories (-1: none) of the three."""
+    if true is None:
+        same, other = CHANGES.index(SAME), CHANGES.index(CHANGED)
+        return np.where(before == now, same, other).astype(np.uint8)
     kinds = np.full(true.shape, CHANGES.index(OTHER), np.uint8)
     kinds[now == true] = CHANGES.index(BETTER)
     kinds[before == true] = CHANGES.index(WORSE)

@@ -135,14 +135,15 @@ class Illustrator:
         pictures.append(overlay(title, photo, own, categories))
         scored = self._outcomes(path, name)
         truth_row = self._truth_row(name)
+        true: Panoptic | None = None
         if truth_row is not None and (truth_row["height"], truth_row["width"]) == (height, width):
             true = drawn(truth_row, at, categories)
             pictures.append(overlay("Truth", photo, true, categories, scores=False))
-            if before is not None:
-                pictures.append(changed(photo, before, own, true))
             if scored is not None and not others:
                 matches = _matches(scored, row["segment_id"], truth_row["segment_id"])
                 pictures.append(difference(photo, own, true, matches))
+        if before is not None:
+            pictures.append(changed(photo, before, own, true))
         pq = None
         if scored is not None:
             pq = scored["pq"]

@@ -115,9 +115,12 @@ def difference(
     return _difference("Difference", photo, kinds, true.segment_map, KINDS)
 
 
-def changed(photo: NDArray[np.uint8], before: Panoptic, now: Panoptic, true: Panoptic) -> Picture:
+def changed(
+    photo: NDArray[np.uint8], before: Panoptic, now: Panoptic, true: Panoptic | None
+) -> Picture:
     """Where `now` has another category than `before`, and which of them the truth has."""
-    maps = [np.array(_category_of(own))[own.segment_map] for own in (before, now, true)]
+    given = [own for own in (before, now, true) if own is not None]
+    maps = [np.array(_category_of(own))[own.segment_map] for own in given]
     kinds = compare_changes(*maps)
     return _difference("Difference, before to now", photo, kinds, now.segment_map, CHANGES)
 

@@ -222,11 +222,11 @@ class ModelDescription:
     """A model as the driver knows it, without the model."""
 
     categories: Categories
-    threshold: float  # that is used
-    recommended: float | None  # by the weights
     weights_sha256: str
     fields: Mapping[str, str | int | float]
     identity: Identity
+    threshold: float = THRESHOLD  # that is used
+    recommended: float | None = None  # by the weights
 
 
 def content_sha256(path: Path) -> str:

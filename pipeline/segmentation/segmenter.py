@@ -8,6 +8,7 @@ as soon as its last rows are encoded. Whatever is wrong with an image becomes th
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -71,6 +72,7 @@ class Segmenter:
             if isinstance(error, StorageError) and error.may_pass:
                 raise  # Ray starts another actor, which may reach the weights
             self.refusal = error  # for the first unit: Ray keeps no reason of an actor that died
+        gc.freeze()  # else the process ends with a second of collecting what torch's modules hold
         if progress_actor is not None:
             progress_actor.model.remote("loaded")
         self.decoding = decoding
@@ -172,7 +174,7 @@ class Segmenter:
 
 
 class Advance:
-    """Tells the progress actor how many of a unit's images are finished, a few times a second at most."""
+    """Tells the progress actor how many of a unit's images are finished, a few times a second."""
 
     def __init__(self, progress_actor: ActorHandle, key: str, images: int) -> None:
         self._tell = lambda finished: progress_actor.advanced.remote(key, finished, images)

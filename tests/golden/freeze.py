@@ -27,7 +27,7 @@ PLAN = re.compile(r"-[0-9a-f]{12}\.parquet")
 LINES = (  # of texts for people
     (re.compile(r"at [\d.e+-]+ images/s"), "at <rate> images/s"),
     (re.compile(r"[\d.e+-]+ \([\d.e+-]+ GPU-hours\)"), "<cost> (<time> GPU-hours)"),
-    (re.compile(r"took \d+ s, started \S+"), "took <time> s, started <time>"),
+    (re.compile(r"took [\d.]+ (s|min|h), started \S+"), "took <time> s, started <time>"),
     (re.compile(r"in [\d.]+ (s|min)\b"), "in <time>"),
     (re.compile(r"\([\d.e+-]+ images/s"), "(<rate> images/s"),
     (re.compile(r"can be read on \S+\)"), "can be read on <host>)"),

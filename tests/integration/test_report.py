@@ -14,8 +14,9 @@ from playwright.sync_api import Page
 from detr.categories import COCO_PANOPTIC, Categories
 from pipeline.report.page import MAX_BYTES, write_report
 from pipeline.run.snapshots import open_snapshot
+from pipeline.train.synthetic import write_scenes
 from tests.browser import opened
-from tests.factories import made_scenes, make_run, shard_row
+from tests.factories import damaged, evaluate_rows, made_scenes, make_run, shard_row
 from tests.spoilt import EVIL, coco_run, evaluate
 
 
@@ -87,6 +88,78 @@ def _shown(page: Page, column: int) -> list[float]:
     cells = page.locator(f"#class-table tbody tr:visible td:nth-child({column + 1})")
     values = cells.evaluate_all("all => all.map(e => e.dataset.value)")
     return [float(value) for value in values if value]
+
+
+@pytest.fixture(scope="module")
+def made_report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of made scenes, compared; their predictions are spoilt in different places."""
+    folder = tmp_path_factory.mktemp("made")
+    truth = made_scenes(6)
+    write_scenes(folder / "scenes", len(truth), 7)
+    for place, name in enumerate(("before", "now")):
+        rows = {
+            photo: shard_row(
+                photo,
+                damaged(true, 50 * place + number),
+                uri=str(folder / "scenes" / "images" / photo),
+            )
+            for number, (photo, true) in enumerate(truth.items())
+        }
+        evaluate_rows(make_run(folder / name, rows), truth)
+    now, before = (open_snapshot(str(folder / name)) for name in ("now", "before"))
+    return Path(write_report(now, other=before, cards=2, output=str(folder / "report.html")).url)
+
+
+# Of each picture's names that show: their boxes beside the picture's, and the size of the letters.
+NAMES = """() => [...document.querySelectorAll("figure svg.labels")].map((svg) => {
+  const frame = svg.getBoundingClientRect(), x = frame.left, y = frame.top;
+  const shown = [...svg.querySelectorAll("text")].filter(
+    (text) => text.getAttribute("visibility") !== "hidden");
+  const boxes = shown.map((text) => text.getBoundingClientRect());
+  return { width: frame.width, font: getComputedStyle(shown[0] ?? svg).fontSize,
+    boxes: boxes.map((b) => [b.left - x, b.top - y, b.right - x, b.bottom - y]) };
+})"""
+
+
+def test_names_over_pictures_are_legible_and_apart_at_any_width(made_report: Path) -> None:
+    with opened(made_report) as seen:
+        page = seen.page
+        for width in (400, 1400):
+            assert seen.overflow(width) == 0
+            page.wait_for_timeout(200)  # what is observed is told after a frame
+            pictures = page.evaluate(NAMES)
+            assert len(pictures) >= 10
+            assert sum(len(picture["boxes"]) for picture in pictures) > 2 * len(pictures)
+            for picture in pictures:
+                assert picture["font"] == "12px"
+                boxes = picture["boxes"]
+                for number, (left, top, right, bottom) in enumerate(boxes):
+                    assert left >= 0
+                    assert top >= -1
+                    assert right <= picture["width"] + 1
+                    for other in boxes[:number]:
+                        apart = left >= other[2] or other[0] >= right
+                        assert apart or top >= other[3] or other[1] >= bottom
+            tables = page.locator(".wide.more").count()
+            assert (tables > 0) == (width == 400)
+        button = page.locator("#worst ~ .card figure button").nth(1)
+        names = button.locator("text").count()
+        button.click()
+        assert page.locator("dialog svg.labels text").count() == names > 0
+        assert seen.errors == []
+
+
+def test_intervals_of_a_comparison_end_within_their_axis(made_report: Path) -> None:
+    with opened(made_report) as seen:
+        ends = seen.page.locator("#change-table svg.bar line").evaluate_all(
+            "all => all.flatMap((e) => [e, e]).map((e, i) => "
+            "parseFloat(e.getAttribute(i % 2 ? 'x2' : 'x1')))"
+        )
+        assert len(ends) > 20
+        assert min(ends) >= 0
+        assert max(ends) <= 100
+        assert min(min(ends), 100 - max(ends)) < 2  # the longest nearly reaches the edge
+        assert seen.page.get_by_text("Difference, before to now").count() == 2
 
 
 def test_labels_of_users_stay_text(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Labels of other tools, converted by the example: what is on top, what is one segment, what is void."""
+"""Labels of other tools, converted by the example: what is on top, what is one, what is void."""
 
 from __future__ import annotations
 

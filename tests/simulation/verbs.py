@@ -246,7 +246,12 @@ def installed(field: Field) -> Iterator[None]:
 
 
 SimulatedDevice = SimpleNamespace(kind="cpu", name="cpu", dtype="fp32")
-_SETTINGS = {"source": "/photos", "images_per_shard": 3, "max_removed_rate": 1.0}
+_SETTINGS = {
+    "source": "/photos",
+    "images_per_shard": 3,
+    "max_removed_rate": 1.0,
+    "threshold": 0.5,  # the description that stands for the model's recommends none
+}
 _SETTINGS |= {"max_error_rate": 1.0, "device": "cpu"}
 NIGHTS = {
     weights: load_config(

@@ -6,6 +6,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 from obstore.exceptions import GenericError, PermissionDeniedError
 
 from pipeline.schema import ERROR_CODES
@@ -49,7 +50,7 @@ def test_a_store_s_xml_is_said_by_its_message_alone() -> None:
 
 
 def test_a_bucket_that_is_not_there_is_named(moto: S3Server) -> None:
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(ClientError) as caught:
         list(Storage("s3://nope/photos").list())
     said = str(as_user_error(caught.value, "can't list s3://nope/photos"))
     assert said == (
