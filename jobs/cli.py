@@ -7,7 +7,6 @@ Only the module of the verb that was asked for is imported: Ray and torch take s
 from __future__ import annotations
 
 import codecs
-import gc
 import locale
 import os
 import signal
@@ -30,9 +29,7 @@ def main() -> None:
     """Entry point. Everything the user can mend is one sentence on stderr."""
     _use_utf8()
     signal.signal(signal.SIGTERM, _stop)
-    code = run(sys.argv[1:])
-    gc.freeze()  # else the process ends with a second of collecting what torch's modules hold
-    sys.exit(code)
+    sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: Sequence[str]) -> int:
