@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -38,6 +39,10 @@ AWS_VARIABLES = (
     "AWS_SECRET_ACCESS_KEY",
     "AWS_DEFAULT_REGION",
 )
+
+
+# file:/x, file:///x and file://localhost/x are one file; what follows file:// may be relative.
+LOCAL_URL = re.compile(r"^(?:file|local):(?://(?:localhost(?=/))?|(?=/))", re.IGNORECASE)
 
 
 class Objects(Protocol):
@@ -277,14 +282,16 @@ def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
 
 
 def normalize(url: str | os.PathLike[str]) -> str:
-    """A URL without a trailing slash; a local path becomes absolute and loses `file://`."""
+    """A URL without a trailing slash; a local path becomes absolute and loses `file://`.
+
+    One folder has one name: what guards it goes by that.
+    """
     text = os.fspath(url)
     if not text.strip():
         raise UserError("an empty path was given where a folder or URL is needed")
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
+    text = LOCAL_URL.sub("", text)
     if "://" not in text:
-        return os.path.abspath(os.path.expanduser(text)).rstrip("/") or "/"
+        return "/" + os.path.abspath(os.path.expanduser(text)).strip("/")
     refuse_user_info(text)
     scheme, _, rest = text.partition("://")
     return f"{scheme}://{rest.rstrip('/')}"
