@@ -3,7 +3,6 @@
 A name on Linux is any bytes, a name in a table is text. One that isn't UTF-8 is listed with `\\xNN`
 for each odd byte, and read by that name.
 
-A write is a temporary file and a rename, so a reader sees all of it or nothing; what a killed
 A write is a temporary file and a rename, so a reader sees all of it or nothing, and both are on
 the disk (fsync) before it returns: after a loss of power a file is whole or absent. What a killed
 writer leaves begins with `.tmp-`, is never listed, and is swept by the next owner of the lease.
