@@ -196,6 +196,7 @@ def evaluate_run(
         "truth_sha256": prepared.sha256,
         "per_image": f"per_image/{rows}",
         "rows": count,
+        "files": len(done.paths) - total.counts["broken_shards"],
         "more_categories": [
             category
             for category in prepared.category_list
