@@ -90,7 +90,8 @@ def _names(files: list[str] | None) -> list[str]:
             names.append(value)
             continue
         try:
-            names += [line for line in Path(value[1:]).read_text("utf-8").splitlines() if line]
+            text = Path(value[1:]).read_text("utf-8-sig")
+            names += [line for line in text.split("\n") if line]
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"--files {value}: can't be read as a list of names: {error}") from None
     return names

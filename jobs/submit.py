@@ -112,7 +112,7 @@ def _environment(path: str | None, install: bool) -> dict[str, Any]:
     if install:
         raise UserError("--install and --runtime-env both say what is installed: choose one")
     try:
-        own = json.loads(Path(path).read_text())
+        own = json.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"--runtime-env {path} can't be read as JSON: {error}") from error
     if not isinstance(own, dict):

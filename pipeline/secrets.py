@@ -8,7 +8,7 @@ and a password, or a signature, is refused before anything is done with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -44,6 +44,7 @@ SIGNATURES: Final = (
 )
 SIGNED: Final = rf"(?i)[?&](?:{'|'.join(SIGNATURES)})="  # for RE2 too
 _SIGNED: Final = re.compile(SIGNED)
+_OPTION_FLAG: Final = re.compile(r"--[a-z]+-option")  # whose value is KEY=VALUE
 _SECRET_NAME: Final = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|SIGNATURE|CONNECTION_STRING|(ACCESS|API|ACCOUNT)_?KEY"
     r"|(^|_)(KEY|SAS)$"
@@ -95,6 +96,24 @@ def refuse_secrets(url: str, what: str) -> None:
             f"{what} {without_query(url)} is signed, and is written down and shown: give the URL "
             "without a signature, and a role, a profile or the environment for the credentials"
         )
+
+
+def without_values(words: Sequence[str]) -> list[str]:
+    """A command line as others may read it: storage options outside the list without their values,
+    signed URLs without their signatures."""
+    shown = []
+    for before, word in zip(["", *words], words, strict=False):
+        flag, option = ("", word) if _OPTION_FLAG.fullmatch(before) else _parted(word)
+        name, equals, _ = option.partition("=")
+        hidden = equals and option and name not in KEPT_OPTIONS
+        shown.append(f"{flag}{name}=..." if hidden else without_query(word))
+    return shown
+
+
+def _parted(word: str) -> tuple[str, str]:
+    """`--source-option=key=value` as `--source-option=` and `key=value`; both empty for others."""
+    flag, equals, option = word.partition("=")
+    return (flag + equals, option) if equals and _OPTION_FLAG.fullmatch(flag) else ("", "")
 
 
 def texts(value: Any) -> Iterator[str]:

@@ -29,6 +29,7 @@ import torch
 from pipeline.cluster.ray_session import start_here
 from pipeline.config import make_config
 from pipeline.segmentation.job import segment
+from pipeline.storage.storage import Storage
 from pipeline.train.synthetic import SCENE_CATEGORIES, write_scenes
 from tests.random_weights import made_images, write_official_r50, write_tiny
 from tests.servers import S3Server, empty, moto_server, rclone_server
@@ -216,3 +217,13 @@ def rclone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server
     with rclone_server(tmp_path / "buckets") as server:
         server.point(monkeypatch)
         yield server
+
+
+@pytest.fixture(params=["local", "s3"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """A folder in which nothing is yet, on a local disk and in a bucket."""
+    if request.param == "local":
+        return Storage(tmp_path / "folder")
+    server: S3Server = request.getfixturevalue("moto")
+    server.client().create_bucket(Bucket="bucket")
+    return Storage("s3://bucket/folder")

@@ -1,7 +1,7 @@
-"""Ray clusters of their own for tests: a head with its own ports and folder, ended by its own path.
+"""Ray clusters of their own for tests: a head with its own ports and folder, ended with its jobs.
 
 `ray stop` would end every cluster of this machine; here each process is found by the folder that
-only this cluster has.
+only this cluster has, in its command or in a variable.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 READY_SECONDS = 120
+MARK = "PANOPTIC_TEST_HEAD"
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def ray_head(
         *("--object-store-memory=100000000", *flags),
     ]
     with (folder / "head.log").open("w") as log:
-        process = subprocess.Popen(command, env=own, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            command, env={**own, MARK: str(folder)}, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         url = f"http://127.0.0.1:{dashboard}"
         _wait(url, environment.get("RAY_AUTH_TOKEN", ""), process, folder)
@@ -107,9 +110,9 @@ def _wait(url: str, token: str, process: subprocess.Popen[bytes], folder: Path) 
 
 
 def _end(process: subprocess.Popen[bytes], folder: Path) -> None:
-    """End every process whose command names this cluster's folder, and the head."""
+    """End every process that this cluster has started, drivers of jobs too, and the head."""
     for _ in range(20):
-        mine = [pid for pid in _pids() if str(folder) in _command(pid)]
+        mine = [pid for pid in _pids() if str(folder) in _words(pid)]
         if process.poll() is None:
             mine.append(process.pid)
         if not mine:
@@ -129,8 +132,13 @@ def _pids() -> list[int]:
     return [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
 
 
-def _command(pid: int) -> str:
+def _words(pid: int) -> str:
+    """The command line of a process, and the mark of its cluster."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
+        command, environment = (
+            Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace")
+            for name in ("cmdline", "environ")
+        )
     except OSError:
         return ""
+    return command + "".join(v for v in environment.split("\0") if v.startswith(f"{MARK}="))

@@ -22,7 +22,7 @@ _NO_NAME: Final = re.compile(r"LABEL_\d+|N/?A|-|", re.IGNORECASE)
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; empty where there is no such file. Raises ValueError."""
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
         return {}
     return content if isinstance(content, dict) else {}

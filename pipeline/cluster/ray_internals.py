@@ -14,6 +14,7 @@ import ray
 from ray._private import worker
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
+from ray._raylet import setproctitle
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
@@ -24,6 +25,7 @@ if TYPE_CHECKING:  # a second of imports
 NAMES: Final = (
     "ray._private.worker.print_worker_logs",
     "ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS",
+    "ray._raylet.setproctitle",
     "ray._private.state.state.get_max_resources_from_cluster_config",
     "ray.autoscaler.v2.sdk.get_cluster_status",
     "ray.autoscaler.v2.utils.is_autoscaler_v2",
@@ -67,6 +69,11 @@ _print_worker_logs: Final = worker.print_worker_logs
 
 def _print_to_stderr(data: dict[str, Any], print_file: Any, *rest: Any) -> None:
     _print_worker_logs(data, sys.stderr, *rest)
+
+
+def show_command_line(text: str) -> None:
+    """What the system, and Ray's dashboard, show as this process's command line from now on."""
+    setproctitle(text)
 
 
 def let_no_stage_run_ahead() -> None:

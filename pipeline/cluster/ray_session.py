@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -18,9 +19,10 @@ from typing import Any, Final
 
 import ray
 
-from pipeline.cluster.ray_internals import print_worker_logs_to_stderr
+from pipeline.cluster.ray_internals import print_worker_logs_to_stderr, show_command_line
 from pipeline.errors import TryAgainError, UserError
 from pipeline.scratch import temporary_folder
+from pipeline.secrets import without_values
 
 STARTS: Final = 3
 SLOW_START: Final = "timed out during startup"
@@ -62,6 +64,7 @@ def _own_sigterm() -> Iterator[None]:
 
 def _connect(address: str | None, verbose: bool) -> None:
     print_worker_logs_to_stderr()
+    _keep_option_values()
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
     if not verbose:  # Ray's core warns on stderr of what Ray Data does by design (ray#53727)
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -94,6 +97,7 @@ def start_here(**settings: Any) -> None:
     """
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_MILLISECONDS))
     _reach_this_machine_without_proxy()
+    _keep_option_values()
     if (folder := short_folder()) is not None:
         settings = {**settings, "_temp_dir": folder}
     for left in reversed(range(STARTS)):
@@ -156,6 +160,16 @@ def _reach_this_machine_without_proxy() -> None:
     for name in ("no_proxy", "NO_PROXY"):
         there = [each for each in os.environ.get(name, "").split(",") if each.strip()]
         os.environ[name] = ",".join(dict.fromkeys([*there, *own]))
+
+
+def _keep_option_values() -> None:
+    """Keep credentials from Ray's dashboard, which shows the command line of each driver.
+
+    It asks the system for it, so there, too, values of options are left out from now on.
+    """
+    shown = without_values(sys.orig_argv)
+    if shown != sys.orig_argv:
+        show_command_line(shlex.join(shown))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.panoptic.bootstrap import COLUMNS, add_rows
 from pipeline.panoptic.figures import LEVEL, group_members, quality, results
 from pipeline.panoptic.pq import REPLICATES, Sums
-from pipeline.run.snapshots import RunSnapshot
+from pipeline.run.snapshots import IncompleteError, RunSnapshot
 
 SCORED: Final = ("scored", "failed")  # a failed image misses all of its truth
 MOST_CHANGED: Final = 50
@@ -36,10 +36,6 @@ _OTHER_TRUTH: Final = (
 
 class OtherTruthError(UserError):
     """A and B were scored against different truth."""
-
-
-class IncompleteError(UserError):
-    """An evaluation does not say all that is compared: it must be made again."""
 
 
 @dataclass(frozen=True)

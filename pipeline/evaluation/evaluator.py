@@ -227,6 +227,7 @@ def evaluate_run(
         "truth_sha256": mapping.identity(prepared.sha256) if mapping else prepared.sha256,
         "per_image": f"per_image/{rows}",
         "rows": count,
+        "files": len(done.paths) - total.counts["broken_shards"],
         **_label_set(run, prepared, mapping),
         "fingerprint": run.info.fingerprint,
         **results(total.sums, categories),

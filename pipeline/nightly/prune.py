@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pipeline.errors import LeaseError
@@ -85,7 +85,7 @@ def prune_at(storage: Storage, keep: int, *, host: Host | None = None) -> Prunin
             writer = held.enter_context(writing(locate(storage), host=host))
             fences[storage.url] = writer.hold
         elif not is_nights(storage):  # a folder of something else, in which nothing is written
-            return replace(_plan(storage, keep), objects=(), pointers=())
+            return Pruning(storage.url, (), (), ())
         else:
             nights = Nights(storage)
             hold = held.enter_context(lease(storage, of_nights=True, host=host))
@@ -173,9 +173,9 @@ def _plan_run(storage: Storage, keep: int) -> Pruning:
     pointer = run.pointer() or {}
     numbers = [*pointer.get("previous", ()), *([pointer["snapshot"]] if pointer else [])]
     kept = set(numbers[-keep:])
-    above = locate(storage).nights
-    pinned = Nights(above).pinned() if above is not None else None
-    if pinned and pinned.run == storage.resolved().url.rpartition("/")[2]:
+    place = locate(storage)
+    pinned = Nights(place.nights).pinned() if place.nights is not None else None
+    if pinned and pinned.run == place.name:
         kept.add(pinned.snapshot)
     names = tuple(snapshot_name(number) for number in sorted(kept))
     return Pruning(storage.url, names, tuple(_of_run(run, kept)), _shorter(run, kept))

@@ -11,14 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from pipeline.evaluation.compare import Comparison, IncompleteError, OtherTruthError, compare
+from pipeline.evaluation.compare import Comparison, OtherTruthError, compare
 from pipeline.evaluation.drift import COLUMNS, Shares, alarms
 from pipeline.evaluation.evaluator import default_name, evaluate_run
 from pipeline.evaluation.quality_gate import judge
 from pipeline.nightly.settings import NightlyConfig
 from pipeline.panoptic.score import InvalidError
 from pipeline.run.folder import ShardEntry
-from pipeline.run.snapshots import RunSnapshot
+from pipeline.run.snapshots import IncompleteError, RunSnapshot
 from pipeline.sharding import origin_of
 
 SAMPLED_ROWS: Final = 100_000  # a shard is a uniform sample, so a part of them is enough

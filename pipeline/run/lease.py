@@ -42,6 +42,7 @@ RENEW_SECONDS: Final = 20.0
 EXPIRES_SECONDS: Final = 120.0
 HOLDS: Final = 2 / 3  # of the time to expiry; the last third is for writes that are under way
 WATCH_SECONDS: Final = 1.0
+ORPHAN_SECONDS: Final = 100.0  # Ray ends a driver that has not heard of its head for 60 s
 # Simulated to interrupt the main thread, never sent. SIGINT will not do: it is ignored in the
 # background of a script, and an ignored signal that is simulated does nothing.
 LOST_SIGNAL: Final = signal.SIGUSR2
@@ -257,19 +258,36 @@ class Hold:
         here = self._is_here(holder)
         if here and self._is_dead(holder):
             return
-        again = bool(holder.get("submission")) and not here and self._is_same(holder, "submission")
-        if again and holder.get("cluster") and self._is_same(holder, "cluster"):
+        again = bool(holder.get("submission")) and self._is_same(holder, "submission")
+        same_cluster = self._is_same(holder, "cluster")
+        if again and not here and holder.get("cluster") and same_cluster:
             return  # a cluster runs one try at a time
         age = _age(self.storage)
         if age is not None and age > EXPIRES_SECONDS:
             return
-        if (age is None or again) and not self._is_renewed(content, EXPIRES_SECONDS - (age or 0.0)):
+        of_lost_head = again and not (here and same_cluster)
+        if of_lost_head and self._runs_out(content, EXPIRES_SECONDS - (age or 0.0)):
+            return
+        if age is None and not of_lost_head and not self._is_renewed(content, EXPIRES_SECONDS):
             return
         raise LeaseError(
             f"{self.storage.url} is being written by process {holder.get('pid', '?')} on "
             f"{holder.get('host', '?')} (lease renewed {age or 0.0:.0f} s ago): wait for it, or "
             "stop it"
         )
+
+    def _runs_out(self, content: bytes, seconds: float) -> bool:
+        """Wait for the lease of an earlier try, whose driver may outlive its head for a while.
+
+        False if it is still renewed after that: the same command works on two clusters.
+        """
+        until = self.host.now() + ORPHAN_SECONDS
+        while self._is_renewed(content, seconds):
+            if self.host.now() > until:
+                return False
+            content = self.storage.look(LEASE_FILE) or b""
+            seconds = EXPIRES_SECONDS
+        return True
 
     def _is_renewed(self, content: bytes, seconds: float) -> bool:
         """Watch the lease for so long; False if nobody renewed it, or it was given back."""

@@ -14,6 +14,7 @@ follows both.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -29,6 +30,7 @@ from pipeline.run.snapshots import RunSnapshot
 from pipeline.storage.storage import Storage
 
 PREFIX: Final = "run-"
+SUMMARY: Final = re.compile(r"nights/\d{4}-\d\d-\d\dT[^/]+\.(json|txt)")
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,7 @@ class Nights:
         self.storage = storage
         self.fence = fence
         if storage.exists(RUN_FILE):
-            raise UserError(
-                f"{storage.url} is a run folder; nights need a folder of their own, in which run "
-                "folders are made: give another out"
-            )
+            raise self._is_run()
 
     # -- run folders
 
@@ -74,7 +73,17 @@ class Nights:
     # -- what is live
 
     def pointer(self) -> dict[str, Any] | None:
-        return read_pointer(self.storage)
+        """Raises UserError if a run was made in this folder meanwhile."""
+        pointer = read_pointer(self.storage)
+        if pointer is not None and "run" not in pointer:
+            raise self._is_run()
+        return pointer
+
+    def _is_run(self) -> UserError:
+        return UserError(
+            f"{self.storage.url} is a run folder; nights need a folder of their own, in which run "
+            "folders are made: give another out"
+        )
 
     def live(self) -> RunSnapshot | None:
         """What readers see, None before the first publishing."""

@@ -28,6 +28,10 @@ from pipeline.run.run import Run, open_run
 from pipeline.storage.storage import normalize_url
 
 
+class IncompleteError(UserError):
+    """An evaluation does not hold all that it is to say: it must be made again."""
+
+
 @dataclass(frozen=True)
 class RunSnapshot:
     """One snapshot of a run, and its evaluations."""
@@ -82,9 +86,19 @@ class RunSnapshot:
             yield self.run.read_shard(path, columns)
 
     def rows(self, name: str) -> list[str]:
-        """The objects that hold the per-image rows of an evaluation, relative to the run folder."""
+        """The objects that hold the per-image rows of an evaluation, relative to the run folder.
+
+        Raises IncompleteError if some of them are gone.
+        """
         folder = self.rows_folder(name)
-        return sorted(entry.path for entry in self.run.storage.list(folder))
+        paths = sorted(entry.path for entry in self.run.storage.list(folder))
+        written = self.result(name).get("files", 0)  # older versions did not say
+        if len(paths) < written:
+            raise IncompleteError(
+                f"the evaluation {name!r} of {self.url} has {len(paths):,} of {written:,} files of "
+                "per-image rows: run `panoptic evaluate` again"
+            )
+        return paths
 
     def rows_folder(self, name: str) -> str:
         """The folder of these objects: the one that `pq.json` names."""

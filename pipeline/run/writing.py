@@ -23,7 +23,7 @@ from pipeline.layout import BASELINE_FILE, RUN_FILE
 from pipeline.run.folder import read_pointer
 from pipeline.run.lease import Hold, Host, lease, of_nights
 from pipeline.run.run import Run, find_run
-from pipeline.run.series import PREFIX, Nights
+from pipeline.run.series import PREFIX, SUMMARY, Nights
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
 
@@ -35,6 +35,7 @@ class Place:
     typed: Storage
     run: Storage
     nights: Storage | None
+    name: str = ""  # of the run folder in the folder of nights
 
     @property
     def urls(self) -> tuple[str, str | None]:
@@ -68,20 +69,23 @@ def locate(storage: Storage) -> Place:
     if not is_run(storage):
         name = (read_pointer(storage) or {}).get("run")
         if name:
-            return Place(storage, storage.below(name), storage)
+            return Place(storage, storage.below(name), storage, name)
         if is_nights(storage):
             raise UserError(
                 f"{storage.url} is a folder of nights with nothing published yet: let `panoptic "
                 "nightly` finish a night, or name one of its run folders (run-...)"
             )
-    real = storage.resolved()
-    name = real.url.rpartition("/")[2]
-    above = real.above() if name.startswith(PREFIX) else None
-    if above is None:
-        return Place(storage, storage, None)
-    run = find_run(storage)
-    of_a_night = run is not None and name == f"{PREFIX}{run.info.fingerprint}"
-    return Place(storage, storage, above if of_a_night or is_nights(above) else None)
+    # A link may lead to a run folder, or stand for one in its folder of nights.
+    for named in (storage.resolved(), storage):
+        name = named.url.rpartition("/")[2]
+        above = named.above() if name.startswith(PREFIX) else None
+        if above is None:
+            continue
+        run = find_run(storage)
+        of_a_night = run is not None and name == f"{PREFIX}{run.info.fingerprint}"
+        if of_a_night or is_nights(above):
+            return Place(storage, storage, above, name)
+    return Place(storage, storage, None)
 
 
 def is_run(storage: Storage) -> bool:
@@ -101,8 +105,14 @@ def is_nights(storage: Storage) -> bool:
         of_nights(storage)
         or "run" in (read_pointer(storage) or {})
         or storage.look(BASELINE_FILE) is not None
-        or next(iter(storage.list("nights")), None) is not None  # by an older version
+        or _has_summaries(storage)  # by an older version
     )
+
+
+def _has_summaries(storage: Storage) -> bool:
+    """Whether `nights/` is that of a night, and no other folder that somebody named so."""
+    first = next(iter(storage.list("nights")), None)
+    return first is not None and SUMMARY.fullmatch(first.path) is not None
 
 
 @contextmanager

@@ -9,6 +9,7 @@ second layer on top would multiply them. Conditional writes alone are tried once
 Keys that obstore cannot express, or rewrites (an empty, `.` or `..` segment, as in `a//b.jpg`, a
 leading slash, control characters), are legal in S3 and do occur: those are fetched by botocore, and
 listings (`s3_listing`) are read from its answers, so that each object is listed once, by its name.
+None is written or deleted: it would be another object, which may be another job's lease.
 """
 
 from __future__ import annotations
@@ -286,6 +287,7 @@ class S3Objects:
         return answer.get("ServerSideEncryption", "AES256") != "AES256"
 
     def put(self, key: str, data: bytes) -> None:
+        self._refuse_inexpressible(key)
         obstore.put(self.patient, key, data, use_multipart=False)
 
     # -- conditional writes, each tried once
@@ -298,6 +300,8 @@ class S3Objects:
     def look(self, key: str) -> Fetched | None:
         """An object as it is now, with its ETag as the store wrote it."""
         try:
+            if not _expressible(key):
+                return self._get_botocore(key)  # read only: nothing is made of its ETag
             current = obstore.get(self.quick, key)
             return Fetched(bytes(current.bytes()), current.meta["e_tag"])
         except FileNotFoundError:
@@ -321,6 +325,7 @@ class S3Objects:
         self, key: str, data: bytes, mode: Literal["create"] | UpdateVersion, client: S3Store
     ) -> bool:
         """One conditional PUT; on a store that refuses all of them, as good as one can without."""
+        self._refuse_inexpressible(key)
         if not self.takes_conditions:
             if mode == "create" and self.look(key) is not None:
                 return False
@@ -356,7 +361,16 @@ class S3Objects:
         return Entry(key, answer["ContentLength"], etag, modified)
 
     def delete(self, key: str) -> None:
+        self._refuse_inexpressible(key)
         obstore.delete(self.quick, key)  # tried again by `conditional.py`
+
+    def _refuse_inexpressible(self, key: str) -> None:
+        if not _expressible(key):
+            raise UserError(
+                f"s3://{self.bucket}/{key} can't be written: results need a folder without an "
+                "empty, `.` or `..` part and without control characters, such as "
+                f"s3://{self.bucket}/{_plain(key)}"
+            )
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Every object under the folder `prefix`, in key order."""
@@ -367,3 +381,9 @@ class S3Objects:
 
 def _expressible(key: str) -> bool:
     return key.isprintable() and not {"", ".", ".."} & set(key.split("/"))
+
+
+def _plain(key: str) -> str:
+    """The folder of a key as obstore can express it."""
+    folder = "".join(letter for letter in key.rpartition("/")[0] if letter.isprintable())
+    return "/".join(part for part in folder.split("/") if part not in ("", ".", ".."))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -44,6 +45,10 @@ AWS_VARIABLES = (
 )
 
 S3_SCHEMES = ("s3", "s3a", "s3n")
+
+
+# file:/x, file:///x and file://localhost/x are one file; what follows file:// may be relative.
+LOCAL_URL = re.compile(r"^(?:file|local):(?://(?:localhost(?=/))?|(?=/))", re.IGNORECASE)
 
 
 class Objects(Protocol):
@@ -283,7 +288,10 @@ def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
 
 
 def normalize_url(url: str | os.PathLike[str]) -> str:
-    """A URL without a trailing slash; a local path becomes absolute and loses `file://`."""
+    """A URL without a trailing slash; a local path becomes absolute and loses `file://`.
+
+    One folder has one name: what guards it goes by that.
+    """
     text = os.fspath(url)
     if not text.strip():
         raise UserError("an empty path was given where a folder or URL is needed")
@@ -296,10 +304,9 @@ def normalize_url(url: str | os.PathLike[str]) -> str:
         raise UserError(
             f"{shown} is not UTF-8: rename it, or give a link to it with another name"
         ) from None
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
+    text = LOCAL_URL.sub("", text)
     if "://" not in text:
-        return os.path.abspath(os.path.expanduser(text)).rstrip("/") or "/"
+        return "/" + os.path.abspath(os.path.expanduser(text)).strip("/")
     refuse_user_info(text)
     scheme, _, rest = text.partition("://")
     return f"{scheme.lower()}://{rest.rstrip('/')}"

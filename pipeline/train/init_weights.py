@@ -90,7 +90,7 @@ def read_architecture(name: str) -> DetrConfig:
         return RECIPES[name].config
     file = resources.files("pipeline.train") / "small.toml" if name == "small" else Path(name)
     try:
-        return DetrConfig.from_dict(tomllib.loads(file.read_text("utf-8")))
+        return DetrConfig.from_dict(tomllib.loads(file.read_text("utf-8-sig")))
     except FileNotFoundError:
         raise UserError(
             f"--architecture {name!r} is neither small, {', '.join(RECIPES)} nor a TOML file"

@@ -42,7 +42,7 @@ def test_counts_in_words_and_in_json(folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_names_from_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (folder / "names.txt").write_text("1.jpg\n3.jpg\n")
+    (folder / "names.txt").write_text("\ufeff1.jpg\n3.jpg\n")  # as editors of Windows write it
     call(str(folder / "out"), str(folder / "p.json"), "--files", f"@{folder / 'names.txt'}")
     assert {i["id"] for i in json.loads((folder / "p.json").read_text())["images"]} == {1, 3}
     with pytest.raises(UserError, match="can't be read as a list"):

@@ -13,6 +13,7 @@ from pipeline.secrets import (
     secret_names,
     withheld,
     without_query,
+    without_values,
 )
 from pipeline.storage.storage import normalize_url
 
@@ -93,6 +94,25 @@ def test_only_listed_options_are_kept_whatever_the_others_are_called() -> None:
     }
     assert set(kept(options)) == {"profile", "region", "endpoint_url", "anon", "account_name"}
     assert set(withheld(options)) == set(options) - set(kept(options))
+
+
+def test_a_command_line_is_shown_without_values() -> None:
+    words = ["python", "-m", "jobs.cli", "segment", "s3://b/a=b", "--out", "s3://b/run"]
+    words += ["--source-option", f"account_key={PLANTED}", "--source-option=region=eu=1"]
+    words += [
+        f"--out-option=sas_token={PLANTED}",
+        "--out-option",
+        f"={PLANTED}",
+        "--truth",
+        SIGNED[0],
+    ]
+    shown = without_values(words)
+    assert PLANTED not in " ".join(shown)
+    assert shown[:7] == words[:7]
+    assert shown[7:11] == [
+        *("--source-option", "account_key=...", "--source-option=region=eu=1"),
+        "--out-option=sas_token=...",
+    ]
 
 
 def test_variables_with_credentials_are_known_by_their_names() -> None:

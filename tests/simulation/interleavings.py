@@ -1,6 +1,6 @@
 """One interleaving a seed: a folder of nights in some state, a few drivers, and faults.
 
-python -m tests.simulation.interleavings 0 20000      # seeds; prints what was broken
+python -m tests.simulation.interleavings 0 20000      # seeds; prints those that broke a promise
 python -m tests.simulation.interleavings 1234         # one seed, with every request
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import re
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -96,7 +97,12 @@ class Outcome:
     log: tuple[str, ...]
 
     def __str__(self) -> str:
-        return "\n".join([f"seed {self.seed}: {self.broken}", *self.drivers, "", *self.log[-60:]])
+        return self.text(60)
+
+    def text(self, requests: int) -> str:
+        """What went on, with so many of the last requests."""
+        end = self.log[-requests:]
+        return "\n".join([f"seed {self.seed}: {self.broken}", *self.drivers, "", *end])
 
 
 def interleave(
@@ -174,3 +180,24 @@ def _last_night(field: Field) -> None:
         return
     if live != (run, newest) or field.promises.images(run, newest) != field.images:
         world.broken = f"after the last night readers see {live}, not the images that are there"
+
+
+def main(words: Sequence[str]) -> int:
+    """One seed in full, or of many those that break a promise."""
+    first, last = int(words[0]), int(words[-1])
+    if len(words) == 1:
+        outcome = interleave(first)
+        print(outcome.text(len(outcome.log)))
+        return outcome.broken is not None
+    broken = 0
+    for seed in range(first, last):
+        outcome = interleave(seed)
+        if outcome.broken:
+            broken += 1
+            print(outcome, "\n", flush=True)
+    print(f"{broken} of {last - first} seeds broke a promise")
+    return broken > 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

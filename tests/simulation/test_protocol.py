@@ -24,7 +24,7 @@ from tests.simulation.interleavings import Outcome, interleave
 from tests.simulation.world import Faults
 
 # Once broken, by an earlier form of the protocol or of the model.
-ONCE_BROKEN: tuple[int, ...] = ()
+ONCE_BROKEN = (1727,)
 
 
 def test_300_interleavings_keep_every_promise() -> None:
@@ -33,7 +33,7 @@ def test_300_interleavings_keep_every_promise() -> None:
         assert outcome.broken is None, str(outcome)
 
 
-@pytest.mark.slow(seconds=2400)
+@pytest.mark.slow(seconds=1300)
 @pytest.mark.timeout(6000)
 def test_20000_interleavings_keep_every_promise() -> None:
     for seed in range(1_000, 21_000):

@@ -109,18 +109,18 @@ _numbers = itertools.count()
 
 
 class QuickStaging(Staging):
-    """Tables in the memory of one database, each plan in a space of its own."""
+    """Tables in the memory of one database, each plan in a schema of its own."""
 
     def __enter__(self) -> QuickStaging:
         self.connection = _database.cursor()
-        self._space = f"plan{next(_numbers)}"
-        self.connection.execute(f"attach ':memory:' as {self._space}; use {self._space}")
+        self._schema = f"plan{next(_numbers)}"
+        self.connection.execute(f"create schema {self._schema}; set schema = '{self._schema}'")
         return self
 
     def close(self) -> None:
-        if self._space:
-            self.connection.execute(f"use memory; detach {self._space}")
-            self._space = ""
+        if self._schema:
+            self.connection.execute(f"drop schema {self._schema} cascade")
+            self._schema = ""
             self.connection.close()
 
     def stage(self, name: str, tables: Iterator[pa.Table]) -> int:

@@ -50,6 +50,15 @@ class Object:
     modified: float
 
 
+class Baton:
+    """What one thread waits for and another hands over."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+        self.acquire, self.release = self._lock.acquire, self._lock.release
+
+
 class Driver:
     """One process: a verb that runs to its end, or is killed."""
 
@@ -57,7 +66,7 @@ class Driver:
         self.name = name
         self.wake = start
         self.work = work
-        self.baton = threading.Semaphore(0)
+        self.baton = Baton()
         self.holds: list[Hold] = []
         self.renewing = False
         self.dead = False
@@ -82,7 +91,7 @@ class World:
         self.steps = 0
         self.log: list[str] = []
         self.watch: Callable[[str, Driver | None], None] = lambda key, driver: None
-        self._baton = threading.Semaphore(0)
+        self._baton = Baton()
 
     # -- drivers
 

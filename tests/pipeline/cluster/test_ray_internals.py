@@ -34,7 +34,13 @@ def test_ray_starts_with_it(setting: str) -> None:
 
 @pytest.mark.parametrize("package", ["detr", "pipeline", "jobs"])
 def test_no_other_module_names_them(package: str) -> None:
-    private = ("ray._private", "ray.data._internal", "ray.autoscaler.v2", "_internal_kv")
+    private = (
+        "ray._private",
+        "ray._raylet",
+        "ray.data._internal",
+        "ray.autoscaler.v2",
+        "_internal_kv",
+    )
     for path in (ROOT / package).rglob("*.py"):
         if path != ALONE:
             text = path.read_text()

@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
+from ray._raylet import getproctitle, setproctitle
+
+from pipeline.cluster.ray_session import start_here
 
 ROOT = Path(__file__).resolve().parents[3]
 # Sends itself SIGTERM as soon as `ray.init` has put a handler of its own in place.
@@ -46,3 +50,17 @@ def test_a_stop_while_ray_starts_is_answered_by_this_process() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "stopped True"), done.stderr
+
+
+def test_the_system_shows_the_command_line_without_the_values_of_options(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's dashboard asks it for that of each driver."""
+    before = getproctitle()
+    words = ["python", "-m", "jobs.cli", "segment", "--source-option", "account_key=pl4nted"]
+    monkeypatch.setattr(sys, "orig_argv", words)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    start_here()
+    shown = Path("/proc/self/cmdline").read_bytes().rstrip(b"\0")
+    setproctitle(before)
+    assert shown == b"python -m jobs.cli segment --source-option account_key=..."

@@ -14,7 +14,6 @@ from detr.categories import Categories, Category
 from pipeline.errors import UserError
 from pipeline.evaluation.compare import (
     Comparison,
-    IncompleteError,
     OtherTruthError,
     changes,
     compare,
@@ -24,7 +23,7 @@ from pipeline.panoptic.bootstrap import add_rows, image_weights
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import REPLICATES, Side, Sums, score
 from pipeline.panoptic.score import score_rows
-from pipeline.run.snapshots import RunSnapshot, open_snapshot
+from pipeline.run.snapshots import IncompleteError, RunSnapshot, open_snapshot
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import (
     POPULATION_CATEGORIES,

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.evaluator import evaluate_run
 from pipeline.report.sql import query
 from pipeline.run.run import Run, open_run
+from pipeline.run.snapshots import RunSnapshot
 from pipeline.storage.storage import Storage
 from tests.factories import (
     MadeImage,
@@ -73,6 +74,10 @@ def test_an_evaluation_is_a_view_by_its_name(tmp_path: Path, ray_session: None) 
     assert one(run, joined) == 6
     with pytest.raises(UserError, match=r"no evaluation 'other' \(there are: truth\)"):
         query(run, "select 1", evaluation="other")
+    part, _ = RunSnapshot(run, 1).rows("truth")
+    run.storage.delete(part)
+    with pytest.raises(UserError, match=r"has 1 of 2 files .* run `panoptic evaluate` again"):
+        query(run, joined)
 
 
 @pytest.mark.parametrize(

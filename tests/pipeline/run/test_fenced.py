@@ -15,16 +15,6 @@ from pipeline.run.lease import lease
 from pipeline.run.run import Run
 from pipeline.storage.storage import Storage
 from tests.factories import publish_run
-from tests.servers import S3Server
-
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "local":
-        return Storage(tmp_path)
-    server: S3Server = request.getfixturevalue("moto")
-    server.client().create_bucket(Bucket="bucket")
-    return Storage("s3://bucket/run")
 
 
 class Held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +24,6 @@ from pipeline.storage.entry import Entry
 from pipeline.storage.local import LocalObjects
 from pipeline.storage.storage import Storage
 from tests.servers import S3Server
-
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "local":
-        return Storage(tmp_path)
-    server: S3Server = request.getfixturevalue("moto")
-    server.client().create_bucket(Bucket="bucket")
-    return Storage("s3://bucket/run")
 
 
 def wait_to_be_interrupted() -> None:
@@ -158,20 +152,53 @@ def test_the_same_submission_to_another_cluster_waits_until_the_lease_runs_out(
         assert time.monotonic() - began > 0.4  # S3 has whole seconds
 
 
-def test_the_same_command_on_two_clusters_steals_no_living_lease(
-    storage: Storage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.run.lease.RENEW_SECONDS", 0.4)
-    as_driver(monkeypatch, "panoptic-1", "cluster-b")
-    held = {**json.loads(held_by(1, "elsewhere")), "submission": "panoptic-1", "cluster": "a"}
-    storage.write(LEASE_FILE, json.dumps({**held, "renewal": "1"}).encode())
-    renewed = json.dumps({**held, "renewal": "2"}).encode()
-    timer = threading.Timer(0.3, lambda: storage.write(LEASE_FILE, renewed))
-    timer.start()
-    with pytest.raises(LeaseError, match="process 1 on elsewhere"), lease(storage):
+@contextmanager
+def renewed_elsewhere(storage: Storage, seconds: float, host: str = "elsewhere") -> Iterator[None]:
+    """A driver of the same command that lives for so long, on another cluster."""
+    held = {**json.loads(held_by(os.getpid(), host)), "submission": "panoptic-1", "cluster": "a"}
+    ends = time.monotonic() + seconds
+    done = threading.Event()
+
+    def renew() -> None:
+        for renewal in itertools.count():
+            if time.monotonic() > ends or done.wait(0.1):
+                return
+            storage.write(LEASE_FILE, json.dumps({**held, "renewal": renewal}).encode())
+
+    storage.write(LEASE_FILE, json.dumps(held).encode())
+    thread = threading.Thread(target=renew)
+    thread.start()
+    yield
+    done.set()
+    thread.join()
+
+
+@pytest.fixture
+def on_another_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_driver(monkeypatch, "panoptic-1", "b")
+    for name, seconds in (("RENEW", 0.4), ("EXPIRES", 1.5), ("ORPHAN", 1.0)):
+        monkeypatch.setattr(f"pipeline.run.lease.{name}_SECONDS", seconds)
+
+
+@pytest.mark.usefixtures("on_another_cluster")
+def test_the_same_command_on_two_clusters_steals_no_living_lease(storage: Storage) -> None:
+    with (
+        renewed_elsewhere(storage, 20.0),
+        pytest.raises(LeaseError, match="on elsewhere"),
+        lease(storage),
+    ):
         pass
-    timer.join()
-    assert storage.read(LEASE_FILE) == renewed
+    assert json.loads(storage.read(LEASE_FILE))["cluster"] == "a"
+
+
+@pytest.mark.usefixtures("on_another_cluster")
+@pytest.mark.parametrize("host", ["elsewhere", socket.gethostname()])
+def test_a_driver_that_outlives_its_head_for_a_while_is_waited_for(
+    storage: Storage, host: str
+) -> None:
+    """A head that was started anew on its host is another cluster, too."""
+    with renewed_elsewhere(storage, 0.6, host), lease(storage):
+        assert json.loads(storage.read(LEASE_FILE))["cluster"] == "b"
 
 
 def test_one_process_does_not_take_its_own_lease_for_an_earlier_try(

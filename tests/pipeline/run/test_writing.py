@@ -15,6 +15,7 @@ from pipeline.run.series import Nights
 from pipeline.run.writing import locate, writing
 from pipeline.storage.storage import Storage
 from tests.factories import made_scenes, make_run, publish_run, shard_row
+from tests.servers import S3Server
 
 
 @pytest.fixture
@@ -41,11 +42,51 @@ def test_in_a_folder_of_nights_both_leases_are_taken_whichever_path_is_typed(
     assert holders(nights.storage, run) == [False, False]
 
 
-def test_a_link_to_a_run_folder_is_the_run_folder(nights: Nights, tmp_path: Path) -> None:
-    (tmp_path / "current").symlink_to(nights.url("run-a"))
-    place = locate(Storage(tmp_path / "current"))
-    assert place.nights is not None
-    assert place.nights.url == nights.storage.url
+@pytest.mark.parametrize(
+    "typed",
+    [
+        *("{out}/run-a/", "{out}//run-a", "/{out}/run-a", "{out}/x/../run-a", "out/run-a"),
+        *("file://{out}/run-a", "file:{out}/run-a", "file://localhost{out}/run-a/"),
+        *("{above}/current", "{above}/link/run-a", "{out}/run-elsewhere"),
+    ],
+)
+def test_a_run_folder_is_the_same_however_it_is_typed(
+    nights: Nights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    """Also by a link to it, below a link, and where a link in the folder of nights leads to it."""
+    out = tmp_path / "out"
+    (tmp_path / "current").symlink_to(out / "run-a")
+    (tmp_path / "link").symlink_to(out)
+    publish_run(tmp_path / "another disk", [])
+    (out / "run-elsewhere").symlink_to(tmp_path / "another disk")
+    monkeypatch.chdir(tmp_path)
+    run = nights.run_storage("run-elsewhere" if "elsewhere" in typed else "run-a")
+    with writing(locate(Storage(typed.format(out=out, above=tmp_path)))) as writer:
+        assert holders(nights.storage, run) == [True, True]
+        assert not writer.may_publish
+
+
+@pytest.mark.parametrize("typed", ["s3://data/out/run-a/", "s3a://data/out/run-a", "s3://data/out"])
+def test_a_run_folder_in_a_bucket_is_the_same_however_it_is_typed(
+    moto: S3Server, typed: str
+) -> None:
+    moto.client().create_bucket(Bucket="data")
+    nights = Nights(Storage("s3://data/out"))
+    nights.storage.write("latest.json", b'{"run": "run-a"}')
+    with lease(nights.storage, of_nights=True):
+        pass
+    with writing(locate(Storage(typed))) as writer:
+        assert holders(nights.storage, nights.run_storage("run-a")) == [True, True]
+        assert not writer.may_publish
+
+
+def test_a_folder_named_nights_makes_no_folder_of_nights(tmp_path: Path) -> None:
+    (tmp_path / "nights/run-0").mkdir(parents=True)
+    (tmp_path / "nights/run-0/run.json").write_text("{}")
+    assert locate(Storage(tmp_path / "run-1")).nights is None
+    (tmp_path / "old/nights").mkdir(parents=True)
+    (tmp_path / "old/nights/2026-11-01T030000.000000Z.json").write_text("{}")
+    assert locate(Storage(tmp_path / "old/run-1")).nights is not None
 
 
 def test_a_night_at_work_keeps_off_a_writer_of_its_run_folder(nights: Nights) -> None:

@@ -18,7 +18,6 @@ from pipeline.run.shard_format import Provenance, encode_shard, put_shard
 from pipeline.schema import SHARD_SCHEMA
 from pipeline.storage.storage import Storage
 from tests.factories import shard_row
-from tests.servers import S3Server
 
 PROVENANCE = Provenance("made", "0" * 64, "cpu")
 
@@ -90,15 +89,6 @@ def test_duckdb_and_pyarrow_read_the_strings_back(tmp_path: Path, segments: int)
         query = f"select counts from '{path}' order by file_name"
         read = connection.execute(query).fetchall()
     assert read == [(counts,), ([],)]
-
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "local":
-        return Storage(tmp_path)
-    server: S3Server = request.getfixturevalue("moto")
-    server.client().create_bucket(Bucket="bucket")
-    return Storage("s3://bucket/run")
 
 
 def named_rows(*names: str, error: str = "timeout") -> pa.Table:

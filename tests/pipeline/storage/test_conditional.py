@@ -15,6 +15,7 @@ from pipeline.storage.entry import Fetched, passes
 from pipeline.storage.local import LocalObjects, has_private_locks
 from pipeline.storage.storage import FsspecObjects, Storage
 from tests.fault_proxy import Faults, fault_proxy
+from tests.kept_listings import KeptListings
 from tests.servers import S3Server
 
 
@@ -154,24 +155,8 @@ def test_a_store_that_knows_no_conditions_is_written_without(bucket: S3Server) -
         assert proxy.injected["unsupported"] == 1
 
 
-class Caching(MemoryFileSystem):
-    """A file system that keeps what it has listed, as those of gs:// and az:// do."""
-
-    cachable = False
-
-    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
-        path = self._strip_protocol(path)
-        if path not in self.dircache:
-            self.dircache[path] = super().ls(path, detail=True, **options)
-        found = self.dircache[path]
-        return found if detail else [each["name"] for each in found]
-
-    def invalidate_cache(self, path: str | None = None) -> None:
-        self.dircache.clear()
-
-
 def test_a_listing_shows_what_was_written_since_the_one_before() -> None:
-    objects = FsspecObjects(Caching())
+    objects = FsspecObjects(KeptListings())
     objects.put("/listed/segments/a", b"x")
     assert [entry.path for entry in objects.list("/listed")] == ["/listed/segments/a"]
     objects.put("/listed/segments/b", b"x")

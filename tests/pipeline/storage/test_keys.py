@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import UserError
 from pipeline.storage.entry import classify
 from pipeline.storage.objects import Gets, info_uri, open_object, place_of, read_named
 from pipeline.storage.storage import Storage
@@ -123,6 +124,24 @@ def test_a_folder_with_a_leading_slash_is_that_folder(moto: S3Server) -> None:
         storage = Storage(url)
         assert [entry.path for entry in storage.list()] == expected
         assert storage.read(expected[0]).endswith(expected[0].encode())
+
+
+@pytest.mark.parametrize("key", ["/run", "a//run", "a/./run", "a/../run", "a/run\x07"])
+def test_nothing_is_written_where_a_key_would_become_another_s(moto: S3Server, key: str) -> None:
+    put(moto, "exact", [f"{plain}/lease.json" for plain in ("run", "a/run")])
+    storage = Storage(f"s3://exact/{key}")
+    before = sorted(entry.path for entry in Storage("s3://exact").list())
+    assert storage.look("lease.json") is None
+    for write in (
+        lambda: storage.write("lease.json", b"x"),
+        lambda: storage.write_if_absent("lease.json", b"x"),
+        lambda: storage.create_shard("lease.json", b"x"),
+        lambda: storage.delete("lease.json"),
+    ):
+        with pytest.raises(UserError, match=r"can't be written.* such as s3://exact/(a/)?run$"):
+            write()
+    assert sorted(entry.path for entry in Storage("s3://exact").list()) == before
+    assert Storage("s3://exact/run").read("lease.json") == b"run/lease.json"
 
 
 def test_listing_reads_every_page(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

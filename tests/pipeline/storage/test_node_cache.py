@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fsspec
 import pytest
 
 from pipeline.storage.node_cache import local_copy
 from pipeline.storage.storage import Storage
+from tests.kept_listings import KeptListings
 from tests.servers import S3Server
 
 
@@ -49,9 +49,9 @@ def test_a_folder_of_a_store_whose_client_keeps_listings_is_asked_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PANOPTIC_CACHE", str(tmp_path))
-    memory = fsspec.filesystem("memory")
-    memory.pipe_file("/weights/model.bin", b"old")
-    assert (local_copy("memory://weights") / "model.bin").read_bytes() == b"old"
-    memory.pipe_file("/weights/model.bin", b"newer")
-    assert (local_copy("memory://weights") / "model.bin").read_bytes() == b"newer"
-    memory.rm("/weights", recursive=True)
+    kept = KeptListings()
+    kept.pipe_file("/weights/model.bin", b"old")
+    assert (local_copy("kept://weights") / "model.bin").read_bytes() == b"old"
+    kept.pipe_file("/weights/model.bin", b"newer")
+    assert (local_copy("kept://weights") / "model.bin").read_bytes() == b"newer"
+    kept.rm("/weights", recursive=True)

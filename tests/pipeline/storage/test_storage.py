@@ -10,19 +10,10 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.storage.objects import Gets
-from pipeline.storage.storage import Storage, normalize_url
+from pipeline.storage.storage import Storage
 from tests.servers import S3Server
 
 ODD_NAMES = ["a b.jpg", "q?#%+&.jpg", "日本.jpg", "x<y>.jpg", "pct%20.jpg", "deep/er/z.jpg"]
-
-
-@pytest.fixture(params=["local", "s3"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    if request.param == "local":
-        return Storage(tmp_path / "folder")
-    server: S3Server = request.getfixturevalue("moto")
-    server.client().create_bucket(Bucket="bucket")
-    return Storage("s3://bucket/folder")
 
 
 def test_what_is_written_is_read_listed_sized_and_deleted(storage: Storage) -> None:
@@ -123,6 +114,13 @@ def test_an_absent_profile_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert normalize_url("x/") == str(tmp_path / "x")
-    assert normalize_url(f"file://{tmp_path}/x") == str(tmp_path / "x")
+    for text in (
+        "x/",
+        f"file://{tmp_path}/x",
+        f"file:{tmp_path}/x/",
+        f"FILE://localhost{tmp_path}/x",
+    ):
+        assert normalize_url(text) == str(tmp_path / "x")
+    assert normalize_url(f"/{tmp_path}//x") == str(tmp_path / "x")
+    assert normalize_url("file:x") == str(tmp_path / "file:x")
     assert normalize_url("s3://b/x/") == "s3://b/x"
