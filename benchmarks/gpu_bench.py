@@ -22,7 +22,9 @@ import torch
 from numpy.typing import NDArray
 
 import detr
+from detr.inference.decode import Memory, new_memory
 from detr.panoptic import Panoptic
+from detr.transfer import Slots
 from pipeline.segmentation.batches import Batch
 from pipeline.segmentation.model_loop import ModelStream
 
@@ -91,7 +93,19 @@ class Bench:
         """16 made photos of 480 x 640 (in a rehearsal 48 x 64)."""
         from tests.random_weights import made_images
 
-        return made_images(16, 5, 48 if self.rehearse else 480)
+        made = made_images(16, 5, 48 if self.rehearse else 480)
+        return [self.decoded(photo) for photo in made]
+
+    @cached_property
+    def memory(self) -> Memory:
+        """Where an actor decodes to."""
+        return Slots().take if self.device.type == "cuda" else new_memory
+
+    def decoded(self, photo: Photo) -> Photo:
+        """The photo where an actor's threads would have left it."""
+        array = self.memory(photo.shape)
+        array[:] = photo
+        return array
 
     @cached_property
     def scenes(self) -> list[Photo]:

@@ -18,7 +18,7 @@ import detr
 from benchmarks.gpu_bench import Bench, Photo, Step, alike, answers_of, stream_of
 from detr.inference.decode import decode_image
 from detr.inference.nvjpeg import decode_nvjpeg
-from detr.inference.preprocess import normalize, resize, resize_on_device
+from detr.inference.preprocess import normalize, resize, resize_mixed, resize_on_device
 
 Found = tuple[bool, dict[str, Any]]
 MOST_PIXELS = 178_956_970
@@ -60,6 +60,11 @@ def resizing(bench: Bench) -> Found:
             wrong.append([shape, size])
         one, other = normalize(wanted), normalize(found).cpu()
         steps = max(steps, int((one.view(torch.int32) - other.view(torch.int32)).abs().max()))
+    photos = [torch.from_numpy(rng.integers(0, 256, (*s, 3), np.uint8)) for s in shapes[:5]]
+    mixed = resize_mixed([photo.to(bench.device) for photo in photos], targets[0]).cpu()
+    for shape, photo, found in zip(shapes, photos, mixed, strict=False):
+        if not torch.equal(found, resize(photo[None], targets[0])[0]):
+            wrong.append([shape, targets[0], "among others"])
     return not wrong and steps <= 1, {"sizes_wrong": wrong, "normalize_last_places": steps}
 
 

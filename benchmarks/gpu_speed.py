@@ -16,6 +16,7 @@ from PIL import Image
 
 import detr
 from benchmarks.gpu_bench import Bench, Photo, Step, batches_of, stream_of
+from detr.inference.decode import Memory
 from detr.inference.predictor import MOST_IMAGES
 from detr.panoptic import Panoptic
 from pipeline.panoptic import rle
@@ -103,7 +104,7 @@ def tail_photos(bench: Bench, count: int) -> list[Photo]:
         photo = bench.photos[number % 16]
         height, width = photo.shape[:2]
         h, w = int(rng.integers(height * 3 // 4, height)), int(rng.integers(width * 3 // 4, width))
-        photos.append(photo[:h, :w])
+        photos.append(bench.decoded(photo[:h, :w]))
     return photos
 
 
@@ -145,13 +146,13 @@ def files(bench: Bench) -> Found:
         image.save(out, "JPEG", quality=90)
         for method in methods:
             count = bench.pick(UNIT if name == "photo" else 64, 4)
-            unit = partial(decode_unit, model, out.getvalue(), method)
+            unit = partial(decode_unit, model, out.getvalue(), method, bench.memory)
             unit(min(count, 32))
             found[f"{name}_{method}"] = round(unit(count), 1)
     return True, {"images_s": found}
 
 
-def decode_unit(model: Any, data: bytes, method: Any, count: int) -> float:
+def decode_unit(model: Any, data: bytes, method: Any, memory: Memory, count: int) -> float:
     """Images/s of one unit of `count` equal files."""
     driven = ModelStream(model, None)
     decoding = Decoding(exif=True, max_pixels=178_956_970, method=method)
@@ -164,6 +165,7 @@ def decode_unit(model: Any, data: bytes, method: Any, count: int) -> float:
             decoding=decoding,
             most=driven.most,
             pool=pool,
+            memory=memory,
         )
         encoded = [
             pool.submit(encode, answer)

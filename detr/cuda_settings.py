@@ -14,11 +14,15 @@ _DEVICE_FILES: Final = Path("/dev")
 def settle_cuda(dtype: torch.dtype) -> None:
     """For a model of `dtype`, in inference and in training, before it is built.
 
+    Photos of many sizes would leave the device's memory in pieces: it is taken in segments that
+    grow (read by torch at the first allocation).
+
     Attention is left to FlashAttention and its like: on Hopper torch prefers cuDNN's, which plans
     anew (50 to 400 ms) for every shape, and photos have hundreds of shapes. float32 means float32:
     TF32 keeps 10 bits of mantissa. Set by torch's older names, for after the newer ones
     (`fp32_precision`) the older can't be read any more, as torch's compiler does.
     """
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     torch.backends.cuda.enable_cudnn_sdp(False)
     if dtype == torch.float32:
         torch.backends.cuda.matmul.allow_tf32 = False

@@ -111,6 +111,14 @@ _NO_CODE: Final = re.compile(
 )
 
 
+# (H, W, 3) -> a C-ordered uint8 array of that shape, whatever its content.
+Memory = Callable[[tuple[int, ...]], NDArray[np.uint8]]
+
+
+def new_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.empty(shape, np.uint8)
+
+
 class ImageError(Exception):
     """Why the bytes of one file give no picture.
 
@@ -133,8 +141,9 @@ def decode_image(
     max_pixels: int = MAX_PIXELS,
     exif: bool = True,
     at_least: tuple[int, int] | None = None,
+    memory: Memory = new_memory,
 ) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB, upright unless `exif` is False; C-ordered.
+    """(H, W, 3) uint8 RGB, upright unless `exif` is False; C-ordered, in what `memory` gives.
 
     `at_least` (height, width): a larger JPEG may be decoded at a half, a quarter or an eighth of
     its size as long as it stays that large ("draft" mode: fewer coefficients, half the time).
@@ -146,13 +155,20 @@ def decode_image(
     name = image.format or ""
     if (why := heavy_work(file, name, image.mode, image.width * image.height)) is not None:
         settings = {"max_pixels": max_pixels, "exif": exif, "at_least": at_least}
-        return _elsewhere(data, settings, why)
-    return _decode(image, file, exif=exif, at_least=at_least)
+        return _copied(_elsewhere(data, settings, why), memory)
+    return _copied(_decode(image, file, exif=exif, at_least=at_least), memory)
+
+
+def _copied(pixels: NDArray[np.uint8], memory: Memory) -> NDArray[np.uint8]:
+    array = memory(pixels.shape)
+    np.copyto(array, pixels)
+    return array
 
 
 def _decode(
     image: ImageFile.ImageFile, data: bytes, *, exif: bool, at_least: tuple[int, int] | None
 ) -> NDArray[np.uint8]:
+    """The pixels, not to be written to."""
     if image.format == "PNG":
         _check_png(data)
     orientation = _orientation(image) if exif else 1
@@ -163,7 +179,7 @@ def _decode(
     rgb = _to_rgb(_loaded(image, data, size))
     if orientation in _UPRIGHT:
         rgb = rgb.transpose(_UPRIGHT[orientation])
-    return np.array(rgb)
+    return np.asarray(rgb)
 
 
 def _loaded(

@@ -17,6 +17,7 @@ rounds (rounds.py). On a CPU the same steps run, and give the same answers, with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ class InFlight:
     ) -> None:
         """images (H, W, 3) uint8, `size` the processed one, `originals` those of the files."""
         self._steps, self._size, self._originals = steps, size, originals
+        self._images = images  # kept until they have been copied to the device
         self._found = steps.model.detect(steps.to_input(images, size))
         scores, labels, keep = steps.choose(self._found.logits[-1])
         self._choice = Download([scores, labels, keep])
@@ -50,12 +52,16 @@ class InFlight:
         """Queue what follows the choice: the masks of the kept queries, and the maps."""
         steps, found = self._steps, self._found
         scores, labels, keep = self._choice.wait()
+        self._images = ()
         image_index, query_index = keep.nonzero(as_tuple=True)
         self._counts = keep.sum(1).tolist()
         classes = labels[keep].tolist()
-        self._category_ids = [steps.category_of(label) for label in classes]
+        category_of = {label: steps.category_of(label) for label in {*classes}}
+        categories = steps.categories
+        is_thing = {c: categories.by_id(c).isthing for c in category_of.values()}
+        self._category_ids = [category_of[label] for label in classes]
         self._scores = scores[keep].tolist()
-        self._isthing = [steps.categories.by_id(c).isthing for c in self._category_ids]
+        self._isthing = [is_thing[c] for c in self._category_ids]
         device = found.logits.device
         self._masks = steps.model.mask_logits(
             found,
@@ -93,7 +99,7 @@ class InFlight:
 
     def _parts(self) -> list[slice]:
         """Where each image's queries lie in the flat lists."""
-        ends = np.cumsum(self._counts).tolist()
+        ends = accumulate(self._counts)
         return [slice(end - n, end) for end, n in zip(ends, self._counts, strict=True)]
 
     @torch.inference_mode()
@@ -103,15 +109,16 @@ class InFlight:
         if self._maps is None:
             return [Panoptic(np.zeros(size[::-1], np.uint8).T, ()) for _, size in sizes]
         numbers, alive, areas = self._maps.wait()
-        ends = np.cumsum([height * width for _, (height, width) in sizes]).tolist()
+        ends = accumulate(height * width for _, (height, width) in sizes)
+        known = zip(self._parts(), sizes, ends, alive.tolist(), areas.tolist(), strict=True)
         answers = []
-        for image, (part, size, end) in enumerate(zip(self._parts(), sizes, ends, strict=True)):
+        for part, size, end, stays, pixels in known:
             categories, scores = self._category_ids[part], self._scores[part]
             processed, final = size
             answer = finish_rounds(
                 numbers[end - final[0] * final[1] : end],
-                alive[image].tolist(),
-                areas[image].tolist(),
+                stays,
+                pixels,
                 map_size=final,
                 category_ids=categories,
                 isthing=self._isthing[part],

@@ -6,11 +6,13 @@ network sees what it was trained on.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -120,19 +122,87 @@ def _resize_axis(images: Tensor, axis: int, length: int) -> Tensor:
     taps = _filter(source, length, images.device)
     shape = [1] * images.dim()
     shape[axis] = length
-    total: Tensor | None = None
-    for offset, weights in enumerate(taps.weights):
+
+    def part(offset: int, weights: Tensor) -> Tensor:
         # A weight past the edge is 0: reading the last pixel instead changes nothing.
         index = (taps.first + offset).clamp_(max=source - 1)
-        part = torch.index_select(images, axis, index).int().mul_(weights.view(shape))
+        return torch.index_select(images, axis, index).int().mul_(weights.view(shape))
+
+    return _rounded(part(offset, weights) for offset, weights in enumerate(taps.weights))
+
+
+def _rounded(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of int32 products of pixels and weights, as uint8. Uses them up."""
+    total: Tensor | None = None
+    for part in parts:
         total = part.add_(1 << (_PRECISION_BITS - 1)) if total is None else total.add_(part)
     assert total is not None
     return total.bitwise_right_shift_(_PRECISION_BITS).clamp_(0, 255).to(torch.uint8)
 
 
+def resize_mixed(images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """`resize_on_device` of (H, W, 3) images, each of a size of its own, to one (B, h, w, 3).
+
+    With as many kernels as for one image: pixels lie in one list, image after image and row after
+    row, and each image's filter is padded to the most taps.
+    """
+    device = images[0].device
+    sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
+    heights, widths = np.array(sizes).T
+    rows = int(heights.sum())
+    first_row = np.cumsum(heights) - heights
+    first_pixel = np.cumsum(heights * widths) - heights * widths
+    y = np.arange(rows) - np.repeat(first_row, heights)
+    start = np.repeat(first_pixel, heights) + y * np.repeat(widths, heights)
+    row_start = upload(torch.from_numpy(start), device)[:, None]  # (rows, 1)
+    image_of = upload(torch.from_numpy(np.repeat(np.arange(len(images)), heights)), device)
+    pixels = torch.cat([image.reshape(-1, 3) for image in images])
+
+    def across(column: Tensor, weights: Tensor) -> Tensor:
+        index = torch.index_select(column, 0, image_of).add_(row_start)  # (rows, w)
+        part = torch.index_select(pixels, 0, index.view(-1)).int().view(*index.shape, 3)
+        return part.mul_(torch.index_select(weights, 0, image_of)[:, :, None])
+
+    taps = _filters(widths.tolist(), size[1], device)
+    lines = _rounded(across(*tap) for tap in zip(*taps, strict=True))  # (rows, w, 3)
+
+    def down(line: Tensor, weights: Tensor) -> Tensor:
+        part = torch.index_select(lines, 0, line.add_(line_start).view(-1)).int()
+        return part.mul_(weights.view(-1, 1, 1))
+
+    line_start = upload(torch.from_numpy(first_row), device)[:, None]
+    taps = _filters(heights.tolist(), size[0], device)
+    resized = _rounded(down(*tap) for tap in zip(*taps, strict=True))  # (B * h, w, 3)
+    return resized.view(len(images), *size, 3)
+
+
+def _filters(sources: Sequence[int], target: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The source pixel (int64) and the weight (int32) of each tap, image and target pixel."""
+    known = [_coefficients(source, target) for source in sources]
+    taps = max(len(weights) for _, weights in known)
+    every = np.zeros((taps, len(sources), target), np.int32)
+    for image, (_, weights) in enumerate(known):
+        every[: len(weights), image] = weights
+    first = upload(torch.from_numpy(np.stack([first for first, _ in known])), device)  # (B, target)
+    last = upload(torch.from_numpy(np.array(sources)[:, None] - 1), device)
+    offsets = torch.arange(taps, device=device)[:, None, None]
+    return torch.minimum(first + offsets, last), upload(torch.from_numpy(every), device)
+
+
 @lru_cache(maxsize=1024)
 def _filter(source: int, target: int, device: torch.device) -> _Filter:
-    """PIL's `precompute_coeffs` for its triangle filter, in float64, then rounded to integers."""
+    first, weights = _coefficients(source, target)
+    return _Filter(
+        upload(torch.from_numpy(first), device), upload(torch.from_numpy(weights), device)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _coefficients(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """PIL's `precompute_coeffs` for its triangle filter, in float64, then rounded to integers.
+
+    As `_Filter` has them.
+    """
     scale = source / target
     stretch = max(scale, 1.0)
     support = stretch  # of a triangle of radius 1
@@ -145,7 +215,4 @@ def _filter(source: int, target: int, device: torch.device) -> _Filter:
     weights = np.where(position < last[:, None], np.maximum(weights, 0.0), 0.0)
     weights /= np.cumsum(weights, axis=1)[:, -1:]  # summed one after the other, as PIL does
     integers = (0.5 + weights * (1 << _PRECISION_BITS)).astype(np.int32)
-    return _Filter(
-        upload(torch.from_numpy(first), device),
-        upload(torch.from_numpy(np.ascontiguousarray(integers.T)), device),
-    )
+    return first, np.ascontiguousarray(integers.T)

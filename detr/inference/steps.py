@@ -13,7 +13,7 @@ from detr.categories import Categories
 from detr.cuda_settings import settle_cuda
 from detr.inference.malloc import keep_freed_memory
 from detr.inference.postprocess import choose
-from detr.inference.preprocess import normalize, resize
+from detr.inference.preprocess import normalize, resize, resize_mixed
 from detr.models.detr import DetrPanoptic
 from detr.transfer import upload, use_here
 from detr.weights.fingerprint import DTYPES, ModelCard, Settings
@@ -60,19 +60,20 @@ class Steps:
 
     def to_input(self, images: Sequence[Pixels], size: tuple[int, int]) -> Tensor:
         """Pixels of any sizes -> (B, 3, h, w) normalised, on the device, channels last."""
-        alike = len({tuple(image.shape) for image in images}) == 1
-        stacks = [images] if alike else [[image] for image in images]
-        resized = [resize(self._stack(stack), size) for stack in stacks]
-        return normalize(torch.cat(resized)).to(self.dtype)
+        there = [self._on_device(image) for image in images]
+        if len({image.shape for image in there}) == 1:
+            resized = resize(there[0][None] if len(there) == 1 else torch.stack(there), size)
+        elif self.device.type == "cpu":
+            resized = torch.cat([resize(image[None], size) for image in there])
+        else:
+            resized = resize_mixed(there, size)
+        return normalize(resized).to(self.dtype)
 
-    def _stack(self, images: Sequence[Pixels]) -> Tensor:
-        """(B, H, W, 3) on the device, of images of one size, which may be there already."""
-        arrays = [image for image in images if isinstance(image, np.ndarray)]
-        if len(arrays) == len(images):
-            return upload(torch.from_numpy(np.stack(arrays)), self.device)
-        return torch.stack(
-            [use_here(torch.as_tensor(image, device=self.device)) for image in images]
-        )
+    def _on_device(self, image: Pixels) -> Tensor:
+        """(H, W, 3); from a slot (`detr.transfer.Slots`) without a copy on the host."""
+        if isinstance(image, np.ndarray):
+            return upload(torch.from_numpy(np.require(image, requirements=["C", "W"])), self.device)
+        return use_here(image.to(self.device))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(scores, labels, keep), (B, Q) each, of the last layer's `logits`; waits for nothing."""

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from detr.models.winograd import WinogradConv2d
 
-MATRIX_DEVICES = ("cuda",)  # where a 1x1 convolution runs as a matrix product
+# Where a product of matrices adds the bias and clips at no cost, and 1x1 convolutions are products.
+MATRIX_DEVICES = ("cuda",)
 
 
 def convolve(
@@ -81,6 +82,10 @@ def _multiply(x: Tensor, conv: nn.Conv2d, add: Tensor | None, relu: bool) -> Ten
 
 def apply_linear(x: Tensor, linear: nn.Linear, *, relu: bool = False) -> Tensor:
     """relu(linear(x)), the last only if asked for. x (..., inputs) -> (..., outputs)."""
+    if relu and x.device.type in MATRIX_DEVICES and not torch.is_grad_enabled():
+        rows = x.reshape(-1, x.shape[-1])
+        out = torch._addmm_activation(linear.bias, rows, linear.weight.t())
+        return out.view(*x.shape[:-1], -1)
     if _fused(x):
         name = "relu" if relu else "none"
         return torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, name, [], "")

@@ -138,14 +138,32 @@ def _assign(table: NDArray[np.float32], targets: Targets, device: torch.device) 
     )
 
 
-def label_loss(logits: Tensor, targets: Targets, matching: Matching, no_object: float) -> Tensor:
-    """Weighted cross-entropy of (B, Q, C + 1) logits; unmatched queries are to say no-object."""
+def label_weight(counts: Sequence[int], queries: int, no_object: float) -> float:
+    """What all queries of a batch weigh in the class term: the sum that divides it."""
+    matched = sum(min(count, queries) for count in counts)
+    return matched + (len(counts) * queries - matched) * no_object
+
+
+def label_loss(
+    logits: Tensor,
+    targets: Targets,
+    matching: Matching,
+    no_object: float,
+    weight_in_batch: Tensor | None = None,
+) -> Tensor:
+    """Weighted cross-entropy of (B, Q, C + 1) logits; unmatched queries are to say no-object.
+
+    `weight_in_batch` divides the sum; None: what the queries of `logits` weigh (`label_weight`).
+    """
     classes = logits.shape[-1] - 1
     wanted = torch.full(logits.shape[:2], classes, dtype=torch.int64, device=logits.device)
     wanted[matching.image, matching.query] = targets.labels[matching.target]
     weight = torch.ones(classes + 1, device=logits.device)
     weight[-1] = no_object
-    return F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), weight)
+    logits, wanted = logits.float().flatten(0, 1), wanted.flatten()
+    if weight_in_batch is None:
+        return F.cross_entropy(logits, wanted, weight)
+    return F.cross_entropy(logits, wanted, weight, reduction="sum") / weight_in_batch
 
 
 def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
@@ -172,11 +190,12 @@ def detection_losses(
     *,
     weights: Weights,
     boxes_in_batch: float | Tensor,
+    label_weight_in_batch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Class, L1 and GIoU terms of one decoder layer; the latter two per target (scalars)."""
     found, wanted = boxes[matching.image, matching.query].float(), targets.boxes[matching.target]
     return (
-        label_loss(logits, targets, matching, weights.no_object),
+        label_loss(logits, targets, matching, weights.no_object, label_weight_in_batch),
         (found - wanted).abs().sum() / boxes_in_batch,
         (1 - generalized_iou(corners(found), corners(wanted))).sum() / boxes_in_batch,
     )
@@ -203,12 +222,15 @@ def criterion(
     matchings: Sequence[Matching],
     weights: Weights | None = None,
     boxes_in_batch: float | Tensor | None = None,
+    label_weight_in_batch: Tensor | None = None,
 ) -> Losses:
     """All the losses of one batch.
 
     `matchings`, one a layer, are `match_layers`'s; the last layer's pairs are those that
     `output.mask_logits` (N, h, w) answer. `boxes_in_batch` divides the box and mask terms: the
     number of targets, or their mean over the workers of a distributed training; at least 1.
+    `label_weight_in_batch` divides the class term: the mean of `label_weight` over the workers.
+    With both the mean of the workers' losses is the loss of one worker with all their images.
     """
     weights = weights or Weights()
     boxes = sum(targets.counts) if boxes_in_batch is None else boxes_in_batch
@@ -217,7 +239,15 @@ def criterion(
     layers: list[tuple[Tensor, Tensor, Matching]] = [(output.logits, output.boxes, matching)]
     layers += [(*layer, own) for layer, own in zip(output.aux, earlier, strict=True)]
     terms = [
-        detection_losses(logits, boxes, targets, matched, weights=weights, boxes_in_batch=count)
+        detection_losses(
+            logits,
+            boxes,
+            targets,
+            matched,
+            weights=weights,
+            boxes_in_batch=count,
+            label_weight_in_batch=label_weight_in_batch,
+        )
         for logits, boxes, matched in layers
     ]
     total = sum(

@@ -66,8 +66,12 @@ class Learner(nn.Module):
         padding: Tensor | None,
         targets: Targets,
         boxes_in_batch: float | Tensor | None = None,
+        label_weight_in_batch: Tensor | None = None,
     ) -> Losses:
-        """images (B, 3, H, W), padding (B, H, W) bool or None -> the losses of the batch."""
+        """images (B, 3, H, W), padding (B, H, W) bool or None -> the losses of the batch.
+
+        The last two are `criterion`'s.
+        """
         if self.phase == "backbone":
             detr = self.model.detr
             features = detr.backbone[0](images, padding)
@@ -88,6 +92,7 @@ class Learner(nn.Module):
             matchings=matchings,
             weights=self.weights,
             boxes_in_batch=boxes_in_batch,
+            label_weight_in_batch=label_weight_in_batch,
         )
         if self.dense_head is None:
             return losses

@@ -20,8 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from detr.inference.decode import ImageError, decode_image, header_size
+from detr.inference.decode import ImageError, Memory, decode_image, header_size, new_memory
 from detr.inference.nvjpeg import decode_nvjpeg
+from detr.transfer import Slots
 
 if TYPE_CHECKING:
     from pipeline.segmentation.model_spec import PanopticModel
@@ -76,6 +77,12 @@ class CpuSeconds:
                 self.seconds += spent
 
 
+def memory_for(model: PanopticModel) -> Memory:
+    """Where to decode to for this model: page-locked memory for a GPU. Once for all units."""
+    device = getattr(model, "device", None)
+    return Slots().take if getattr(device, "type", "cpu") == "cuda" else new_memory
+
+
 @dataclass(frozen=True)
 class _Planned:
     index: int
@@ -95,14 +102,16 @@ class UnitDecoder:
         decoding: Decoding,
         most: Callable[[Size | None], int],
         pool: ThreadPoolExecutor,
+        memory: Memory = new_memory,
     ) -> None:
-        """`files(index)` gives the bytes of an image; `most(processed size)` images are a batch.
+        """`files(index)` gives the bytes of an image; `most(processed size)` images are a batch;
+        pixels lie in what `memory` gives.
 
         Headers are read and the first batch begins to be decoded here, before anybody waits.
         """
         self.errors: dict[int, ImageError] = {}
         self.work = CpuSeconds()
-        self._files, self._decoding, self._pool = files, decoding, pool
+        self._files, self._decoding, self._pool, self._memory = files, decoding, pool, memory
         self._device = getattr(model, "device", None)
         alone = getattr(model, "works_alone", False)
         self._most_pixels = BATCH_PIXELS_OF_A_DEVICE if alone else BATCH_PIXELS
@@ -166,19 +175,22 @@ class UnitDecoder:
             return None
         if self._decoding.method == "nvjpeg":
             assert isinstance(self._device, torch.device)
-            together = self._pool.submit(
-                self.work,
-                decode_nvjpeg,
-                [self._files(planned.index) for planned in batch],
-                self._device,
-                max_pixels=self._decoding.max_pixels,
-                exif=self._decoding.exif,
-            )
+            together = self._pool.submit(self.work, self._decode_on_gpu, batch, self._device)
             return [
                 (planned, self._pool.submit(self.work, self._from_gpu, planned, together, place))
                 for place, planned in enumerate(batch)
             ]
         return [(planned, self._pool.submit(self.work, self._decode, planned)) for planned in batch]
+
+    def _decode_on_gpu(
+        self, batch: list[_Planned], device: torch.device
+    ) -> list[torch.Tensor | None]:
+        return decode_nvjpeg(
+            [self._files(planned.index) for planned in batch],
+            device,
+            max_pixels=self._decoding.max_pixels,
+            exif=self._decoding.exif,
+        )
 
     def _from_gpu(
         self, planned: _Planned, together: Future[list[torch.Tensor | None]], place: int
@@ -193,4 +205,5 @@ class UnitDecoder:
             max_pixels=self._decoding.max_pixels,
             exif=self._decoding.exif,
             at_least=planned.processed if self._decoding.method == "draft" else None,
+            memory=self._memory,
         )

@@ -32,7 +32,7 @@ from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.schema import MANIFEST_SCHEMA, SEGMENT_COLUMNS, SHARD_SCHEMA
 from pipeline.secrets import without_query
-from pipeline.segmentation.batches import Batch, CpuSeconds, Decoding, UnitDecoder
+from pipeline.segmentation.batches import Batch, CpuSeconds, Decoding, UnitDecoder, memory_for
 from pipeline.segmentation.fetch import FETCHED_FIELDS
 from pipeline.segmentation.model_loop import ModelStream
 from pipeline.segmentation.model_spec import ModelSpec
@@ -68,6 +68,7 @@ class Segmenter:
             if decoding.method == "nvjpeg":
                 check_nvjpeg(torch.device(spec.device))
             self.stream = ModelStream(spec.load(), batch_size)
+            self.memory = memory_for(self.stream.model)
         except (UserError, ModelError) as error:
             if isinstance(error, StorageError) and error.may_pass:
                 raise  # Ray starts another actor, which may reach the weights
@@ -136,6 +137,7 @@ class Segmenter:
             decoding=self.decoding,
             most=self.stream.most,
             pool=self.pool,
+            memory=self.memory,
         )
         failed = sum(1 for row in rows if row["error_code"])
         advance(failed)

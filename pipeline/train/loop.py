@@ -30,7 +30,7 @@ from detr.categories import Categories
 from detr.config import THRESHOLD, DetrConfig
 from detr.cuda_settings import settle_cuda
 from detr.models.detr import DetrPanoptic
-from detr.training.criterion import Weights
+from detr.training.criterion import Targets, Weights, label_weight
 from detr.training.learner import Learner, prepare_from_scratch
 from detr.training.phases import Phase
 from detr.transfer import upload
@@ -180,8 +180,11 @@ class Trainer:
             if self.step % schedule.log_every == 0:
                 pace = (time.monotonic() - started) / (self.step - first)
                 eta = pace * (self.plan.steps - self.step)
-                told = torch.stack(list(sums.values())).tolist()  # waits for the device
-                means = {name: value / summed for name, value in zip(sums, told, strict=True)}
+                told = torch.stack(list(sums.values())) / (summed * self.world)
+                if self.world > 1:
+                    dist.all_reduce(told)
+                # Waits for the device.
+                means = dict(zip(sums, told.tolist(), strict=True))
                 report({"step": self.step, "losses": means, "seconds_left": round(eta)})
                 sums.clear()
                 summed = 0
@@ -204,13 +207,9 @@ class Trainer:
         # Every random draw of a step (dropout) follows from its number.
         torch.manual_seed(self.plan.seed * 1_000_003 + self.step * self.world + self.rank)
         self.learner.train()
-        targets: float | Tensor = float(len(batch.targets.labels))
-        if self.world > 1:  # box and mask terms count per target of the whole batch
-            total = upload(torch.tensor([targets]), self.device)
-            dist.all_reduce(total)
-            targets = float(total) / self.world if total.is_cpu else total / self.world
+        shares = self._shares(batch.targets) if self.world > 1 else ()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            losses = wrapped(batch.images, batch.padding, batch.targets, targets)
+            losses = wrapped(batch.images, batch.padding, batch.targets, *shares)
         self.optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -218,6 +217,16 @@ class Trainer:
         self.optimizer.step()
         self.average.update_parameters(self.learner.model)
         return losses.terms()
+
+    def _shares(self, targets: Targets) -> tuple[Tensor, Tensor]:
+        """What divides the terms of each worker, so that their mean is the whole batch's: targets,
+        and what queries weigh in the class term."""
+        queries, no_object = self.task.config.num_queries, self.plan.no_object_weight
+        own = [float(sum(targets.counts)), label_weight(targets.counts, queries, no_object)]
+        total = upload(torch.tensor(own), self.device)
+        dist.all_reduce(total)
+        boxes, label = (total / self.world).unbind()
+        return boxes, label
 
     def validate(self) -> dict[str, Any]:
         """Score the averaged weights, and keep them as OUT/weights.safetensors if they lead."""

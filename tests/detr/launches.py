@@ -1,9 +1,9 @@
 """How many kernels a piece of the model launches on a GPU, and how many bytes they move.
 
-Counted by what torch dispatches: a call that is no view and makes a tensor is one launch, and
-moves its tensor arguments and its results once, and what is known of hidden passes
-(`_hidden_bytes`). A reduction in two kernels counts as one: the figures are for comparing one form
-of the code with another, under FakeTensorMode as on a device.
+Counted by what torch dispatches: a call that is no view and makes a tensor is one launch, also
+where it only takes memory. It moves its tensor arguments and its results once, and what is known of
+hidden passes (`_hidden_bytes`). A reduction in two kernels counts as one: the figures are for
+comparing one form of the code with another, under FakeTensorMode as on a device.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Calls that make a tensor without a kernel.
+# Calls that make a tensor and move nothing.
 _NO_KERNEL = ("empty", "detach", "_unsafe_view", "new_empty", "lift_fresh", "_reshape_alias")
 
 
@@ -45,10 +45,10 @@ class Launches(TorchDispatchMode):
             # As cuDNN leaves it, of which a FakeTensorMode without CUDA doesn't know.
             out = torch.empty_like(out, memory_format=torch.channels_last)
         made = [tensor for tensor in tensors_of(out) if tensor.device.type == self.device_type]
-        rests = name == "dropout" and not args[2]  # outside training it gives its input back
-        if made and not func.is_view and not rests and not name.startswith(_NO_KERNEL):
-            taken = [t for t in tensors_of((args, kwargs)) if t.device.type == self.device_type]
+        if made and not func.is_view:
             self.calls[name] += 1
+        if made and not func.is_view and not name.startswith(_NO_KERNEL):
+            taken = [t for t in tensors_of((args, kwargs)) if t.device.type == self.device_type]
             moved = sum(t.numel() * t.element_size() for t in [*taken, *made])
             self.bytes_of[name] += moved + _hidden_bytes(name, args, made[0])
         return out

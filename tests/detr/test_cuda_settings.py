@@ -1,7 +1,10 @@
 """Settings of the process for a GPU, and a GPU that torch can't use."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +12,16 @@ import torch
 from detr import cuda_settings
 from detr.config import ModelError
 from detr.cuda_settings import settle_cuda, why_no_gpu
+from detr.inference.steps import Steps
+from detr.models.detr import DetrPanoptic
 from detr.weights.fingerprint import resolve_device
+from pipeline.train.loop import Plan, Trainer
+from tests.random_weights import tiny_config
 
 
 @pytest.fixture
-def restored() -> Iterator[None]:
+def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
     attention = torch.backends.cuda.cudnn_sdp_enabled()
     yield
     torch.backends.cuda.enable_cudnn_sdp(attention)
@@ -28,6 +36,18 @@ def test_attention_is_never_planned_for_each_shape() -> None:
 
 
 @pytest.mark.usefixtures("restored")
+def test_memory_is_taken_in_segments_that_grow_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    settle_cuda(torch.bfloat16)
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:64")
+    settle_cuda(torch.bfloat16)
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"
+
+
+@pytest.mark.usefixtures("restored")
 def test_float32_is_float32_and_stays_readable() -> None:
     """Under torch's older names, which its compiler reads, and under its newer ones."""
     torch.backends.cudnn.allow_tf32 = True
@@ -36,6 +56,31 @@ def test_float32_is_float32_and_stays_readable() -> None:
     assert torch.backends.cuda.matmul.allow_tf32 is False
     assert torch.backends.cudnn.conv.fp32_precision != "tf32"  # type: ignore[attr-defined]
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_model_and_a_training_settle_a_gpu_before_they_are_on_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class BuiltError(Exception):
+        pass
+
+    def build(*_: object, **__: object) -> None:
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        raise BuiltError
+
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    monkeypatch.setattr(DetrPanoptic, "fold", build)
+    card: Any = SimpleNamespace(dtype="bf16")
+    settings: Any = SimpleNamespace(threshold=0.85, output_size="original")
+    with pytest.raises(BuiltError):
+        Steps(DetrPanoptic(tiny_config()), card, device=torch.device("cuda"), settings=settings)
+
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    monkeypatch.setattr("pipeline.train.loop.DetrPanoptic", build)
+    task: Any = SimpleNamespace(plan=Plan(), config=tiny_config())
+    with pytest.raises(BuiltError):
+        Trainer(task, torch.device("cuda"))
 
 
 OLD = (

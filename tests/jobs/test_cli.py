@@ -133,6 +133,30 @@ def test_doctor_fails_with_the_mend(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "does not exist" in capsys.readouterr().out
 
 
+def device_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """The exit code of doctor, and what it says of the device."""
+    code = run(["doctor", str(folder), str(folder / "out"), "--json"])
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    return code, next(check["found"] for check in checks if check["name"] == "device")
+
+
+def test_doctor_says_of_a_gpu_what_it_computes_and_decodes(
+    scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = "1 GPU: NVIDIA H200; driver 580.1; a bf16 convolution is right; nvJPEG decodes"
+    monkeypatch.setattr("jobs.doctor.torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("jobs.doctor.check_gpu", lambda: said)
+    assert device_line(scenes / "images", capsys) == (0, said)
+
+
+def test_doctor_fails_where_the_driver_is_too_old(
+    scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reason = "this machine has an NVIDIA GPU, but its driver is too old: update the driver"
+    monkeypatch.setattr("jobs.doctor.why_no_gpu", lambda: reason)
+    assert device_line(scenes / "images", capsys) == (2, reason)
+
+
 def test_plan_counts_and_prices_without_writing(
     scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from jobs.train import _check_same, line, next_step
 from jobs.verbs import make_app
 from pipeline.errors import UserError
 from pipeline.storage.storage import Storage
+from pipeline.train.batches import Batches
 from pipeline.train.dataset import PanopticDataset, open_dataset
 from pipeline.train.init_weights import read_architecture, start
 from pipeline.train.loop import WEIGHTS, Plan, Schedule, Task, Trainer, factor, read_checkpoint
@@ -84,6 +86,49 @@ def final(out: Path) -> dict[str, Any]:
     state = read_checkpoint(Storage(str(out)))
     assert state is not None
     return state
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_gpu_learns_in_bfloat16(
+    folder: Path, architecture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a CPU's autocast in the place of a GPU's: the losses stay near those of float32."""
+    task = make_task(folder, tmp_path, architecture)
+    batch = Batches(task.training, size=64, max_size=128, batch_size=4, seed=0).make(0)
+    losses = []
+    autocast = torch.autocast
+    asked: list[tuple[str, torch.dtype, bool]] = []
+
+    def on_the_cpu(device: str, dtype: torch.dtype, *, enabled: bool) -> torch.autocast:
+        asked.append((device, dtype, enabled))
+        return autocast("cpu", dtype, enabled=enabled)
+
+    monkeypatch.setattr(torch, "autocast", on_the_cpu)
+    for device in ("cpu", "cuda"):
+        trainer = Trainer(task, CPU)
+        trainer.device = SimpleNamespace(type=device)  # type: ignore[assignment]
+        losses.append({k: float(v) for k, v in trainer._learn(trainer.learner, batch).items()})
+    assert asked == [("cpu", torch.bfloat16, False), ("cuda", torch.bfloat16, True)]
+    full, half = losses
+    assert full != half
+    assert half == pytest.approx(full, rel=0.1, abs=0.02)
+
+
+def test_a_training_on_a_gpu_asks_for_locked_batches(
+    folder: Path, architecture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+
+    def no_batches(batches: Batches, step: int, steps: int, *, pinned: bool) -> Iterator[Any]:
+        asked.append(pinned)
+        return iter(())
+
+    monkeypatch.setattr(Batches, "from_step", no_batches)
+    for device in ("cpu", "cuda"):
+        trainer = Trainer(make_task(folder, tmp_path, architecture), CPU)
+        trainer.device = SimpleNamespace(type=device)  # type: ignore[assignment]
+        trainer.run(lambda news: None)
+    assert asked == [False, True]
 
 
 class KilledError(Exception):

@@ -98,6 +98,21 @@ def test_the_map_has_the_images_own_size(model):
         assert set(np.unique(panoptic.segment_map)) <= {0, *[s.id for s in panoptic.segments]}
 
 
+@pytest.mark.parametrize(("batch_size", "calls"), [(None, [32, 8]), (3, [3] * 13 + [1])])
+def test_on_a_gpu_a_batch_is_as_large_as_fits(weights, monkeypatch, batch_size, calls):
+    model = detr.load(weights, device="cpu", batch_size=batch_size)
+    monkeypatch.setattr(model, "device", torch.device("meta"))
+    sizes = []
+
+    def segment_batch(images, size, originals):
+        sizes.append(len(images))
+        return [None] * len(images)
+
+    monkeypatch.setattr(model, "_segment_batch", segment_batch)
+    model.segment(made_images(1, 0, 96) * 40)
+    assert sizes == calls
+
+
 def test_nothing_kept_is_an_empty_map(weights):
     strict = detr.load(weights, device="cpu", threshold=0.9999999)
     panoptic = strict.segment([made_images(1, 0, 96)[0]])[0]

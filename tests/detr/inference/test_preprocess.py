@@ -14,7 +14,14 @@ from PIL import Image
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr.inference.decode import ImageError
-from detr.inference.preprocess import normalize, processed_size, resize, resize_on_device
+from detr.inference.preprocess import (
+    normalize,
+    processed_size,
+    resize,
+    resize_mixed,
+    resize_on_device,
+)
+from tests.detr.launches import Launches
 
 SIDES = st.integers(1, 90)
 
@@ -74,6 +81,30 @@ def test_a_batch_is_resized_image_by_image() -> None:
         for index in range(3):
             alone = method(images[index : index + 1], (50, 20))
             assert torch.equal(together[index : index + 1], alone)
+
+
+@pytest.mark.parametrize("size", [(40, 52), (96, 31)])
+def test_images_of_many_sizes_are_resized_as_each_alone(size: tuple[int, int]) -> None:
+    """Larger and smaller ones, of one pixel, and of the wanted size already."""
+    shapes = [(30, 41), (1, 1), size, (300, 17), (40, 200), (96, 52), (333, 500)]
+    images = [torch.from_numpy(pixels(seed, *shape)) for seed, shape in enumerate(shapes)]
+    together = resize_mixed(images, size)
+    assert together.shape == (len(images), *size, 3)
+    for image, found in zip(images, together, strict=True):
+        assert torch.equal(found, resize(image[None], size)[0])
+
+
+def test_a_batch_of_many_sizes_launches_no_more_kernels_the_larger_it_is() -> None:
+    counts = []
+    for batch in (2, 20):
+        shapes = [(300 - number, 400 + number) for number in range(batch)]
+        images = [torch.zeros(*shape, 3, dtype=torch.uint8) for shape in shapes]
+        resize_mixed(images, (96, 128))  # the host has met these sizes
+        with Launches("cpu") as launches:
+            resize_mixed(images, (96, 128))
+        counts.append(launches.count)
+    assert counts[0] >= counts[1] - 20  # views of images, which a CPU counts
+    assert counts[1] < 150
 
 
 def upstream_size(height: int, width: int) -> tuple[int, int]:

@@ -88,3 +88,16 @@ def test_a_1x1_convolution_as_a_matrix_product(monkeypatch, dtype, added, relu):
         nn.Conv2d(8, 12, 1, bias=False),
     ):
         assert not _is_matrix_product(x, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_linear_map_then_relu_as_one_product(monkeypatch, dtype):
+    """What a GPU runs, here on the CPU."""
+    x, linear = torch.randn(2, 7, 24).to(dtype), nn.Linear(24, 40).to(dtype)
+    expected = (x.double() @ linear.weight.double().T + linear.bias.double()).relu()
+    monkeypatch.setattr("detr.models.fused_ops.MATRIX_DEVICES", ("cpu",))
+    found = apply_linear(x, linear, relu=True)
+    assert found.dtype == dtype
+    close = 1e-5 if dtype == torch.float32 else 0.05
+    assert torch.allclose(found.double(), expected, atol=close)

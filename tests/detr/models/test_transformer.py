@@ -1,6 +1,7 @@
 """Attention against torch's own; the last layer alone against all layers."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from detr.config import DetrConfig
@@ -59,3 +60,17 @@ def test_queries_and_keys_in_one_product_are_the_same():
     plain, joined = (ours._project(both, both, value, joined=joined) for joined in (False, True))
     for one, other in zip(plain, joined, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@torch.no_grad()
+def test_dropout_is_called_in_training_alone(monkeypatch):
+    """On a GPU each call costs the host as much as a kernel."""
+    calls = []
+    plain = F.dropout
+    monkeypatch.setattr(F, "dropout", lambda *a, **k: calls.append(1) or plain(*a, **k))
+    transformer = Transformer(CONFIG).eval()
+    arguments = (torch.randn(2, 12, 32), None, torch.randn(6, 32), torch.randn(1, 12, 32))
+    transformer(*arguments, every_layer=False)
+    assert not calls
+    transformer.train()(*arguments, every_layer=False)
+    assert len(calls) == 3 * CONFIG.enc_layers + 4 * CONFIG.dec_layers

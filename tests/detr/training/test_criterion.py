@@ -16,6 +16,7 @@ from detr.training.criterion import (
     focal_loss,
     generalized_iou,
     label_loss,
+    label_weight,
     match,
     match_layers,
 )
@@ -202,3 +203,33 @@ def test_workers_share_one_count_of_targets() -> None:
     )
     torch.testing.assert_close(shared.box * 2, own.box)
     torch.testing.assert_close(shared.label, own.label)
+
+
+def test_the_mean_of_two_workers_is_the_loss_of_one() -> None:
+    """Of images with different numbers of targets, which the class term weighs, too."""
+    logits, boxes, masks, targets = random_case((1, 4), layers=2)
+    [*_, matching] = matchings = match_layers(logits, boxes, targets)
+    chosen = masks[matching.image, matching.query]
+    whole = criterion(output_of(logits, boxes, chosen), targets, matchings=matchings)
+    queries = logits.shape[2]
+    label = label_weight((1, 4), queries, Weights().no_object) / 2
+    halves = []
+    for image, part in enumerate((slice(0, 1), slice(1, 5))):
+        assert targets.masks is not None
+        count = part.stop - part.start
+        own = Targets(targets.labels[part], targets.boxes[part], targets.masks[part], (count,))
+        one = slice(image, image + 1)
+        [*_, matching] = matchings = match_layers(logits[:, one], boxes[:, one], own)
+        chosen = masks[one][matching.image, matching.query]
+        halves.append(
+            criterion(
+                output_of(logits[:, one], boxes[:, one], chosen),
+                own,
+                matchings=matchings,
+                boxes_in_batch=torch.tensor(2.5),
+                label_weight_in_batch=torch.tensor(label),
+            )
+        )
+    for name, wanted in whole.terms().items():
+        mean = sum(half.terms()[name] for half in halves) / 2
+        torch.testing.assert_close(mean, wanted, rtol=1e-5, atol=1e-6)

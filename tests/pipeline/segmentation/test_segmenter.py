@@ -8,7 +8,9 @@ import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from detr.config import ModelError
 from detr.inference.gpu_batch import InFlight
 from detr.inference.predictor import Predictor
 from detr.panoptic import Panoptic
+from detr.transfer import Slots
 from pipeline.errors import UserError
 from pipeline.schema import SHARD_SCHEMA
 from pipeline.storage.entry import StorageError
@@ -101,6 +104,47 @@ def test_out_of_memory_halves_the_batch_and_remembers(tmp_path: Path) -> None:
     model.calls.clear()
     actor(unit_of(same))
     assert max(model.calls) <= 2
+
+
+class OnGpu(Toy):
+    """Says that it is on a GPU, and whether each image lies in locked memory."""
+
+    device = SimpleNamespace(type="cuda")
+
+    def __init__(self) -> None:
+        self.locked: list[torch.Tensor] = []
+        self.images = 0
+
+    def lock(self, size: int) -> torch.Tensor:
+        self.locked.append(torch.empty(size, dtype=torch.uint8))
+        return self.locked[-1]
+
+    def segment(self, images: Sequence[NDArray[np.uint8]]) -> list[Panoptic]:
+        for image in images:
+            start = image.ctypes.data
+            assert any(0 <= start - each.data_ptr() < len(each) for each in self.locked)
+            self.images += 1
+        return super().segment(images)
+
+
+def test_images_for_a_gpu_are_decoded_into_slots_that_are_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, photos: dict[str, bytes | None]
+) -> None:
+    (tmp_path / "none").write_bytes(b"")
+    model = OnGpu()
+    monkeypatch.setattr("tests.toy_model.load", lambda *_, **__: model)
+    monkeypatch.setattr(
+        "pipeline.segmentation.batches.Slots", partial(Slots, 1 << 30, lock=model.lock)
+    )
+    on_gpu = segmenter(tmp_path / "none", model="tests.toy_model:load", batch_size=2)
+    monkeypatch.setattr("tests.toy_model.load", lambda *_, **__: Toy())
+    plain = segmenter(tmp_path / "none", model="tests.toy_model:load", batch_size=2)
+    unit = unit_of(photos)
+    wanted = plain(unit)
+    for _ in range(6):
+        assert on_gpu(unit).equals(wanted)
+    assert model.images == 6 * len(photos)
+    assert len(model.locked) <= 8  # a batch with the model and one decoded ahead, of two kinds
 
 
 class Wrong(Toy):

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.storage.objects import Gets
-from pipeline.storage.storage import Storage
+from pipeline.storage.storage import Storage, normalize_url
 from tests.servers import S3Server
 
 ODD_NAMES = ["a b.jpg", "q?#%+&.jpg", "日本.jpg", "x<y>.jpg", "pct%20.jpg", "deep/er/z.jpg"]

@@ -1,10 +1,12 @@
 """Batches: a function of seed and step, every image once an epoch, targets right to the pixel."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
-from pipeline.train.batches import Batches, stack
+from pipeline.train.batches import Batches, TrainingBatch, stack
 from pipeline.train.dataset import PanopticDataset, open_dataset
 from pipeline.train.synthetic import write_scenes
 
@@ -44,6 +46,31 @@ def test_resumed_series_goes_on_where_it_stopped(dataset: PanopticDataset) -> No
     whole = [batch.targets.labels.tolist() for batch in series(dataset).from_step(0, 9)]
     rest = [batch.targets.labels.tolist() for batch in series(dataset).from_step(6, 9)]
     assert rest == whole[6:]
+
+
+def test_batches_for_a_gpu_are_made_two_at_a_time_in_locked_memory(
+    dataset: PanopticDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [batch.targets.labels.tolist() for batch in series(dataset).from_step(0, 6)]
+    both, locked = threading.Barrier(2, timeout=20), []
+    make = Batches.make
+
+    def make_beside_another(batches: Batches, step: int) -> TrainingBatch:
+        both.wait()  # until a second thread makes one, too
+        return make(batches, step)
+
+    def lock(tensor: torch.Tensor) -> torch.Tensor:
+        locked.append(tensor.clone())
+        return locked[-1]
+
+    monkeypatch.setattr(Batches, "make", make_beside_another)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lock)
+    made = list(series(dataset).from_step(0, 6, pinned=True))
+    assert [batch.targets.labels.tolist() for batch in made] == plain
+    for batch in made:
+        for tensor in (batch.images, batch.padding, *vars(batch.targets).values()):
+            if isinstance(tensor, torch.Tensor):
+                assert any(tensor is each for each in locked)
 
 
 def test_workers_share_an_epoch(dataset: PanopticDataset) -> None:
