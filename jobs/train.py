@@ -207,7 +207,8 @@ def train(
         begun = _check_same(storage, plan, config, origin)
         console.print(
             f"{counted(len(training.examples), 'image')} to learn from, "
-            f"{len(validation.examples):,} to validate on, {len(training.categories)} classes; step {begun:,} of {steps:,}"
+            f"{len(validation.examples):,} to validate on, {len(training.categories)} classes; "
+            f"step {begun:,} of {steps:,}"
         )
         if not begun and (turns := training.check() + validation.check()):
             console.print(

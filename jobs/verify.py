@@ -107,8 +107,8 @@ def _print(facts: dict[str, Any]) -> None:
     if sample:
         console.print(
             f"{counted(sample['compared'], 'image')} computed again: {sample['same']} the same "
-            f"to the last pixel, {sample['close']} with other pixels (mean {sample['mean_difference']:.4%} of "
-            f"all), {len(sample['other'])} with another outcome; {sample['skipped']} skipped, "
+            f"to the last pixel, {sample['close']} with other pixels (mean "
+            f"{sample['mean_difference']:.4%} of all), {len(sample['other'])} with another outcome; {sample['skipped']} skipped, "
             "whose files can't be had or have changed"
         )
         if sample["note"]:

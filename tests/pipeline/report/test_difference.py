@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.report.difference import BETTER, CHANGED, CHANGES, OTHER, SAME, VOID, WORSE, compare_changes
+from pipeline.report.difference import (
+    BETTER,
+    CHANGED,
+    CHANGES,
+    OTHER,
+    SAME,
+    VOID,
+    WORSE,
+    compare_changes,
+)
 
 
 def test_each_pixel_of_two_predictions_has_its_kind() -> None:
