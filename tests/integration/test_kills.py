@@ -114,7 +114,7 @@ def test_deaths_in_a_write_and_between_the_last_steps_cost_only_those_steps(
     computed = field.computed()
     assert len(set(computed)) == 60
 
-    job = field.start(program=("tests.dying", "publish", "0"))
+    job = field.start(program=("tests.dying", "move", "0"))
     assert wait(job) == -signal.SIGKILL
     assert (field.out / "snapshots/0001.parquet").exists()
     assert not (field.out / "latest.json").exists()
