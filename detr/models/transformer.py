@@ -56,7 +56,7 @@ class Attention(nn.Module):
 class Dropout(nn.Dropout):
     """torch's; outside training not even called, as a call costs the host of a GPU its time."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x) if self.training else x
 
 
