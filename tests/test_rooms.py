@@ -112,8 +112,9 @@ def public_names() -> dict[str, set[str]]:
     for package in ("detr", "pipeline"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.parse(path.read_text()).body:
-                public = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
-                if public and path.stem != "kernels":
+                if not isinstance(node, ast.FunctionDef | ast.ClassDef) or path.stem == "kernels":
+                    continue
+                if not node.name.startswith("_"):
                     found.setdefault(node.name, set()).add(str(path.relative_to(ROOT)))
     return found
 

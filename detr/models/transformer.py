@@ -56,8 +56,8 @@ class Attention(nn.Module):
 class Dropout(nn.Dropout):
     """torch's; outside training not even called, as a call costs the host of a GPU its time."""
 
-    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(x) if self.training else x
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) if self.training else input
 
 
 class Layer(nn.Module):

@@ -182,7 +182,7 @@ def test_every_inventory_of_a_configuration_is_one_source_to_a_run(tmp_path: Pat
         return make_config({"source": source, "out": str(tmp_path)})
 
     made = config(f"s3://lists/{MANIFEST}")
-    description = ModelDescription(CATEGORIES, 0.85, None, "", {}, Identity("", "", ""))
+    description = ModelDescription(CATEGORIES, "", {}, Identity("", "", ""))
     run = create_run(Storage(tmp_path), describe_run(made, description, Device("cpu", "x", "fp32")))
     for day in (f"s3://lists/{FOLDER}/2026-11-21T01-30Z/manifest.json", f"s3://lists/{FOLDER}/"):
         check_same(run, config(day), description)
