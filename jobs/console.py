@@ -31,7 +31,7 @@ def plain_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
 class _Console(Console):
     def on_broken_pipe(self) -> None:
         """Leave it to `cli.run`, which ends as other programs do: rich would exit with 1."""
-        raise  # noqa: PLE0704
+        raise
 
 
 class ConsoleReporter(Reporter):

@@ -8,6 +8,7 @@ as soon as its last rows are encoded. Whatever is wrong with an image becomes th
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -68,6 +69,7 @@ class Segmenter:
             if isinstance(error, StorageError) and error.may_pass:
                 raise  # Ray starts another actor, which may reach the weights
             self.refusal = error  # for the first unit: Ray keeps no reason of an actor that died
+        gc.freeze()  # else the process ends with a second of collecting what torch's modules hold
         self.decoding = decoding
         self.code_version = code_version
         self.tally = tally

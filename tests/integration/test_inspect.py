@@ -65,6 +65,7 @@ def test_absent_weights_are_named(photo: Path, tiny_weights: Path) -> None:
         call(str(photo), "--weights", "absent.pth")
 
 
+@pytest.mark.slow(seconds=12)
 def test_a_coco_photo_with_r50_has_the_shapes_of_the_published_model(
     coco_val100: Path, official_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -349,6 +349,7 @@ def test_a_store_that_is_down_is_a_sentence_and_75(bucket: Bucket, night: Night)
     assert "127.0.0.1:9" in said["sentence"] or "unavailable" in said["sentence"]
 
 
+@pytest.mark.slow(seconds=30)
 def test_a_source_that_is_down_leaves_what_was_published(bucket: Bucket, night: Night) -> None:
     bucket.put(NAMES[0], png(0))
     assert night()[0] == 0

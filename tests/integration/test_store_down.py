@@ -20,6 +20,7 @@ from tests.servers import S3Server, moto_server
 def finished(moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     """A server with a finished run at s3://data/run, asked with few and quick tries."""
     monkeypatch.setattr("pipeline.storage.s3.TRIES", 2)
+    monkeypatch.setattr("pipeline.storage.s3.WRITE_TRIES", 3)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     rows = {name: shard_row(name, predicted) for name, predicted in made_scenes(3).items()}
     folder = make_run(tmp_path / "run", rows).storage.url

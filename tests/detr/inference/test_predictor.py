@@ -150,14 +150,17 @@ def test_an_image_decoded_smaller_gets_the_map_of_its_file(model):
     assert panoptic.segment_map.shape == (240, 320)
 
 
-def test_a_compiled_detector_answers_alike(weights, model, monkeypatch):
+@pytest.mark.parametrize(
+    "heights", [[96], pytest.param([96, 120], marks=pytest.mark.slow(seconds=15))]
+)
+def test_a_compiled_detector_answers_alike(weights, model, monkeypatch, heights):
     # Traced as for inductor, whose C++ would take half a minute to compile.
     plain = detr.DetrPanoptic.compile_detector
     monkeypatch.setattr(
         detr.DetrPanoptic, "compile_detector", lambda self: plain(self, backend="aot_eager")
     )
     compiled = detr.load(weights, device="cpu", compile=True)
-    for height in (96, 120):
+    for height in heights:
         image = made_images(1, 3, height)[0]
         [one], [other] = compiled.segment([image]), model.segment([image])
         assert [s.category_id for s in one.segments] == [s.category_id for s in other.segments]
