@@ -110,7 +110,8 @@ def _stopped() -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"panoptic: {text}", file=sys.stderr)
+    plain = text.encode(errors="backslashreplace").decode()  # a path may be no UTF-8
+    print(f"panoptic: {plain}", file=sys.stderr)
     return code
 
 

@@ -134,6 +134,7 @@ def _csv(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
     except UnicodeDecodeError:  # of a column's name
         raise _not_utf8(path, url) from None
     except pa.ArrowException as error:
+        _refuse_open_quote(path, url, delimiter)
         if "UTF8" in str(error) or "utf-8" in str(error).lower():
             raise _not_utf8(path, url) from None
         if "Empty CSV" in str(error):

@@ -262,7 +262,7 @@ def test_wherever_the_output_goes_no_traceback_comes(
         *(["plan", "{odd}", "--out", "{out}"], ["plan", "{good}", "--out", "{odd}"]),
         *(["status", "{odd}"], ["sql", "{odd}", "select 1"], ["prune", "{odd}"]),
         ["view", "{odd}", "--weights", "{odd}"],
-        ["evaluate", "--predictions", "{odd}", "--truth", "{odd}"],
+        ["evaluate", "--predictions", "{odd}/p.json", "--truth", "{odd}/t.json"],
         ["train", "{odd}", "--out", "{out}"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]),

@@ -123,7 +123,6 @@ BAD: list[tuple[str, bytes, str]] = [
     ("a.csv", b'path,b\n1.jpg,2\n"2.jpg,3\n3.jpg,4\n', "line 3: a quote is not closed"),
     ("a.csv", b'path,b\n1.jpg,"2\n' + b"3.jpg,4\n" * 30_000, "line 2: a quote is not closed"),
     ("a.csv", "path,caf\xe9\n1.jpg,2\n".encode("latin-1"), "line 1"),
-    ("a.csv", b"path,b\n", "lists none"),
     ("a.parquet", b"PAR1 no", "Parquet"),
     ("a.parquet", b"", "Parquet"),
     ("a.json", b"{", "line 1"),
@@ -247,6 +246,12 @@ def test_names_of_our_tables_and_views_are_kept(tmp_path: Path, name: str) -> No
         [rows] = staging.in_order("listing")
         assert sorted(rows[name].to_pylist()) == ["7", "8"]
         assert staging.count("select count(*) from resolved") == 1
+
+
+def test_a_list_of_nothing_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"path,b\n")
+    with Staging() as staging, pytest.raises(UserError, match="it lists none"):
+        stage_listing(staging, Source(str(tmp_path / "a.csv")), None, lambda count: None)
 
 
 def test_quotes_within_a_field_are_text(tmp_path: Path) -> None:
