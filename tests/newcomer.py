@@ -40,7 +40,7 @@ ODD: Final = {
     "a traceback": r"Traceback \(most recent call last\)",
     "bytes as Python writes them": r"\bb'[^']",
     "a store's XML": r"<\?xml|</\w+>",
-    "a wrong plural": r"(?<![\d,.])1 (images|shards|segments|errors|rows|files|classes)\b",
+    "a wrong plural": r"(?<![\d,.])1 (images|shards|segments|errors|rows|files|classes)\b(?!/)",
     "a logging line of Ray": r"\b(INFO|WARNING|ERROR) \S+\.py:\d+",
     "more digits than a duration has": r"\d\.\d{3,} s\b",
 }
@@ -92,11 +92,12 @@ def commands() -> Iterator[list[str]]:
                 yield [*words[1:], *(SHORT if words[1] == "train" else ())]
 
 
-def oddities(verb: str, code: int, out: str, err: str) -> list[str]:
+def oddities(words: list[str], code: int, out: str, err: str) -> list[str]:
     """What a person would stumble over."""
     found = [] if code == 0 else [f"exit code {code}"]
     found += [name for name, pattern in ODD.items() if re.search(pattern, out + err)]
-    wanted = NEXT_STEP.get(verb)
+    # Files of another model have no run folder that one could look at next.
+    wanted = None if "--predictions" in words else NEXT_STEP.get(words[0])
     if code == 0 and wanted and wanted not in " ".join(out.split()[-60:]):
         found.append(f"no next step ({wanted.strip()})")
     if code:
@@ -128,7 +129,7 @@ def walk(home: Path, environment: dict[str, str], dashboard: str) -> list[dict[s
             stdin=subprocess.DEVNULL,
         )
         seconds = time.monotonic() - started
-        odd = oddities(words[0], done.returncode, done.stdout, done.stderr)
+        odd = oddities(words, done.returncode, done.stdout, done.stderr)
         steps.append({"command": " ".join(words), "seconds": round(seconds, 1), "odd": odd})
         print(f"{seconds:7.1f} s  {'; '.join(odd) or 'ok'}  panoptic {' '.join(words)}", flush=True)
         if words[0] == "segment" and "FILE_NAME" not in names and done.returncode == 0:

@@ -54,7 +54,7 @@ def read_coco(path: Path) -> Iterator[Photo]:
         yield Photo(image["file_name"], image["height"], image["width"], shapes)
 
 
-def _is_mask_of_one(entry: dict[str, Any]) -> bool:
+def _is_mask_of_one(entry: Any) -> bool:
     """CVAT marks every mask as a crowd, since COCO's own crowds are the masks among polygons."""
     return "attributes" in entry
 
@@ -74,9 +74,8 @@ def _drawn(shape: dict[str, Any], size: tuple[int, int], path: Path) -> NDArray[
     height, width = size
     kind, points = shape.get("shape_type", "polygon"), shape["points"]
     if kind == "polygon":
-        flat = [float(value) for point in points for value in point]
-        parts = rle.frPyObjects([flat], height, width)
-        return rle.decode(rle.merge(parts)).astype(bool)
+        polygons: Any = [[float(value) for point in points for value in point]]
+        return rle.decode(rle.merge(rle.frPyObjects(polygons, height, width))).astype(bool)
     picture = Image.new("1", (width, height))
     corners = [tuple(point) for point in points]
     if kind == "rectangle":
@@ -88,7 +87,7 @@ def _drawn(shape: dict[str, Any], size: tuple[int, int], path: Path) -> NDArray[
         ImageDraw.Draw(picture).ellipse((x - radius, y - radius, x + radius, y + radius), fill=1)
     elif kind == "mask":
         inside = Image.open(io.BytesIO(base64.b64decode(shape["mask"]))).convert("1")
-        picture.paste(inside, tuple(round(value) for value in corners[0]))
+        picture.paste(inside, (round(corners[0][0]), round(corners[0][1])))
     else:
         raise SystemExit(f"{path}: a shape of kind {kind!r} has no area: draw it as a polygon")
     return np.asarray(picture, dtype=bool)

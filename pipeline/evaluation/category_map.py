@@ -134,11 +134,11 @@ class CategoryMap:
     @cached_property
     def _merged(self) -> dict[Side, set[int]]:
         """Ids of stuff that several categories of a side have become."""
-        counts = {side: Counter(ids.values()) for side, ids in self.ids.items()}
-        return {
-            side: {c.id for c in self.categories if not c.isthing and count[c.id] > 1}
-            for side, count in counts.items()
-        }
+        merged: dict[Side, set[int]] = {}
+        for side, ids in self.ids.items():
+            count = Counter(ids.values())
+            merged[side] = {c.id for c in self.categories if not c.isthing and count[c.id] > 1}
+        return merged
 
 
 def _by_segment(names: Sequence[str], lists: Sequence[Sequence[Any]]) -> list[Segment]:
@@ -173,8 +173,8 @@ def read_map(
 ) -> CategoryMap:
     """The map in a TOML file (any fsspec URL) between these label sets. Raises UserError."""
     names = _names(url, options)
-    for side, own in (("truth", truth), ("model", model)):
-        _check_names(url, side, names[side], own)
+    _check_names(url, "truth", names["truth"], truth)
+    _check_names(url, "model", names["model"], model)
     common: dict[str, Category] = {}
     for category in truth:
         new = _new_name(names["truth"], category)

@@ -70,7 +70,7 @@ def draw_overlay(
     _tint(painted, segment_map, _lighten(colors), contours(segment_map, width), 0.9)
     picture = Image.fromarray(painted)
     if labels:
-        found = labels_of(Panoptic(segment_map, panoptic.segments), categories, scores=scores)
+        found = labels_of(panoptic, categories, scores=scores)
         draw_labels(picture, found, label_size or max(11, round(min(picture.size) / 34)))
     return picture
 

@@ -26,9 +26,6 @@ from pipeline.storage.entry import as_lost
 from pipeline.storage.storage import Storage
 
 UNIT_COLUMN: Final = "shard"
-_IS_EMPTY: Final = (pc.field("status") == "ok") & (
-    pc.list_value_length(pc.field("segment_id")) == 0
-)
 
 
 class ShardSink(Datasink[int]):
@@ -82,9 +79,16 @@ class ShardSink(Datasink[int]):
             size=size,
             seconds=time.monotonic() - started,
             first_tries=FirstTries(first.num_rows, _failures(first)),
-            empty=rows.filter(_IS_EMPTY).num_rows,
+            empty=_empty(rows),
         )
         check_budget(report)
+
+
+def _empty(rows: pa.Table) -> int:
+    """How many images are ok and have no segment."""
+    segments = rows["segment_id"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    ok = np.array([status == "ok" for status in rows["status"].to_pylist()], dtype=bool)
+    return int(np.count_nonzero(ok & (segments == 0)))
 
 
 def _failures(rows: pa.Table) -> dict[str, Failures]:

@@ -67,13 +67,13 @@ def test_the_report_of_128_coco_photos(coco_report: tuple[Path, dict[str, Any]])
         assert kinds == {"stuff"}
         # Every picture says what it shows; one is enlarged and put away by the keyboard alone.
         alts = page.locator("figure img").evaluate_all("all => all.map(e => e.alt)")
-        assert len(alts) >= 3 * 2 * 4
+        assert len(alts) >= 2 * (5 + 3 * 4)
         assert all(alts)
         button = page.locator("#worst ~ .card figure button").nth(1)
         button.focus()
         page.keyboard.press("Enter")
         assert page.locator("dialog img").is_visible()
-        assert page.locator("dialog img").get_attribute("alt") == alts[2 * 4 + 1]
+        assert page.locator("dialog img").get_attribute("alt") == alts[2 * 5 + 1]
         page.keyboard.press("Escape")
         assert not page.locator("dialog").is_visible()
         assert page.evaluate("document.activeElement.matches('figure button')")

@@ -51,7 +51,7 @@ def photos(tmp_path: Path) -> Path:
 def test_coco_instances_of_cvat_and_label_studio(photos: Path, tmp_path: Path) -> None:
     cup = np.zeros((30, 40), np.uint8)
     cup[10:14, 10:16] = 1
-    packed = rle.encode(np.asfortranarray(cup))
+    packed: Any = rle.encode(np.asfortranarray(cup))
     entries = [
         {"category_id": 7, "segmentation": [box(12, 11, 14, 13)]},  # a sticker on the cup
         {"category_id": 3, "segmentation": [box(0, 0, 40, 5)]},

@@ -164,13 +164,14 @@ def test_a_rate_needs_ten_images_and_forgets_what_was_long_ago() -> None:
     assert rate.read(10, 104.0) is None
     assert rate.read(21, 110.0) == 2.0  # 20 images since the first
     assert rate.read(21, 120.0) == 1.0  # it stands still
+    found = None
     for second in range(130, 300):  # then one every half second
         found = rate.read(21 + 2 * (second - 130), float(second))
     assert found == pytest.approx(2.0)
 
 
 def test_a_slow_rate_is_that_of_ten_images_however_long_they_take() -> None:
-    rate = Rate()
+    rate, found = Rate(), None
     for image in range(1, 31):
         found = rate.read(image, 100.0 * image)
     assert found == pytest.approx(0.01)

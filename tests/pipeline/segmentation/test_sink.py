@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.run.shard_format import Provenance, encode_shard, put_shard
 from pipeline.schema import SHARD_SCHEMA
+from pipeline.segmentation.sink import _empty
 from pipeline.storage.storage import Storage
 from tests.factories import shard_row
 
@@ -127,3 +128,10 @@ def test_the_same_rows_give_the_same_bytes(coco_val100: Path) -> None:
     rows, _ = coco_rows(coco_val100)
     again = rows.take(list(range(len(rows))))
     assert encode_shard(rows, PROVENANCE) == encode_shard(again, PROVENANCE)
+
+
+def test_images_without_a_segment_are_counted_apart_from_those_that_failed() -> None:
+    whole = (np.array([[1, 1]]), [{"id": 1, "category_id": 1}])
+    nothing = (np.array([[0, 0]]), [])
+    rows = [shard_row("a", whole), shard_row("b", nothing), shard_row("c", "truncated")]
+    assert _empty(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)) == 1
