@@ -108,8 +108,8 @@ def _print(facts: dict[str, Any]) -> None:
         console.print(
             f"{counted(sample['compared'], 'image')} computed again: {sample['same']} the same "
             f"to the last pixel, {sample['close']} with other pixels (mean "
-            f"{sample['mean_difference']:.4%} of all), {len(sample['other'])} with another outcome; {sample['skipped']} skipped, "
-            "whose files can't be had or have changed"
+            f"{sample['mean_difference']:.4%} of all), {len(sample['other'])} with another "
+            f"outcome; {sample['skipped']} skipped, whose files can't be had or have changed"
         )
         if sample["note"]:
             console.print(f"  {sample['note']}", markup=False, soft_wrap=True)
