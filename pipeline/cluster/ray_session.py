@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import ray
 from ray._private import worker as ray_worker
-from ray._raylet import setproctitle
+from ray._raylet import setproctitle  # type: ignore[attr-defined]
 
 from pipeline.errors import TryAgainError, UserError
 from pipeline.scratch import temporary_folder

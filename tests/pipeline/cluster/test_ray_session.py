@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from ray._raylet import getproctitle, setproctitle
+from ray._raylet import getproctitle, setproctitle  # type: ignore[attr-defined]
 
 from pipeline.cluster.ray_session import start_here
 
