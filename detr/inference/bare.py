@@ -138,6 +138,8 @@ def repeats_its_tags(data: bytes) -> bool:
     count, start, entry = ("Q", "Q", "HHQQ") if big else ("H", "I", "HHII")
     try:
         (at,) = struct.unpack_from(order + start, data, 8 if big else 4)
+        if at >= len(data):  # and perhaps more than an index may be
+            return False
         (tags,) = struct.unpack_from(order + count, data, at)
     except struct.error:
         return False

@@ -152,7 +152,8 @@ def is_cut_short(data: bytes, name: str) -> bool:
         case "PNG":
             return b"IEND" not in data[-1024:]
         case "GIF":
-            return not data.rstrip(b"\0").endswith(b";")
+            palette = 3 << ((data[10] & 7) + 1) if len(data) > 10 and data[10] & 0x80 else 0
+            return len(data) <= 13 + palette or not data.rstrip(b"\0").endswith(b";")
         case "WEBP":
             return len(data) < 12 or len(data) < int.from_bytes(data[4:8], "little") + 8
         case "BMP":
