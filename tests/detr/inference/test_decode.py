@@ -303,14 +303,14 @@ def test_tags_that_share_their_bytes_take_no_memory() -> None:
 )
 def test_tags_behind_the_file_s_end_are_damage(start: bytes) -> None:
     with pytest.raises(ImageError) as caught:
-        decode(start + bytes(40))
+        decode_image(start + bytes(40))
     assert caught.value.code == "corrupt"
 
 
 def test_a_gif_that_is_cut_in_its_palette_is_truncated_whatever_its_last_byte_is() -> None:
     gif = encode(Image.fromarray(picture()).quantize(256), "GIF")
     with pytest.raises(ImageError) as caught:
-        decode(gif[:100] + b";")
+        decode_image(gif[:100] + b";")
     assert caught.value.code == "truncated"
 
 
