@@ -32,6 +32,7 @@ from tenacity import (
     wait_fixed,
 )
 
+from pipeline.cluster.ray_internals import LOGGERS
 from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, TryAgainError, UserError
 
 POLL_SECONDS: Final = 2.0
@@ -57,7 +58,7 @@ class JobServer:
         self.address = address
         self.wait_seconds = wait_seconds
         self.note = note
-        for name in ("ray.dashboard", "ray._private.runtime_env"):  # what they pack and upload
+        for name in LOGGERS:
             logging.getLogger(name).setLevel(logging.ERROR)
         self.client: JobSubmissionClient = self._patiently(lambda: JobSubmissionClient(address))
         # The address is right: a head that is lost from here on may come back.

@@ -34,6 +34,7 @@ NAMES: Final = (
     ".OBJECT_STORE_BUDGET_UTIL_THRESHOLD",
     "ray.experimental.internal_kv._internal_kv_get",
 )
+LOGGERS: Final = ("ray.dashboard", "ray._private.runtime_env")  # of packing and uploading a job
 START_SETTINGS: Final = ("_temp_dir",)  # of `ray.init`
 
 

@@ -24,13 +24,13 @@ DRIVER = """
 import json, sys
 import ray, pipeline.cluster.device
 from pipeline.cluster.capacity import capacity
-from pipeline.cluster.ray_session import connect
+from pipeline.cluster.ray_session import join_ray
 from pipeline.config import make_config
 device = pipeline.cluster.device
 device._probe = lambda dtype: device.Device("cuda", "pretended GPU", "fp32")
 from pipeline.segmentation.job import segment
 address, source, out, weights = sys.argv[1:]
-connect(address)
+join_ray(address)
 before = capacity(address)
 summary = segment(make_config({
     "source": source, "out": out, "weights": weights, "model": "tests.night_model:load_slow",

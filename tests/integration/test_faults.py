@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -219,9 +218,7 @@ def test_a_source_that_refuses_everything_ends_the_job_before_the_model_works(
     assert "under s3://data/images/a" in sentence
     assert "AccessDenied" in sentence
     assert "stopped early" in sentence
-    # The driver tries the model on one made image, to say how long the job will take: no more.
-    log = (tmp_path / "computed.log").read_text().splitlines()
-    assert {int(line.split()[1]) for line in log} <= {os.getpid()}
+    assert not (tmp_path / "computed.log").exists()
 
 
 @pytest.mark.slow(seconds=60)

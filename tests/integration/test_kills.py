@@ -80,7 +80,9 @@ def test_a_driver_that_is_stopped_says_what_is_written_and_what_was_lost(tmp_pat
     field = make_field(tmp_path, images=40, per_shard=PER_SHARD, seconds=0.2)
     job = field.start("--address", address)
     assert field.wait_for(job, computed=14)
-    job.send_signal(signal.SIGINT)
+    job.send_signal(
+        signal.SIGTERM
+    )  # as Ctrl-C, which a process in the background is told to ignore
     _, said = job.communicate(timeout=60)
     assert job.returncode == 75
     found = re.search(r"(\d+) of 10 shards are written, (\d+) images in work were lost", said)

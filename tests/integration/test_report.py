@@ -67,7 +67,7 @@ def test_the_report_of_128_coco_photos(coco_report: tuple[Path, dict[str, Any]])
         assert kinds == {"stuff"}
         # Every picture says what it shows; one is enlarged and put away by the keyboard alone.
         alts = page.locator("figure img").evaluate_all("all => all.map(e => e.alt)")
-        assert len(alts) >= 2 * (5 + 3 * 4)
+        assert len(alts) >= 2 * (5 + 2 * 4 + 2)  # what is chosen at random may have no truth
         assert all(alts)
         button = page.locator("#worst ~ .card figure button").nth(1)
         button.focus()

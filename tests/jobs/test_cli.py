@@ -144,8 +144,8 @@ def test_doctor_says_of_a_gpu_what_it_computes_and_decodes(
     scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = "1 GPU: NVIDIA H200; driver 580.1; a bf16 convolution is right; nvJPEG decodes"
-    monkeypatch.setattr("jobs.doctor.torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("jobs.doctor.check_gpu", lambda: said)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("detr.inference.check_gpu.check_gpu", lambda: said)
     assert device_line(scenes / "images", capsys) == (0, said)
 
 
@@ -153,7 +153,7 @@ def test_doctor_fails_where_the_driver_is_too_old(
     scenes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reason = "this machine has an NVIDIA GPU, but its driver is too old: update the driver"
-    monkeypatch.setattr("jobs.doctor.why_no_gpu", lambda: reason)
+    monkeypatch.setattr("detr.cuda_settings.why_no_gpu", lambda: reason)
     assert device_line(scenes / "images", capsys) == (2, reason)
 
 

@@ -234,7 +234,7 @@ def installed(field: Field) -> Iterator[None]:
     patch.setattr(lease_module, "Process", field.world.host)
     patch.setattr(stats_module, "versions", dict)
     patch.setattr(job, "Source", SimpleNamespace(of=lambda *_: Listing()))
-    patch.setattr(job, "connect", lambda *_: None)
+    patch.setattr(job, "join_ray", lambda *_: None)
     patch.setattr(job, "capacity", lambda *_: SimpleNamespace(ceiling=lambda kind: 0))
     patch.setattr(job, "place", lambda *_, **__: SimpleNamespace(device="cpu"))
     patch.setattr(job, "execute", execute)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[3]
 # Sends itself SIGTERM as soon as `ray.init` has put a handler of its own in place.
 STOPPED = """
 import os, signal, threading, time
-from pipeline.cluster.ray_session import connect
+from pipeline.cluster.ray_session import join_ray
 
 def stop(number, frame):
     raise KeyboardInterrupt
@@ -30,7 +30,7 @@ def watch():
 signal.signal(signal.SIGTERM, stop)
 threading.Thread(target=watch, daemon=True).start()
 try:
-    connect(None)
+    join_ray(None)
 except KeyboardInterrupt:
     print("stopped", signal.getsignal(signal.SIGTERM) is stop)
 """

@@ -137,7 +137,9 @@ def test_other_folders_with_dots_are_not(path: str) -> None:
 
 def test_with_any_suffix_nobody_is_told_to_use_it(tmp_path: Path) -> None:
     config = make_config({"source": str(tmp_path), "out": str(tmp_path / "r"), "any_suffix": True})
-    with pytest.raises(UserError, match=r"no images found.*check the path$"):
+    with pytest.raises(
+        UserError, match=r"no images found.*check the path \(left out: the run folder"
+    ):
         listing(Source.of(config))
     make(tmp_path, ["a.txt", "b"])
     _, [note] = listing(Source.of(config))

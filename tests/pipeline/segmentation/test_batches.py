@@ -112,7 +112,9 @@ def test_photos_of_many_sizes_share_batches_on_a_gpu(
     sizes = sizes_of(np.random.default_rng(0))
     monkeypatch.setattr(batches, "header_size", lambda data, **_: sizes[int(data)])
     monkeypatch.setattr(
-        batches, "decode", lambda data, **_: np.broadcast_to(np.uint8(0), (*sizes[int(data)], 3))
+        batches,
+        "decode_image",
+        lambda data, **_: np.broadcast_to(np.uint8(0), (*sizes[int(data)], 3)),
     )
     with ThreadPoolExecutor(1) as pool:
         made = UnitDecoder(

@@ -141,7 +141,7 @@ def test_the_thread_of_the_device_computes_little_itself(
         return memory[: height * width * 3].reshape(height, width, 3)
 
     monkeypatch.setattr(batches, "header_size", lambda data, **_: sizes[int(data)])
-    monkeypatch.setattr(batches, "decode", decode)
+    monkeypatch.setattr(batches, "decode_image", decode)
     with ThreadPoolExecutor(1) as pool:
         spent = [thread_ms(stubbed, sizes, pool) for _ in range(8)]
     assert min(spent) <= BUSY * MOST_MS, spent
