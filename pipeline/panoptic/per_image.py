@@ -21,7 +21,7 @@ PER_IMAGE_SCHEMA: Final = pa.schema(
     [
         pa.field("file_name", pa.string(), nullable=False),
         pa.field("hash", pa.uint64(), nullable=False),
-        # scored; failed (an error row: all its truth is missed); invalid (see reason); without_truth
+        # scored; failed (error row: all truth is missed); invalid (see reason); without_truth
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("height", pa.int32()),

@@ -1,8 +1,8 @@
 """Panoptic maps to COCO RLE strings and back, all segments in one pass.
 
-A panoptic map is a partition, so its column-major runs hold all segments. `encode` finds the runs by
-one vectorised comparison and appends each run to the string of its segment, for which it keeps the
-end of the last run and the two counts of COCO's delta coding. The strings are byte for byte
+A panoptic map is a partition, so its column-major runs hold all segments. `encode` finds the runs
+by one vectorised comparison and appends each run to the string of its segment, for which it keeps
+the end of the last run and the two counts of COCO's delta coding. The strings are byte for byte
 those of pycocotools, which makes one pass over a binary mask per segment. A row-major map is
 compared row by row, and only the changes are sorted by column: a transposed copy would cost more.
 
