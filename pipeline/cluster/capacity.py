@@ -28,8 +28,8 @@ def capacity(address: str | None) -> Capacity:
     now = ray.cluster_resources()
     if is_local(address):
         return Capacity(now)
-    most = most_resources()
-    return Capacity(now, most, grows=most is not None or _has_autoscaler())
+    limits = most_resources()
+    return Capacity(now, limits, grows=limits is not None or _has_autoscaler())
 
 
 def _has_autoscaler() -> bool:

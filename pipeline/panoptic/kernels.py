@@ -182,7 +182,7 @@ def runs_of_rows(rows: NDArray[Any], changes: NDArray[Any]) -> tuple[NDArray[Any
     """
     height, width = rows.shape
     ys = np.empty(changes.size, dtype=np.int32)
-    place = np.zeros(width + 1, dtype=np.int32)
+    slots = np.zeros(width + 1, dtype=np.int32)
     y = 0
     low = 0
     for k in range(changes.size):
@@ -190,23 +190,23 @@ def runs_of_rows(rows: NDArray[Any], changes: NDArray[Any]) -> tuple[NDArray[Any
             y += 1
             low += width
         ys[k] = y
-        place[changes[k] - low + 1] += 1
+        slots[changes[k] - low + 1] += 1
     # A column whose top pixel equals the bottom pixel of the column to the left starts no run.
     for x in range(1, width):
         if rows[0, x] == rows[height - 1, x - 1]:
-            place[x + 1] -= 1
+            slots[x + 1] -= 1
     for x in range(width):
-        place[x + 1] += place[x]
-    starts = np.empty(place[width], dtype=np.int32)
+        slots[x + 1] += slots[x]
+    starts = np.empty(slots[width], dtype=np.int32)
     values = np.empty(starts.size, dtype=rows.dtype)
     for k in range(changes.size):
         y = ys[k]
         x = changes[k] - y * width
         if y == 0 and x > 0 and rows[0, x] == rows[height - 1, x - 1]:
             continue
-        starts[place[x]] = x * height + y
-        values[place[x]] = rows[y, x]
-        place[x] += 1
+        starts[slots[x]] = x * height + y
+        values[slots[x]] = rows[y, x]
+        slots[x] += 1
     return starts, values
 
 

@@ -237,9 +237,9 @@ def fault_sentence(
         try:
             rle.decode(side.strings(row), height, width, positions)
         except rle.RleError as error:
-            one = ids[error.segment_id - 1]
-            other = ids[int(str(error).rsplit(" ", 1)[1]) - 1]
-            return f"segment {one} of {what} overlaps segment {other}", one
+            second = ids[error.segment_id - 1]
+            first = ids[int(str(error).rsplit(" ", 1)[1]) - 1]
+            return f"segment {second} of {what} overlaps segment {first}", second
         return f"the unlisted pixels of {what} overlap a segment", None
     if code == kernels.UNKNOWN_CATEGORY:
         category = side.category_ids[side.first[row] + segment]

@@ -73,7 +73,7 @@ def lease(storage: Storage, *, of_nights: bool = False, host: Host | None = None
     If the lease is lost in the block, the main thread is interrupted, and LeaseError (another job
     has the lease) or TryAgainError (the store can't be reached) is raised.
 
-    of_nights: marks the folder, in its lease and for ever, as a folder of nights.
+    of_nights: record in the lease, for ever, that the folder is one of nights.
     """
     hold = Hold(storage, host or Process(), of_nights=of_nights)
     try:
@@ -183,7 +183,7 @@ class Hold:
             if current is not None and not holder.get("released"):
                 self._check_abandoned(current, holder)
             self.epoch = 1 + self._last_epoch(holder)
-            if holder.get("of_nights"):  # the mark stays, whoever holds the lease
+            if holder.get("of_nights"):  # stays so under later holders
                 self._owner["of_nights"] = True
             content = self._next()
             # Read before the write: a store that ignores conditions would overwrite a live lease.
@@ -334,7 +334,7 @@ def read_holder(storage: Storage) -> dict[str, Any] | None:
 
 
 def of_nights(storage: Storage) -> bool:
-    """True if the folder's lease marks it as a folder of nights."""
+    """True if the folder's lease records that it is a folder of nights."""
     return bool(_parsed(storage.look(LEASE_FILE)).get("of_nights"))
 
 
