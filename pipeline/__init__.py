@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import detr  # noqa: F401  # before torch, whose threads it tells how to wait
+import detr  # noqa: F401  # before torch: sets how its threads wait
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig, make_config
@@ -48,7 +48,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name when it is used: Ray and torch take seconds, and sharding.py needs neither."""
+    """Import a public name at its first use: importing Ray and torch takes seconds."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

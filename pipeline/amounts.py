@@ -1,10 +1,10 @@
-"""Numbers as people read them: durations, and counts with their noun."""
+"""Text of a duration, and of a count with its noun."""
 
 from __future__ import annotations
 
 
 def duration(seconds: float) -> str:
-    """Seconds as `0.4 s`, `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    """Such as `0.4 s`, `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
     if seconds < 100:
         return f"{seconds:.1g} s" if seconds < 1 else f"{seconds:.0f} s"
     if seconds < 100 * 60:
@@ -15,5 +15,5 @@ def duration(seconds: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 shard`, `2,000 shards`; `noun` is a singular that takes an s."""
+    """Such as `1 shard`, `2,000 shards`. noun: a singular whose plural ends in s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

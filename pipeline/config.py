@@ -1,9 +1,10 @@
-"""`RunConfig`: everything a segmentation job is told, checked once at the door.
+"""`RunConfig`: the settings of a segmentation job, checked once, when it is made.
 
-A field belongs to one of three kinds, and the kind decides what a change of it means:
-- it can change a **result** (weights, threshold, decoding ...): part of the fingerprint, another
+A field is of one of three kinds:
+- it can change a **result** (weights, threshold, decoding ...): part of the fingerprint, so another
   value needs another run folder;
-- it says **what** is segmented (source, include, exclude ...): frozen with the manifest;
+- it says **what** is segmented (source, include, exclude ...): stays as it was when the first
+  manifest was written;
 - it says only **how** (batch size, devices, shards to do now): may differ at every call.
 """
 
@@ -114,7 +115,9 @@ class RunConfig(BaseModel):
         f"a job has less than {LEAST_SHARDS} such shards.",
     )
     shards: str | None = Field(None, description="FIRST:END, compute only these shards now.")
-    refresh: bool = Field(False, description="List again; what is new or changed comes next.")
+    refresh: bool = Field(
+        False, description="List the source again, and compute its new and changed images."
+    )
     max_error_rate: float = Field(
         0.05, ge=0, le=1, description="Stop, and exit 4, if a larger part of the images fails."
     )
@@ -125,7 +128,7 @@ class RunConfig(BaseModel):
         None,
         ge=1,
         le=1024,
-        description="Images of equal size at a time, at most; default: what fits.",
+        description="Most images in a batch of the model; default: as many as fit.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="cpu or cuda; auto is the GPU where the cluster can have one."
@@ -158,15 +161,18 @@ class RunConfig(BaseModel):
         return (value,) if isinstance(value, str) else tuple(value)
 
     def options_of(self, url: str) -> dict[str, str]:
-        """Storage options for an input that a setting names: of the bucket that it lies in, by
-        default the source's (`submit` puts local files beside the run folder)."""
+        """Storage options for a file that a setting names, such as the weights.
+
+        `out_options` if the file lies in the bucket of `out` and not in that of the source
+        (`submit` uploads local files beside the run folder), else `source_options`.
+        """
         bucket = url.split("/")[:3]
         outside = bucket != self.source.split("/")[:3]
         beside = outside and bucket == self.out.split("/")[:3]
         return self.out_options if beside else self.source_options
 
     def actors(self) -> tuple[int, int] | None:
-        """The pool's smallest and largest size, or None to fill the cluster."""
+        """Smallest and largest number of model actors; None: all that fit. Raises UserError."""
         if self.num_actors is None:
             return None
         low, _, high = self.num_actors.partition(":")
@@ -180,12 +186,15 @@ C = TypeVar("C", bound=RunConfig)
 
 
 def make_config(flags: dict[str, Any], toml: str | None = None) -> RunConfig:
-    """Flags over the file's values over the defaults. Raises UserError naming the field."""
+    """A RunConfig: each field from `flags`, else from the file `toml`, else its default.
+
+    flags: None and empty values count as not given. Raises UserError naming the field.
+    """
     return load_config(RunConfig, flags, toml)
 
 
 def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -> C:
-    """As `make_config`, for a RunConfig or one that has more settings."""
+    """As `make_config`, for `kind`: RunConfig or a subclass of it."""
     values = {} if toml is None else read_toml(toml, "--config")
     values.update({name: value for name, value in flags.items() if value not in (None, (), {})})
     try:
@@ -201,7 +210,7 @@ def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -
 
 
 def read_toml(path: str, flag: str) -> dict[str, Any]:
-    """A file of settings, also as Windows' editors save it. Raises UserError naming the flag."""
+    """The values of a TOML file, which may begin with a BOM. Raises UserError naming `flag`."""
     try:
         return tomllib.loads(Path(path).read_text("utf-8-sig"))
     except FileNotFoundError:
@@ -231,6 +240,9 @@ def _sentence(error: ValidationError, kind: type[RunConfig], toml: str | None) -
 
 
 def fingerprint(fields: dict[str, Any]) -> str:
-    """One hash of whatever can change a result: 16 hex digits of sha256 of the sorted JSON."""
+    """The first 16 hex digits of the sha256 of the fields as sorted JSON.
+
+    fields: all settings that can change a result.
+    """
     text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

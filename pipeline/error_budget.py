@@ -1,14 +1,14 @@
-"""The error budget: how many images failed, of which error, under which folder. Pure.
+"""The error budget: failed images by error code and folder, and whether they are too many. Pure.
 
-A job that fails everywhere must end early and say why in one sentence: the code, the folder that
-holds the failed images, how many they are, and one of the store's own messages.
+A job whose images all fail must end early, with one sentence: the error code, the folder that holds
+the failed images, their number, and one message of the store.
 
-Two questions, two answers. `over_budget` compares the counts of a whole job. `shown_over` is asked
-again and again while a job runs, and says yes only when that is shown: a plain comparison at every
-report would stop good jobs, since a rate just below the limit passes it by chance now and then. It
-is a test martingale (Ville 1939; Ramdas et al., Statistical Science 2023): the likelihood ratio of
-rates above the limit against one just below it. Whatever the number of looks, its chance of ever
-reaching 1 / FALSE_STOP at a lower rate is FALSE_STOP at most.
+`over_budget` compares the counts of a finished job. `shown_over` is called after every report of a
+running job, where a plain comparison would stop good jobs: an error rate just below the limit
+exceeds the limit by chance now and then. So `shown_over` is a test martingale (Ville 1939; Ramdas
+et al., Statistical Science 2023): the likelihood ratio of rates above the limit against a rate just
+below the limit. At a lower rate, the ratio ever reaches 1 / FALSE_STOP with a probability of at
+most FALSE_STOP, however often `shown_over` is called.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from numpy.typing import NDArray
 from pipeline.amounts import counted
 
 FALSE_STOP: Final = 0.001  # the chance that a job below its limit is stopped early, at any length
-# In parts of the limit: the rate that the evidence speaks against, then the rates that it speaks
-# for, with weights. At 1.5 times the limit a long job is stopped, at 3 times any job soon.
+# Rates as multiples of the limit: the tolerated rate, and the excessive rates with their weights.
+# At an error rate of 1.5 limits a long job is stopped; at 3 limits every job is stopped soon.
 WITHIN: Final = 0.95
 BEYOND: Final = ((1.5, 0.1), (2.3, 0.9))
-# Never stopped sooner: a short outage when a job starts must not end it.
-FIRST_IMAGES: Final = 200  # or FIRST_EXPECTED / limit, where that is sooner
+# No job is stopped before so many images: a short outage at its start must not end it.
+FIRST_IMAGES: Final = 200  # or FIRST_EXPECTED / limit, if that is fewer
 FIRST_EXPECTED: Final = 6.0
 
 
 @dataclass(frozen=True)
 class Failures:
-    """Images that failed with one code: how many, the folder that holds them all, one message."""
+    """The failed images of one error code: their number, a folder that holds all, one message."""
 
     count: int
     folder: str
@@ -47,39 +47,39 @@ ByCode = Mapping[str, Failures]
 
 @dataclass(frozen=True)
 class FirstTries:
-    """Images that the budget counts, and those of them that failed."""
+    """Images that no earlier generation has tried, and those of them that failed."""
 
     images: int
     failures: ByCode
 
 
 def failures_of(rows: Iterable[tuple[str | None, str, str | None]]) -> dict[str, Failures]:
-    """Failures by code of (error code or None, URI, message) rows."""
-    found: dict[str, Failures] = {}
+    """Failures by error code. rows: (error code or None, URI, message)."""
+    by_code: dict[str, Failures] = {}
     for code, uri, message in rows:
         if code is None:
             continue
         folder = uri.rpartition("/")[0]
-        before = found.get(code)
-        if before is None:
-            found[code] = Failures(1, folder, message or "")
+        earlier = by_code.get(code)
+        if earlier is None:
+            by_code[code] = Failures(1, folder, message or "")
         else:
-            same = before.folder == folder
-            shared = folder if same else common_folder(before.folder, folder)
-            found[code] = Failures(before.count + 1, shared, before.example)
-    return found
+            same = earlier.folder == folder
+            shared = folder if same else common_folder(earlier.folder, folder)
+            by_code[code] = Failures(earlier.count + 1, shared, earlier.example)
+    return by_code
 
 
 def merged(one: ByCode, other: ByCode) -> dict[str, Failures]:
-    """Both together."""
+    """The failures of both: counts added, the common folder, the message of `one`."""
     total = dict(one)
-    for code, more in other.items():
-        before = total.get(code)
-        if before is None:
-            total[code] = more
+    for code, added in other.items():
+        earlier = total.get(code)
+        if earlier is None:
+            total[code] = added
         else:
-            folder = common_folder(before.folder, more.folder)
-            total[code] = Failures(before.count + more.count, folder, before.example)
+            folder = common_folder(earlier.folder, added.folder)
+            total[code] = Failures(earlier.count + added.count, folder, earlier.example)
     return total
 
 
@@ -96,25 +96,25 @@ def common_folder(one: str, other: str) -> str:
 
 
 def counts(failures: ByCode) -> Counter[str]:
-    return Counter({code: found.count for code, found in failures.items()})
+    return Counter({code: failed.count for code, failed in failures.items()})
 
 
 def exceeds(part: int, whole: int, rate: float) -> bool:
-    """True if `part` of `whole` is more than `rate` allows.
+    """True if part / whole is more than `rate`.
 
-    By division, which is rounded once, as a rate was when it was read: 29 of 100 is 0.29, where
-    0.29 * 100 is less than 29.
+    A division is rounded once, as is the literal of a rate: 29 / 100 equals 0.29, but 0.29 * 100 is
+    less than 29.
     """
     return part > 0 if not whole else part / whole > rate
 
 
 def enough_rate(images: int, failed: int) -> float:
-    """The smallest error rate, in thousandths, that allows so many."""
+    """The smallest --max-error-rate, a multiple of 0.001, that allows `failed` of `images`."""
     return -(-1000 * failed // images) / 1000
 
 
 def over_budget(images: int, failures: ByCode, max_error_rate: float) -> str | None:
-    """Why so many errors are too many, or None where they aren't."""
+    """The sentence for a job with too many failures; None if `max_error_rate` allows them."""
     by_code = counts(failures)
     failed = by_code.total()
     if not exceeds(failed, images, max_error_rate):
@@ -129,10 +129,10 @@ def over_budget(images: int, failures: ByCode, max_error_rate: float) -> str | N
 
 
 def shown_over(images: int, failed: int, limit: float) -> bool:
-    """True once so many failures show a rate above the limit; may be asked after every image.
+    """True if the failures so far show an error rate above `limit`; may be called at every image.
 
-    At 0.9 times the limit a job is stopped in fewer than 1 of 1,000 runs, however long it is; at 3
-    times in 95 of 100 within 12 / limit images (`test_error_budget.py` counts both).
+    With an error rate of 0.9 limits, fewer than 1 of 1,000 jobs are stopped, of any length; with 3
+    limits, 95 of 100 are stopped within 12 / limit images (`test_error_budget.py` counts both).
     """
     if not exceeds(failed, images, limit):
         return False
@@ -145,7 +145,10 @@ def shown_over(images: int, failed: int, limit: float) -> bool:
 def log_evidence(
     images: NDArray[np.int64] | int, failed: NDArray[np.int64] | int, limit: float
 ) -> NDArray[np.float64]:
-    """The logarithm of the evidence for a rate above `limit` (above 0, below 1), elementwise."""
+    """The natural logarithm of the likelihood ratio for a rate above `limit`, elementwise.
+
+    limit: above 0 and below 1.
+    """
     images, failed = np.asarray(images), np.asarray(failed)
     within = WITHIN * limit
     evidence = np.full(np.broadcast(images, failed).shape, -np.inf)

@@ -1,8 +1,8 @@
-"""The one exception that reaches a user as a sentence.
+"""`UserError`, the exception that a user sees as one sentence, its subclasses, and exit codes.
 
-`UserError` is raised for what the person at the keyboard can mend: a flag, a path, a file of the
-wrong kind, a credential. The command line prints its message and exits with `exit_code`; anything
-else that is raised is a bug and shows its traceback.
+`UserError` is raised for what the user can mend: a flag, a path, a file of the wrong kind, a
+credential. The command line prints its message and exits with `exit_code`. Any other exception is a
+bug and shows its traceback.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class LeaseError(UserError):
 
 
 class TryAgainError(UserError):
-    """Stopped cleanly, or the infrastructure is down: the same command continues."""
+    """The job was stopped cleanly, or the infrastructure is down: the same command continues it."""
 
     exit_code = EXIT_TRY_AGAIN
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what is behind it: Ray's `cause` of a task's error, else `__cause__`."""
+    """An exception, then each cause in turn: the `cause` of a RayTaskError, else `__cause__`."""
     cause: BaseException | None = error
     while cause is not None:
         yield cause

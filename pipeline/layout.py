@@ -1,4 +1,4 @@
-"""Where things lie in a run folder and in a folder of nights: every path, relative to the folder.
+"""Every path in a run folder and in a folder of nights, relative to the folder.
 
 docs/run-folder.md draws both folders.
 """
@@ -9,7 +9,7 @@ RUN_FILE = "run.json"
 LATEST_FILE = "latest.json"
 BASELINE_FILE = "baseline.json"  # of a folder of nights
 SUCCESS_FILE = "_SUCCESS"
-REMOVED_FILE = "removed"  # while a prune removes the whole run
+REMOVED_FILE = "removed"  # exists while `prune` deletes the whole run
 
 PLAN_FILE = "generation.json"
 PQ_FILE = "pq.json"  # of an evaluation; written last
@@ -20,7 +20,7 @@ SEGMENTS = "segments"
 STATS = "stats"
 SNAPSHOTS = "snapshots"
 EVALUATION = "evaluation"
-NIGHTS = "nights"  # of a folder of nights: what each night did
+NIGHTS = "nights"  # of a folder of nights: the summaries
 
 
 # Plans: what a generation computes.
@@ -31,17 +31,17 @@ def manifest_folder(generation: int) -> str:
 
 
 def plan_path(generation: int) -> str:
-    """The plan of a generation, written last: its commit."""
+    """`generation.json`, which is written last and commits the generation."""
     return f"{manifest_folder(generation)}/{PLAN_FILE}"
 
 
 def part_path(generation: int, part: int, plan: str = "") -> str:
-    """Rows of 64 shards of the manifest. plan: of the generation; older plans have none."""
+    """A manifest part: the rows of 64 shards. plan: `Generation.plan`, empty in older runs."""
     return f"{manifest_folder(generation)}/part-{part:05d}{_of(plan)}.parquet"
 
 
 def dropped_path(generation: int, plan: str = "") -> str:
-    """The rows that leave the snapshot before."""
+    """The list of rows that the next snapshot no longer holds. plan: as in `part_path`."""
     return f"{manifest_folder(generation)}/dropped{_of(plan)}.parquet"
 
 
@@ -61,12 +61,17 @@ def shard_path(generation: int, shard: int, shards: int) -> str:
 
 
 def kept_path(generation: int, origin: int, shard: int) -> str:
-    """A copy of a shard of generation `origin` without the rows that left it."""
+    """The path of a shard that was copied without its dropped rows.
+
+    generation: that made the copy; origin: that computed the shard.
+    """
     return f"{segments_folder(generation)}/kept-{origin:04d}-{shard:06d}.parquet"
 
 
 SHARD_PATTERN = r"segments/(\d+)/shard-(\d+)-of-\d+\.parquet"  # generation, shard
-KEPT_PATTERN = r"segments/\d+/kept-(\d+)-(\d+)\.parquet"  # generation that computed it, shard
+KEPT_PATTERN = (
+    r"segments/\d+/kept-(\d+)-(\d+)\.parquet"  # generation that computed the shard, shard
+)
 
 
 def part_name(shard: str) -> str:
@@ -78,11 +83,11 @@ def stats_path(generation: int) -> str:
     return f"{STATS}/{generation:04d}.json"
 
 
-# Snapshots: the live shards after a generation, and what was made of them.
+# Snapshots, and what is made of each.
 
 
 def snapshot_name(number: int) -> str:
-    """How people are told of a snapshot: its path without the suffix."""
+    """A snapshot's name in messages: its path without the suffix."""
     return f"{SNAPSHOTS}/{number:04d}"
 
 
@@ -102,7 +107,7 @@ def evaluation_folder(snapshot: int, name: str) -> str:
 
 
 def truth_folder(evaluation: str) -> str:
-    """The converted ground truth of an evaluation. evaluation: its folder."""
+    """The folder of the converted ground truth. evaluation: the folder of the evaluation."""
     return f"{evaluation}/truth"
 
 
@@ -114,10 +119,10 @@ def report_path(snapshot: int) -> str:
 
 
 def input_folder(digest: str) -> str:
-    """What `submit` uploads for a job. digest: of the content."""
+    """The folder of the files that `submit` uploads. digest: hash of their content."""
     return f"inputs/{digest[:12]}"
 
 
 def night_path(stamp: str, suffix: str) -> str:
-    """What a night did, as .json or .txt. stamp: its time."""
+    """The summary of a night. stamp: the night's time; suffix: .json or .txt."""
     return f"{NIGHTS}/{stamp}{suffix}"

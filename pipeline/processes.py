@@ -1,4 +1,4 @@
-"""Which process is which, and is it still there: as far as /proc tells."""
+"""Identity of this machine and of its processes, and whether a process still runs, from /proc."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from pathlib import Path
 
 
 def machine() -> str:
-    """This boot of this kernel and this space of process numbers: two containers may share a host
-    name, and a process number means nothing outside its own space."""
+    """`BOOT_ID/PID_NAMESPACE` of this process; empty without /proc.
+
+    Two containers may share a host name, and a process number identifies a process only within its
+    PID namespace.
+    """
     with suppress(OSError):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -17,9 +20,9 @@ def machine() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """When a process began, in ticks since boot; None where /proc doesn't tell."""
+    """Start time of a process in clock ticks since boot; None if /proc has no such process."""
     with suppress(OSError, IndexError):
-        # The name in brackets may hold spaces; the start is the 20th field behind it.
+        # The command name in brackets may hold spaces; the start time is the 20th field after it.
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return None
 
@@ -31,19 +34,19 @@ def alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    # A process that was killed and not yet waited for by its parent still has its number.
+    # A zombie, whose parent has not waited for it yet, still has its number.
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     return True
 
 
 def me() -> str:
-    """This process, told apart from a later one of the same number: `PID-START`."""
+    """The name of this process, `PID-START`; a later process of the same number has another."""
     return f"{os.getpid()}-{process_start(os.getpid())}"
 
 
 def is_gone(name: str) -> bool:
-    """True if the process that called itself so with `me` on this machine has ended."""
+    """True if the process of this name (`me`) on this machine has ended."""
     pid, _, start = name.partition("-")
     if not pid.isdigit():
         return False

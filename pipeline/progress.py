@@ -1,4 +1,4 @@
-"""What a job tells while it runs: its progress, and who wants to know of it."""
+"""`Progress`, the counts of a running job, and `Reporter`, which receives them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass
 class Progress:
-    """What a job has done so far. Counts are images."""
+    """The work of a job so far. Counts are images unless said otherwise."""
 
     total: int
     done: int = 0  # in written shards
@@ -20,16 +20,16 @@ class Progress:
     bytes_fetched: int = 0
     retries: int = 0  # GETs made again
     seconds: float = 0.0  # since the first model actor had work
-    gpu_seconds: float = 0.0  # of the GPUs that were there for it; the driver measures them
+    gpu_seconds: float = 0.0  # GPUs held times seconds; measured by the driver
     codes: dict[str, int] = field(default_factory=dict)
     stage_seconds: dict[str, float] = field(default_factory=dict)
     empty: int = 0  # ok, and without any segment
-    # Of this moment alone:
-    phase: str = ""  # what is waited for before the first image: "model loading" ...
-    phase_seconds: float = 0.0  # since the job began, as long as there is a phase
-    in_work: int = 0  # images of the shards that the model actors hold or that are being written
-    ahead: int = 0  # those of them that the model has finished
-    rate: float | None = None  # images a second lately; None before `FIRST_IMAGES` are finished
+    # The state at this moment:
+    phase: str = ""  # what the first image waits for: "model loading" ...; empty after it
+    phase_seconds: float = 0.0  # since the job began
+    in_work: int = 0  # images of shards that model actors hold or that are being written
+    ahead: int = 0  # images in work that the model has finished
+    rate: float | None = None  # recent images per second; None before `FIRST_IMAGES` are finished
 
     @property
     def finished(self) -> int:
@@ -42,25 +42,25 @@ class Progress:
 
     @property
     def remaining_seconds(self) -> float | None:
-        """By the rate of late; None as long as there is none."""
+        """None as long as `rate` is None."""
         return (self.total - self.finished) / self.rate if self.rate else None
 
 
-# What people are told, and the statistics of a run folder don't hold.
+# Fields that are shown, but not written to the statistics of a run folder.
 UNRECORDED: Final = ("empty", "phase", "phase_seconds", "in_work", "ahead", "rate")
-FIRST_IMAGES: Final = 10  # a rate of fewer would be an accident
+FIRST_IMAGES: Final = 10  # fewer give no reliable rate
 
 
 class Reporter:
-    """Who wants to know how a job goes; this one says nothing. Called from any thread."""
+    """Receives the reports of a job, from any thread; this base class ignores them."""
 
     verbose = False
 
     def note(self, text: str) -> None:
-        """One thing that happened, in a line."""
+        """One line about something that happened."""
 
     def listed(self, images: int) -> None:
-        """So many images were listed so far."""
+        """images: listed so far."""
 
     def progress(self, progress: Progress) -> None:
-        """So much is done, about once a second."""
+        """Called about once a second."""

@@ -1,6 +1,6 @@
-"""Arrow schemas of everything a run folder holds, versioned, and the error codes.
+"""Arrow schemas of the tables in a run folder, their version, and the error codes.
 
-Readers accept every older `SCHEMA_VERSION`; a newer one is refused by name. Segments are parallel
+Readers accept every older `SCHEMA_VERSION` and refuse a newer one. Segments are parallel
 list columns, not a list of structs, because Parquet readers cannot project one leaf out of a list
 of structs: reading only `category_id` of a million images must not read the masks.
 """
@@ -13,7 +13,7 @@ import pyarrow as pa
 
 SCHEMA_VERSION: Final = 1
 
-# What a later attempt may mend, against what waits for a new file under the same name.
+# Transient: a later attempt may succeed. Permanent: only another file under the name can succeed.
 TRANSIENT_CODES: Final = frozenset(
     {"not_found", "forbidden", "timeout", "unavailable", "changed", "archived", "out_of_memory"}
 )
@@ -34,7 +34,7 @@ MANIFEST_SCHEMA: Final = pa.schema(
         pa.field("size", pa.int64()),
         pa.field("etag", pa.string()),
         pa.field("last_modified", pa.timestamp("us", tz="UTC")),
-        pa.field("attempts", pa.int32(), nullable=False),  # made by earlier generations
+        pa.field("attempts", pa.int32(), nullable=False),  # by earlier generations
     ]
 )
 
@@ -66,10 +66,11 @@ SHARD_SCHEMA: Final = pa.schema(
 
 SEGMENT_COLUMNS: Final = tuple(f.name for f in SHARD_SCHEMA if pa.types.is_list(f.type))
 
-# What rows carry beside these on their way from the fetch to the sink, and in the SQL views.
+# Columns that rows have besides, between the fetch and the sink or in the SQL views.
 INTERNAL_COLUMNS: Final = ("data", "shard", "generation", "segments", "file_row_number")
 
-# Rows that leave the snapshot a generation is made from: where they were computed, and why they go.
+# Rows of a generation's base snapshot that the next snapshot no longer holds.
+# origin, shard: where the row was computed.
 DROPPED_SCHEMA: Final = pa.schema(
     [
         pa.field("hash", pa.uint64(), nullable=False),
@@ -92,7 +93,7 @@ SNAPSHOT_SCHEMA: Final = pa.schema(
 
 
 def list_values(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """The values of a list column, one row's after the other's; a null row has none."""
+    """The values of a list column, concatenated row by row; a null row has none."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     return column.flatten()

@@ -1,7 +1,7 @@
-"""Folders of this machine that may be written, whoever runs the program and whatever its home is.
+"""Writable folders of this machine: for downloads, temporary files and compiled kernels.
 
-A container may run as any user, with `/` as its home and code that root installed. Then nothing can
-be kept beside the code or in the home, and the temporary folder is left.
+A container may run as any user, with `/` as the home and code that root installed. Then neither the
+home nor the code's folder can be written, and the temporary folder is used.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KERNELS: Final = "NUMBA_CACHE_DIR"
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: `$PANOPTIC_CACHE`, else `~/.cache/panoptic`, else a temporary one.
+    """The folder of downloads: `$PANOPTIC_CACHE`, else `~/.cache/panoptic`, else a temporary one.
 
     Raises UserError if `$PANOPTIC_CACHE` is set and can't be written.
     """
@@ -45,10 +45,10 @@ def temporary_folder() -> str:
 
 
 def keep_kernels(code: str) -> None:
-    """Choose where numba keeps compiled kernels, if it can't do so beside the code.
+    """Set NUMBA_CACHE_DIR if numba can't keep compiled kernels in the folder `code`.
 
-    Must be called before numba is imported; processes that this one starts inherit it. Without any
-    folder numba refuses to import a kernel.
+    Must be called before numba is imported; child processes inherit the variable. Without a
+    writable folder, numba refuses to import a kernel.
     """
     beside = Path(code, "__pycache__")
     if KERNELS in os.environ or _can_write(beside):
@@ -61,14 +61,14 @@ def keep_kernels(code: str) -> None:
 
 
 def _can_write(folder: Path) -> bool:
-    """Whether the folder, or the first of those above it that is there, may be written."""
+    """Whether the folder, or its nearest ancestor that exists, is a folder that may be written."""
     while not folder.exists():
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _private(name: str) -> Path:
-    """A folder of this user's alone in the temporary folder, the same one at every call."""
+    """A folder in the temporary folder that only this user can write."""
     folder = Path(temporary_folder(), f"{name}-{os.getuid()}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)

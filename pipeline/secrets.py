@@ -1,8 +1,8 @@
-"""What may be written down or sent: options by name, and URLs without a credential. Pure.
+"""Keeps credentials out of what is written or sent: storage options, URLs, command lines. Pure.
 
-A run folder, a log and the dashboard of a cluster are read by many. So of the storage options only
-those of a list are ever written or sent, whatever the others are called; a URL that carries a name
-and a password, or a signature, is refused before anything is done with it.
+Many people read a run folder, a log and the dashboard of a cluster. So only the storage options of
+an allow-list are written or sent, and a URL that holds a password or a signature is refused before
+it is used.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 
-# Where the data is and who pays, not who may read it. Of S3, GCS and Azure, as fsspec names them.
+# Options that are no credentials, of S3, GCS and Azure, by fsspec's names.
 KEPT_OPTIONS: Final = (
     *("region", "region_name", "endpoint_url", "profile", "anon", "anonymous", "requester_pays"),
     *("addressing_style", "verify"),
     *("account_name", "account_host", "project"),
 )
-# The same of S3 as other clients name them; a test compares them with those that are known.
+# Other clients' names of the S3 options; a test compares them with `s3_options.ALIASES`.
 OTHER_NAMES: Final = frozenset(
     {
         *("profile_name", "aws_profile", "aws_region", "aws_default_region", "default_region"),
@@ -33,9 +33,9 @@ OTHER_NAMES: Final = frozenset(
         *("ca_bundle", "aws_ca_bundle", "root_certificate"),
     }
 )
-# URLs in which the part before @ is a container, as Azure writes them: no name and no password.
+# Azure's URLs, in which the part before @ is a container, not a user.
 CONTAINER_SCHEMES: Final = ("abfs", "abfss", "wasb", "wasbs")
-# Parameters of a query that sign a URL or let its holder in: of S3, GCS, CloudFront, Azure, others.
+# Query parameters that sign a URL or hold a credential: of S3, GCS, CloudFront, Azure, others.
 SIGNATURES: Final = (
     *("x-amz-signature", "x-amz-credential", "x-amz-security-token", "awsaccesskeyid"),
     *("x-goog-signature", "x-goog-credential", "googleaccessid", "key-pair-id"),
@@ -44,7 +44,7 @@ SIGNATURES: Final = (
 )
 SIGNED: Final = rf"(?i)[?&](?:{'|'.join(SIGNATURES)})="  # for RE2 too
 _SIGNED: Final = re.compile(SIGNED)
-_OPTION_FLAG: Final = re.compile(r"--[a-z]+-option")  # whose value is KEY=VALUE
+_OPTION_FLAG: Final = re.compile(r"--[a-z]+-option")  # takes KEY=VALUE
 _SECRET_NAME: Final = re.compile(
     r"SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|SIGNATURE|CONNECTION_STRING|(ACCESS|API|ACCOUNT)_?KEY"
     r"|(^|_)(KEY|SAS)$"
@@ -52,12 +52,12 @@ _SECRET_NAME: Final = re.compile(
 
 
 def kept(options: Mapping[str, str]) -> dict[str, str]:
-    """The options that may be written down and sent."""
+    """The storage options that may be written and sent."""
     return {name: value for name, value in options.items() if _is_kept(name)}
 
 
 def withheld(options: Mapping[str, str]) -> list[str]:
-    """The names of all others."""
+    """The names of the storage options that may not be written or sent, sorted."""
     return sorted(name for name in options if not _is_kept(name))
 
 
@@ -66,7 +66,10 @@ def _is_kept(name: str) -> bool:
 
 
 def refuse_user_info(url: str, what: str | None = None) -> None:
-    """Raises UserError, without the URL's secret, if a name or password stands before its host."""
+    """Raises UserError, without the secret, if `url` names a user or password before its host.
+
+    what: the words for the URL in the message.
+    """
     if not _has_user_info(url):
         return
     scheme, _, rest = url.partition("://")
@@ -79,17 +82,20 @@ def refuse_user_info(url: str, what: str | None = None) -> None:
 
 
 def is_signed(url: str) -> bool:
-    """True for a URL whose query lets everybody in who has it."""
+    """True for a URL whose query holds a signature or a credential (`SIGNATURES`)."""
     return "://" in url and _SIGNED.search(url) is not None
 
 
 def without_query(url: str) -> str:
-    """A signed URL without its query and fragment; any other as it is."""
+    """A signed URL without query and fragment; any other URL unchanged."""
     return url.partition("?")[0] if is_signed(url) else url
 
 
 def refuse_secrets(url: str, what: str) -> None:
-    """Raises UserError if a URL that will be written down carries a credential."""
+    """Raises UserError if `url` holds a user, a password or a signature.
+
+    what: the words for the URL in the message.
+    """
     refuse_user_info(url, what)
     if is_signed(url):
         raise UserError(
@@ -99,8 +105,8 @@ def refuse_secrets(url: str, what: str) -> None:
 
 
 def without_values(words: Sequence[str]) -> list[str]:
-    """A command line as others may read it: storage options outside the list without their values,
-    signed URLs without their signatures."""
+    """A command line without secrets: `...` for the values of storage options outside
+    `KEPT_OPTIONS`, signed URLs without their query."""
     shown = []
     for before, word in zip(["", *words], words, strict=False):
         flag, option = ("", word) if _OPTION_FLAG.fullmatch(before) else _parted(word)
@@ -111,25 +117,25 @@ def without_values(words: Sequence[str]) -> list[str]:
 
 
 def _parted(word: str) -> tuple[str, str]:
-    """`--source-option=key=value` as `--source-option=` and `key=value`; both empty for others."""
+    """`--source-option=key=value` as `--source-option=` and `key=value`; else two empty strings."""
     flag, equals, option = word.partition("=")
     return (flag + equals, option) if equals and _OPTION_FLAG.fullmatch(flag) else ("", "")
 
 
 def texts(value: Any) -> Iterator[str]:
-    """Every text in a setting: of lists and tables, too."""
+    """Every string in the value of a setting, also within lists and tables."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from texts(each)
+        for item in value.values():
+            yield from texts(item)
     elif isinstance(value, (list, tuple)):
-        for each in value:
-            yield from texts(each)
+        for item in value:
+            yield from texts(item)
 
 
 def secret_names(environment: Mapping[str, Any]) -> list[str]:
-    """Variables that hold a credential by their names."""
+    """Names of the variables that hold a credential, judged by the name; sorted."""
     return sorted(name for name in environment if _SECRET_NAME.search(name.upper()))
 
 
@@ -138,8 +144,8 @@ def _has_user_info(url: str) -> bool:
         return False
     scheme, _, rest = url.partition("://")
     try:
-        place = urlsplit(url).netloc
+        netloc = urlsplit(url).netloc
     except ValueError:  # such as a bracket in a key
-        place = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    user, at, _ = place.rpartition("@")
+        netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = netloc.rpartition("@")
     return bool(at) and not (scheme.lower() in CONTAINER_SCHEMES and ":" not in user)

@@ -1,8 +1,8 @@
-"""Which image goes into which shard, and which shards a generation still owes. Pure.
+"""Which image goes into which shard, and which shards of a generation are missing. Pure.
 
-The hash of a file name decides everything: shard = hash * n >> 64. So each shard is a uniform
-random sample of the images, an image is found without an index, and truth sorted by the same hash
-joins a shard with one row range.
+The hash of a file name gives its shard: hash * shards >> 64. So each shard is a uniform random
+sample of the images, an image is found without an index, and the truth of a shard is one range of
+rows of a truth that is sorted by the same hash.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from pipeline.layout import (
 )
 
 IMAGES_PER_SHARD: Final = 512
-# A small job is cut into so many shards, so that little is lost when it is stopped.
+# Of a job of `WORTH_CUTTING` images or more, so that little is lost when it is stopped.
 LEAST_SHARDS: Final = 8
-WORTH_CUTTING: Final = 64  # images
+WORTH_CUTTING: Final = 64
 BYTES_PER_SHARD: Final = 96_000_000
-# More shards than this burden the driver (10 ms and 15 KB each) before they help anybody...
+# Each shard costs the driver 10 ms and 15 KB, so a job has no more shards than this...
 MAX_SHARDS: Final = 8_000
-# ...unless a shard's encoded images would then no longer fit a worker's memory comfortably.
+# ...unless a shard would then have more encoded bytes than a worker can hold.
 MAX_BYTES_PER_SHARD: Final = 400_000_000
 SHARDS_PER_PART: Final = 64
 
@@ -43,20 +43,20 @@ def name_hash(file_name: str) -> int:
 
 
 def shard_of(name_hash: int, shards: int) -> int:
-    """The shard, of `shards`, that holds this hash: equal ranges of the hash, in order."""
+    """The index, below `shards`, of the shard with this hash: shards are equal ranges of hashes."""
     return name_hash * shards >> 64
 
 
 def shard_start(index: int, shards: int) -> int:
-    """The smallest hash of shard `index`; its largest is one less than the next one's smallest."""
+    """The smallest hash of shard `index`; the largest is shard_start(index + 1, shards) - 1."""
     return -(-(index << 64) // shards)
 
 
 def shard_count(images: int, total_bytes: int, images_per_shard: int | None = None) -> int:
-    """How many shards a generation of this many images and encoded bytes is packed into.
+    """The number of shards for so many images and encoded bytes.
 
-    images_per_shard: somebody's choice, kept at any number; None: `IMAGES_PER_SHARD`, and at least
-    `LEAST_SHARDS` from `WORTH_CUTTING` images on.
+    images_per_shard: the user's choice, which `MAX_SHARDS` does not bound; None:
+    `IMAGES_PER_SHARD`, and at least `LEAST_SHARDS` from `WORTH_CUTTING` images on.
     """
     per_shard = images_per_shard or IMAGES_PER_SHARD
     wanted = max(math.ceil(images / per_shard), math.ceil(total_bytes / BYTES_PER_SHARD), 1)
@@ -68,13 +68,13 @@ def shard_count(images: int, total_bytes: int, images_per_shard: int | None = No
 
 
 def unit_key(generation: int, shard: int) -> str:
-    """A shard's short name, as the progress actor and the watchdog use it: `1/42`."""
+    """A shard's short name in the progress actor and the watchdog: `1/42`."""
     return f"{generation}/{shard}"
 
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """One shard to compute: where its manifest rows are, and where its rows go."""
+    """One shard to compute: where its manifest rows are, and the path of its object."""
 
     generation: int
     shard: int
@@ -85,39 +85,39 @@ class WorkUnit:
 
     @property
     def key(self) -> str:
-        """How stages name the shard to each other."""
+        """The shard's `unit_key`."""
         return unit_key(self.generation, self.shard)
 
 
 @dataclass(frozen=True)
 class Rewrite:
-    """A live shard that loses rows: copied without them, under a new name."""
+    """A live shard that loses rows: `source` is copied to `path` without them."""
 
     source: str
     path: str
-    generation: int  # the generation whose `dropped` list names the rows that go
+    generation: int  # whose list at `dropped_path` names the lost rows
     origin: int  # the generation that computed the shard
     shard: int
-    rows: int  # what must be left
+    rows: int  # of the copy
 
 
 @dataclass(frozen=True)
 class Generation:
     """`manifest/000G/generation.json`: one planned piece of work. Written last, never changed.
 
-    plan: part of the names of this plan's other objects, so that two plans of one number, of which
-    one is committed, don't share any. Older plans have none.
+    plan: part of the names of the manifest parts and the dropped list, so that two plans of one
+    number, of which only one is committed, share no object. Empty in older runs.
     """
 
     number: int
     reason: str  # "first", "retry" or "refresh"
     rows: tuple[int, ...]  # images of each shard, empty shards included
-    bytes: int  # encoded bytes, as far as the listing knows them
-    base: int | None = None  # the snapshot that the new one is made from
-    dropped: int = 0  # rows that leave the base: see manifest/000G/dropped.parquet
+    bytes: int  # encoded bytes, as far as sizes are known
+    base: int | None = None  # number of the snapshot that the next one is made from
+    dropped: int = 0  # number of rows in the list at `dropped_path`
     rewrites: tuple[Rewrite, ...] = ()
-    gone: tuple[str, ...] = ()  # base shards of which no row is left
-    counts: dict[str, int] = field(default_factory=dict)  # images by reason, for people
+    gone: tuple[str, ...] = ()  # paths of base shards that lose all rows
+    counts: dict[str, int] = field(default_factory=dict)  # images by reason; only shown
     plan: str = ""
 
     @property
@@ -132,7 +132,7 @@ class Generation:
         return shard_path(self.number, index, self.shards)
 
     def parts(self) -> list[str]:
-        """The manifest's parts, 64 shards each, relative to the run folder."""
+        """Paths of the manifest parts that have rows, in the run folder; 64 shards each."""
         return [
             part_path(self.number, first // SHARDS_PER_PART, self.plan)
             for first in range(0, self.shards, SHARDS_PER_PART)
@@ -141,11 +141,11 @@ class Generation:
 
     @property
     def dropped_path(self) -> str:
-        """The list of rows that leave the base, where any do."""
+        """Path of the rows that leave the base (`DROPPED_SCHEMA`); written if `dropped` > 0."""
         return dropped_path(self.number, self.plan)
 
     def units(self) -> Iterator[WorkUnit]:
-        """Every shard that has images. An empty shard has no row group and no object."""
+        """The shards that have images, in order. An empty shard has no row group and no object."""
         group = 0
         for index, images in enumerate(self.rows):
             if index % SHARDS_PER_PART == 0:
@@ -173,7 +173,7 @@ class Generation:
 
 
 def missing(generation: Generation, present: Collection[str]) -> list[WorkUnit]:
-    """The shards of a generation that are not there yet, in order."""
+    """The shards of a generation whose objects are not among the paths `present`, in order."""
     return [unit for unit in generation.units() if unit.path not in present]
 
 
@@ -182,11 +182,10 @@ def rewrites_for(
     live: Sequence[tuple[str, int]],
     losses: dict[tuple[int, int], int],
 ) -> tuple[tuple[Rewrite, ...], tuple[str, ...]]:
-    """Which live shards must be copied without some rows, and which lose their last row.
+    """The copies of live shards without their dropped rows, and the paths of shards that lose all.
 
-    `live` gives path and rows of each live shard; `losses` counts the leaving rows by
-    (generation that computed them, shard there). A live shard is either that shard's own object
-    or an earlier rewrite of it; its name tells which.
+    number: of the new generation; live: (path, rows) of each live shard; losses: dropped rows by
+    (origin, shard), as `origin_of` reads them from a path.
     """
     rewrites: list[Rewrite] = []
     gone: list[str] = []
@@ -205,7 +204,7 @@ def rewrites_for(
 
 
 def origin_of(path: str) -> tuple[int, int]:
-    """The generation that computed a live shard's rows, and the shard's number there."""
+    """(generation that computed the rows, shard number there) of a live shard. Raises UserError."""
     match = re.fullmatch(SHARD_PATTERN, path) or re.fullmatch(KEPT_PATTERN, path)
     if match is None:
         raise UserError(f"{path!r} is not the name of a shard: the snapshot was edited by hand")
@@ -213,7 +212,10 @@ def origin_of(path: str) -> tuple[int, int]:
 
 
 def parse_shards(text: str | None, shards: int) -> range:
-    """`--shards 0:8` as a range within the generation. Raises UserError."""
+    """The shard numbers that `--shards` chooses, such as `0:8`. Raises UserError if none.
+
+    text: None for all; shards: of the generation.
+    """
     if text is None:
         return range(shards)
     match = re.fullmatch(r"(\d*):(\d*)", text)

@@ -1,7 +1,4 @@
-"""Versions: of the code, which shards record, and of what it runs on, which statistics record.
-
-That of the code is the package's, and the commit where it runs from a clone.
-"""
+"""The version of the code, which shards record, and of its libraries, which statistics record."""
 
 from __future__ import annotations
 
@@ -14,16 +11,16 @@ from pathlib import Path
 
 
 def versions() -> dict[str, str]:
-    """What computes here: Python, the libraries that results may depend on, and this package."""
+    """Versions of Python, of the libraries that results may depend on, and of this package."""
     libraries = {name: version(name) for name in ("ray", "torch")}
     return {"python": platform.python_version(), **libraries, "detr-panoptic": code_version()}
 
 
 @cache
 def code_version() -> str:
-    """Such as `0.1.0+1a2b3c4`, or `0.1.0` where the package is installed without its repository.
+    """Package version and commit, `0.1.0+1a2b3c4d5e`; `0.1.0` if installed without its repository.
 
-    Code that was submitted to a cluster left its repository behind and brings its version along.
+    `submit` sends the code without the repository and sets PANOPTIC_CODE_VERSION instead.
     """
     if carried := os.environ.get("PANOPTIC_CODE_VERSION"):
         return carried

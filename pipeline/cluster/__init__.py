@@ -1,1 +1,1 @@
-"""Ray as the job finds it: the session, the device, where stages run, what they report."""
+"""Ray: session, device, resources of the stages, progress actor, metrics."""

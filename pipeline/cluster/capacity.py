@@ -1,9 +1,9 @@
-"""What a cluster has, and what it may yet have: it may stand at zero GPUs until somebody asks.
+"""The resources of a Ray cluster: present ones, and those that its autoscaler may add.
 
-Ray's scheduler knows the nodes that are there. Its autoscaler knows which it may start, but only
-some clusters publish that (`get_max_resources_from_cluster_config`; open-source Ray 2.60 doesn't).
-Where nothing is published it still shows whether there is an autoscaler at all: nodes that one
-starts carry the name of their type, nodes of a cluster without one are called `node_<id>`.
+A cluster with an autoscaler may have no GPU until a job requests one. Ray's scheduler reports the
+present nodes. Only some clusters report what their autoscaler may start
+(`get_max_resources_from_cluster_config`; not in open-source Ray 2.60). On other clusters the names
+of node types show whether there is an autoscaler: without one, every type is called `node_<id>`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ POLL_SECONDS: Final = 2.0
 
 
 def capacity(address: str | None) -> Capacity:
-    """Of the cluster at `address`, to which this process is connected."""
+    """The resources of the cluster at `address`, to which this process must be connected."""
     now = ray.cluster_resources()
     if is_local(address):
         return Capacity(now)
-    most = most_resources()
-    return Capacity(now, most, grows=most is not None or _has_autoscaler())
+    limits = most_resources()
+    return Capacity(now, limits, grows=limits is not None or _has_autoscaler())
 
 
 def _has_autoscaler() -> bool:
@@ -40,7 +40,7 @@ def _has_autoscaler() -> bool:
 
 
 def wait_for_gpu(seconds: int) -> None:
-    """Ask the autoscaler for a GPU and wait until its node is there. Raises TryAgainError."""
+    """Request a GPU and wait for its node. Raises TryAgainError after `seconds`."""
     deadline = time.monotonic() + seconds
     request_resources(bundles=[{"GPU": 1}])
     try:
@@ -52,4 +52,4 @@ def wait_for_gpu(seconds: int) -> None:
                 )
             time.sleep(POLL_SECONDS)
     finally:
-        request_resources(bundles=[])  # from here on the work itself is the demand
+        request_resources(bundles=[])  # from now on actors are the demand

@@ -1,6 +1,6 @@
-"""CPU or GPU, decided once, before anything is written, and recorded with the run.
+"""The device of a run, CPU or GPU, decided before anything is written and recorded in `run.json`.
 
-A cluster that can start GPUs is never silently run on its CPUs.
+A run uses a GPU if the cluster has one or can start one, unless --device cpu is given.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ GPU_PROBE_SECONDS = 600
 
 @dataclass(frozen=True)
 class Device:
-    """Where the model runs and in which precision: part of what a run records."""
+    """The kind and name of the device, and the precision of the model."""
 
     kind: str  # "cpu" or "cuda"
     name: str
@@ -34,10 +34,10 @@ class Device:
 
 
 def decide_device(config: RunConfig, note: Callable[[str], None]) -> Device:
-    """CPU or GPU, its name and the precision. Connects to Ray only where the answer needs it.
+    """The device of a run; connects to Ray only if the config names a cluster.
 
-    Where an autoscaler may start GPUs the first is waited for. Raises TryAgainError if none comes
-    or none is free, UserError for a GPU that can't be had.
+    Waits for the first GPU if an autoscaler may start one. note: gets a line about the wait. Raises
+    TryAgainError if no GPU joins or none is free, UserError if there can be no GPU.
     """
     if config.device == "cpu":
         return _cpu(config)
@@ -54,17 +54,17 @@ def decide_device(config: RunConfig, note: Callable[[str], None]) -> Device:
             )
         return _cpu(config)
     join_ray(config.address)
-    found = capacity(config.address)
-    if config.device == "auto" and found.ceiling("GPU") < 1:
+    cluster = capacity(config.address)
+    if config.device == "auto" and cluster.ceiling("GPU") < 1:
         return _cpu(config)
-    if found.ceiling("GPU") < 1:
+    if cluster.ceiling("GPU") < 1:
         raise UserError(NO_GPU)
-    with_a_gpu(found, config, note)
+    with_a_gpu(cluster, config, note)
     return _probe(config.dtype)
 
 
 def with_a_gpu(found: Capacity, config: RunConfig, note: Callable[[str], None]) -> Capacity:
-    """The cluster once it has a GPU. Raises TryAgainError if none comes."""
+    """The capacity of the cluster after it has a GPU. Raises TryAgainError if no GPU joins."""
     if found.now.get("GPU", 0) >= 1:
         return found
     note(
@@ -87,20 +87,20 @@ def _cpu(config: RunConfig) -> Device:
 
 
 def _probe(dtype: str) -> Device:
-    """Ask a GPU of the cluster for its name and native precision; the driver may have none.
+    """Read a GPU's name and precision in a Ray task, since the driver may have no GPU.
 
-    Raises TryAgainError if other jobs hold them all for so long.
+    Raises TryAgainError if no GPU is free within `GPU_PROBE_SECONDS`.
     """
 
     @ray.remote(num_gpus=1, num_cpus=0)
-    def ask() -> Device:
+    def probe() -> Device:
         return Device("cuda", torch.cuda.get_device_name(), resolve_dtype(dtype, "cuda"))
 
-    asked = ask.remote()
+    device = probe.remote()
     try:
-        return ray.get(asked, timeout=GPU_PROBE_SECONDS)
+        return ray.get(device, timeout=GPU_PROBE_SECONDS)
     except GetTimeoutError:
-        ray.cancel(asked)
+        ray.cancel(device)
         raise TryAgainError(
             f"no GPU of the cluster was free for {GPU_PROBE_SECONDS} s (see `ray status`): run it "
             "again later, or use --device cpu"

@@ -1,7 +1,7 @@
-"""What a running job shows to Prometheus, through Ray's own metrics endpoint.
+"""The Prometheus metrics of a running job, through Ray's metrics endpoint.
 
-All of it comes from the progress actor, so a shard that is computed twice counts once in the
-counters of images, and no stage has to know of metrics. docs/faults.md has the table of names.
+Only the progress actor sets metrics, so a shard that is computed twice counts once in the counters
+of images. docs/faults.md has the table of names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 BATCH_BOUNDARIES: Final = [1, 2, 4, 8, 16, 32, 64, 128]
 
-# name -> (kind, tag beside `run`, what it says). docs/faults.md repeats it; a test compares them.
+# Name -> (kind, tag besides `run`, description). A test compares docs/faults.md.
 METRICS: Final = {
     "panoptic_images_total": ("counter", "code", "images with a row in the store; ok or the error"),
     "panoptic_segments_total": ("counter", None, "segments in those rows"),
@@ -30,7 +30,7 @@ METRICS: Final = {
 
 
 class Metrics:
-    """The metrics of one run; lives in the progress actor's process."""
+    """The metrics of one run, in the process of the progress actor."""
 
     def __init__(self, run: str) -> None:
         self._run = {"run": run}
@@ -47,7 +47,7 @@ class Metrics:
                 )
 
     def add(self, name: str, value: float, tag: str | None = None) -> None:
-        """Raise a counter; zero is no event."""
+        """Increase a counter; a value of 0 creates no series."""
         counter = self._made[name]
         assert isinstance(counter, Counter)
         if value > 0:
@@ -59,7 +59,7 @@ class Metrics:
         gauge.set(value, tags=self._tags(name, tag))
 
     def batches(self, sizes: Mapping[int, int]) -> None:
-        """So many batches of each size."""
+        """Add batches to the histogram. sizes: number of batches by their images."""
         histogram = self._made["panoptic_batch_images"]
         assert isinstance(histogram, Histogram)
         for size, count in sizes.items():

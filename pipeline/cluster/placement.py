@@ -1,8 +1,7 @@
-"""Preflight: where the stages of a job run, or in one sentence why they can't.
+"""Size of the actor pool and resources of each stage, checked before a job starts. Pure.
 
-Ray starts actors before tasks, and actors that hold every CPU starve the fetch for ever without an
-error. So sizes are chosen, and checked, before anything is started: one task of every stage must
-fit beside the smallest pool. Pure: it is told what the cluster has.
+Ray starts actors before tasks, and if actors hold all CPUs, fetch tasks wait for ever without an
+error. So one fetch and one write task must fit beside the smallest pool.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from pipeline.errors import UserError
 
 FETCH_CPUS: Final = 0.25
 WRITE_CPUS: Final = 0.25
-CPU_THREADS_PER_ACTOR: Final = 4  # at most, while other actors may have the rest
-IMAGES_PER_CPU_ACTOR: Final = 20  # fewer are done sooner than another actor has loaded the model
+CPU_THREADS_PER_ACTOR: Final = 4  # at most, if other actors use the other cores
+IMAGES_PER_CPU_ACTOR: Final = 20  # fewer take less time than loading another model
 WORKER_BYTES: Final = 400_000_000  # Python, Arrow, the storage client, and rows being written
 ACTOR_BYTES: Final = {"cpu": 3_200_000_000, "cuda": 6_000_000_000}  # torch, model, decoded batches
-ACTORS_MEMORY: Final = 0.7  # of the memory: what Ray Data leaves to them beside the other stages
+ACTORS_MEMORY: Final = 0.7  # part of the memory that Ray Data leaves to actors
 DECODE_THREADS_PER_GPU: Final = 16
 NO_GPU: Final = (
     "--device cuda: the cluster has no GPU and its autoscaler may start none; use --device cpu, or "
@@ -30,26 +29,26 @@ NO_GPU: Final = (
 
 @dataclass(frozen=True)
 class Capacity:
-    """Amounts by Ray's names: `CPU`, `GPU`, `memory` (bytes)."""
+    """Resources of a cluster by Ray's names: `CPU`, `GPU`, `memory` (bytes)."""
 
     now: Mapping[str, float]
-    most: Mapping[str, float] | None = None  # what the autoscaler may grow it to, where it says so
+    most: Mapping[str, float] | None = None  # what the autoscaler may grow to, if reported
     grows: bool = False  # an autoscaler starts nodes
 
     def ceiling(self, kind: str) -> float:
-        """The most there may ever be; infinite where an autoscaler doesn't say."""
+        """The most that the cluster may ever have; infinite if an autoscaler reports no limit."""
         if self.grows and self.most is None:
             return math.inf
         return self.known(kind)
 
     def known(self, kind: str) -> float:
-        """What is there or was said to be possible."""
+        """What the cluster has, or what its autoscaler reports as possible."""
         return max(self.now.get(kind, 0.0), (self.most or {}).get(kind, 0.0))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The actor pool's size and what each actor holds."""
+    """The size of the actor pool and the resources of each actor."""
 
     device: Literal["cpu", "cuda"]
     min_actors: int
@@ -61,7 +60,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a task or an actor of each stage declares, so that Ray starts no more than fit."""
+    """Bytes that each task or actor of a stage declares to Ray, which starts no more than fit."""
 
     fetch: int
     actor: int
@@ -69,13 +68,13 @@ class Memory:
 
 
 def stage_memory(unit_bytes: float, placement: Placement, total: float) -> Memory | None:
-    """What each stage needs for units of so many encoded bytes; None where memory is too tight.
+    """The memory of each stage; None, so that nothing is declared, if memory is scarce.
 
-    total: what the cluster has for tasks and actors. A declaration that doesn't fit would wait for
-    ever without a word, so where the smallest pool would take more than half of what there is
-    nothing is declared, and Ray's memory monitor is the guard.
+    unit_bytes: encoded bytes of a unit; total: bytes of the cluster for tasks and actors. A task
+    whose declared memory doesn't fit would wait for ever without an error. So None is returned if
+    the smallest pool would take more than half of `total`; Ray's memory monitor then ends workers.
     """
-    fetch = int(WORKER_BYTES + 3 * unit_bytes)  # bodies, their Arrow table, and the block's copy
+    fetch = int(WORKER_BYTES + 3 * unit_bytes)  # bodies, Arrow table, copy of the block
     actor = int(ACTOR_BYTES[placement.device] + 2 * unit_bytes)
     write = int(WORKER_BYTES + unit_bytes)  # rows are a tenth of the bytes, in a few copies
     if 2 * (placement.min_actors * actor + fetch + write) > total:
@@ -86,11 +85,12 @@ def stage_memory(unit_bytes: float, placement: Placement, total: float) -> Memor
 def place(
     found: Capacity, *, device: str, actors: tuple[int, int] | None, units: int, images: int
 ) -> Placement:
-    """Choose the device and the pool from what the cluster has and may still start.
+    """Choose the device and the actor pool for a cluster.
 
-    Where an autoscaler doesn't say how far it goes, the pool may have an actor for each unit: Ray
-    asks for their GPUs as there is work, and the cluster's own limit holds. Raises UserError where
-    the stages don't fit together.
+    device: auto, cpu or cuda; actors: smallest and largest pool, None to choose; units: shards to
+    compute; images: in all units. If an autoscaler reports no limit, the pool may have an actor for
+    each unit: Ray requests GPUs as there is work, up to the cluster's own limit. Raises UserError
+    if the stages don't fit together.
     """
     cpus, gpus = found.known("CPU"), found.known("GPU")
     possible = found.ceiling("GPU")
@@ -101,21 +101,21 @@ def place(
         if possible < 1:
             raise UserError(NO_GPU)
         slots = int(min(possible, max(units, 1)))
-        each = cpus / max(gpus, 1)  # a GPU's share of the cores
-        threads = max(1, min(DECODE_THREADS_PER_GPU, int(each) - 1))
-        # Half of the share: Ray Data grows a pool only into what it doesn't keep for other stages.
-        actor_cpus = max(0.5, each / 2)
+        cpus_per_gpu = cpus / max(gpus, 1)
+        threads = max(1, min(DECODE_THREADS_PER_GPU, int(cpus_per_gpu) - 1))
+        # Half, because Ray Data reserves CPUs for other stages when it grows a pool.
+        actor_cpus = max(0.5, cpus_per_gpu / 2)
     else:
         slots = _cpu_slots(cpus, found.known("memory"), images)
-        # Actors share the cores: more threads than cores would only fight for them.
+        # All actors together have no more threads than cores.
         pool = max(1, min((actors or (1, slots))[1], units))
-        most = max(CPU_THREADS_PER_ACTOR, int(cpus) // slots)
-        threads = max(1, min(most, int(cpus) // pool))
-        # A core less than its threads: fetching and writing are light, the model is not.
+        max_threads = max(CPU_THREADS_PER_ACTOR, int(cpus) // slots)
+        threads = max(1, min(max_threads, int(cpus) // pool))
+        # One CPU less than threads, for fetch and write tasks, which take little CPU time.
         actor_cpus = float(threads - 1) if threads > 1 else 0.5
-    # What is there is taken at once; from then on the pool grows with its load and the cluster.
-    there = int(found.now.get("GPU", 0)) if chosen == "cuda" else 1
-    low, high = actors or (max(1, min(there, slots)), slots)
+    # The pool begins with all present GPUs and grows with its load and the cluster.
+    present = int(found.now.get("GPU", 0)) if chosen == "cuda" else 1
+    low, high = actors or (max(1, min(present, slots)), slots)
     high = max(low, min(high, max(units, 1)))
     low = min(low, high)
     needed = low * actor_cpus + FETCH_CPUS + WRITE_CPUS
@@ -140,10 +140,10 @@ def place(
 
 
 def _cpu_slots(cpus: float, memory: float, images: int) -> int:
-    """How many model actors a machine without GPUs gets: of one thread each, if it can hold them.
+    """Number of model actors without GPUs: one a core, if memory and images suffice.
 
-    A model on two threads waits for the slower of them at every layer, so whatever Ray's own
-    processes take from one core costs both. Two models of one thread each lose it once.
+    A model on two threads waits at every layer for the slower thread, so the time that Ray's
+    processes take from one core delays both. Two models of one thread each lose that time once.
     """
     fit = cpus if not memory else ACTORS_MEMORY * memory // ACTOR_BYTES["cpu"]
     return max(1, int(min(cpus, fit, images // IMAGES_PER_CPU_ACTOR)))

@@ -1,9 +1,9 @@
-"""A zero-CPU actor that stages report to: live progress, the error budget, what is under way.
+"""The progress actor: reports of stages in, progress, error budget and shards in flight out.
 
-Ray Data hands write results over only at the very end, so whatever is to be known while a job runs
-goes through here. Reports are keyed by shard: one that is computed twice (its worker died) counts
-once. Totals are kept, never recounted, and a shard is forgotten but for its name once it is
-written: a report costs the same at the first shard and at the twenty-thousandth.
+Ray Data returns the results of writes only at the end of a job, so stages report to this actor,
+which needs no CPU. Reports have the key of their shard: a shard that is computed twice, because its
+worker died, counts once. The actor keeps running totals, and of a written shard only the key, so
+the cost of a report does not grow with the number of shards.
 """
 
 from __future__ import annotations
@@ -34,85 +34,88 @@ from pipeline.error_budget import (
 from pipeline.errors import TryAgainError, UserError
 from pipeline.progress import FIRST_IMAGES, Progress
 
-# The same shard begun so often, each time by a worker that then died, is no accident.
+# A stage that begins the same shard more often, because its workers die, ends the job.
 MAX_STARTS: Final = 20
-# The rate is that of so many seconds, and of at least `FIRST_IMAGES`.
+# The window of the rate, which has at least `FIRST_IMAGES` images.
 RATE_SECONDS: Final = 60.0
 
 
 class BudgetExceededError(Exception):
-    """Raised inside a stage so that Ray ends the job; the progress actor has the reason."""
+    """Raised in a stage to end the job when too many images failed; the message is the reason."""
 
 
 @dataclass
 class Flight:
-    """A shard between its first GET and the store."""
+    """A shard between its first GET and its write."""
 
     state: str  # one of STATES
     since: float
     starts: Counter[str] = field(default_factory=Counter)  # by state
-    images: int = 0  # as the model actor tells them
-    finished: int = 0  # those that the model is done with
+    images: int = 0  # as reported by the model actor
+    finished: int = 0  # images that the model has finished
 
 
-# In the order in which a shard passes them; one that only loses rows is rewritten instead.
+# In the order of a shard's way; a shard that only loses rows is "rewriting".
 STATES: Final = ("fetching", "fetched", "segmenting", "segmented", "writing", "rewriting")
 
 
 @dataclass(frozen=True)
 class Flow:
-    """The shards under way, for whoever must say what waits for what."""
+    """The shards in flight, for the watchdog."""
 
     states: Mapping[str, int]  # shards by state
-    quiet: float  # seconds since any stage reported anything
+    quiet: float  # seconds since the last report of any stage
     longest: tuple[str, str, float] | None  # shard, state, seconds in it
-    troubled: tuple[str, str, int] | None  # shard, state, how often it began
+    troubled: tuple[str, str, int] | None  # shard, state, how often the stage began it
 
 
 class ProgressActor:
-    """The counts behind the actor; plain Python, so that tests need no cluster."""
+    """The class of the actor; plain Python, so that tests need no cluster.
+
+    total: images of the job; run: the tag of the metrics, None for no metrics.
+    """
 
     def __init__(self, total: int, max_error_rate: float, run: str | None = None) -> None:
         self.total = total
         self.max_error_rate = max_error_rate
         self.started = self.heard = time.monotonic()
-        self.working_since: float | None = None  # a model actor had its first unit then
-        self.models: set[str] = set()  # states that model actors told
+        self.working_since: float | None = None  # when a model actor had its first unit
+        self.models: set[str] = set()  # states that model actors reported
         self.rate = Rate()
         self.flights: dict[str, Flight] = {}
         self.fetches: dict[str, FirstTries] = {}  # of shards not yet written
         self.seen_fetched = 0
-        self.failed_fetches: dict[str, Failures] = {}  # their sum, kept as it changes
+        self.failed_fetches: dict[str, Failures] = {}  # sum over `fetches`
         self.written_shards: set[str] = set()
         self.failures: dict[str, Failures] = {}  # of written shards
         self.seen_written = 0
-        self.first_failures: dict[str, Failures] = {}  # of those images
-        self.reason: str | None = None  # to stop: stays, whatever else is still reported
-        self.refusal: Exception | None = None  # the first
+        self.first_failures: dict[str, Failures] = {}  # of the images of `seen_written`
+        self.reason: str | None = None  # to end the job; never changes again
+        self.refusal: Exception | None = None  # the first one reported
         self.now = Progress(total)
         self.stages: dict[str, float] = defaultdict(float)
         self.metrics = Metrics(run) if run is not None else None
         if self.metrics:
             self.metrics.set("panoptic_images_planned", total)
 
-    # -- what stages report; a shard is named "generation/number"
+    # -- reports of stages; shard: its `unit_key`, "generation/number"
 
     def began(self, state: str, shard: str) -> int:
-        """A stage takes a shard up; returns how often it has, 1 where no worker died."""
+        """A stage begins a shard; returns how often it has begun it: 1 unless a worker died."""
         flight = self._enter(shard, state)
         flight.starts[state] += 1
         if state == "segmenting":
-            flight.finished = 0  # also after a worker that died
+            flight.finished = 0  # after a worker died, too
             self.working_since = self.working_since or self.heard
         return flight.starts[state]
 
     def model(self, state: str) -> None:
-        """A model actor is "loading" its model, or "loaded" it."""
+        """A model actor is "loading" its model or has "loaded" it."""
         self.heard = time.monotonic()
         self.models.add(state)
 
     def advanced(self, shard: str, finished: int, images: int) -> None:
-        """The model is done with so many of a shard's images; a late report changes nothing."""
+        """The model has finished so many of a shard's images; ignored for a written shard."""
         flight = self.flights.get(shard)
         if flight is None or shard in self.written_shards:
             return
@@ -130,10 +133,11 @@ class ProgressActor:
         seconds: float = 0.0,
         done: bool = True,
     ) -> str | None:
-        """A unit's GETs so far, or all of them; returns the reason to stop, if there is one.
+        """GETs of a shard; returns the reason to end the job (`verdict`).
 
-        images, failures: of those that no earlier generation has tried, as the budget counts them;
-        a GET that is under way is an image that has not failed.
+        images, failures: of the images that no earlier generation has tried; images with a GET
+        under way count as not failed. size: bytes fetched; retries: repeated GETs by error code;
+        seconds: of the fetch task; done: False for a report before the end.
         """
         self.heard = time.monotonic()
         if shard not in self.written_shards:
@@ -156,7 +160,7 @@ class ProgressActor:
     def segmented(
         self, shard: str, seconds: Mapping[str, float], batches: Mapping[int, int] | None = None
     ) -> None:
-        """Seconds that an actor spent on a unit, by stage, and its batches by size."""
+        """A model actor has finished a shard. seconds: by stage; batches: their number by size."""
         self._enter(shard, "segmented")
         for stage, value in seconds.items():
             self.stages[stage] += value
@@ -177,10 +181,10 @@ class ProgressActor:
         first_tries: FirstTries | None = None,
         empty: int = 0,
     ) -> str | None:
-        """A shard is in the store; returns the reason to stop, if there is one.
+        """A shard is written; returns the reason to end the job (`verdict`).
 
-        empty: images that are ok and have no segment.
-        first_tries: those of its images that no earlier generation has tried, if not all.
+        size: bytes written; first_tries: the images that no earlier generation has tried, None for
+        all; empty: ok images without a segment.
         """
         first_tries = first_tries or FirstTries(images, failures)
         self.heard = time.monotonic()
@@ -210,24 +214,24 @@ class ProgressActor:
         return self.verdict()
 
     def rewritten(self, shard: str) -> None:
-        """A live shard was copied without the rows that leave it: no image was computed."""
+        """A live shard was copied without its dropped rows."""
         self.heard = time.monotonic()
         self.flights.pop(shard, None)
 
     def refuse(self, error: Exception) -> None:
-        """A stage can't go on for a reason that the user can mend."""
+        """Keep the first error that the user can mend, for `first_refusal`."""
         self.refusal = self.refusal or error
 
-    # -- what the driver asks
+    # -- calls of the driver
 
     def first_refusal(self) -> Exception | None:
         return self.refusal
 
     def verdict(self) -> str | None:
-        """The sentence that ends the job, once it is shown that too large a part fails.
+        """The reason to end the job: too large a part of the images fails; None as long as not.
 
-        It is kept: good images that arrive while the job ends must not leave it without a reason.
-        Images that failed before are not counted: they were chosen because they fail.
+        The reason stays, also if later images are good. Images that an earlier generation has tried
+        do not count: a retry consists of failed images.
         """
         if self.reason is None:
             seen = self.seen_written + self.seen_fetched
@@ -243,11 +247,11 @@ class ProgressActor:
         self.now.stage_seconds = dict(self.stages)
         now = time.monotonic()
         self.now.seconds = now - self.working_since if self.working_since is not None else 0.0
-        under_way = [
+        flights = [
             flight for shard, flight in self.flights.items() if shard not in self.written_shards
         ]
-        self.now.in_work = sum(flight.images for flight in under_way)
-        self.now.ahead = sum(flight.finished for flight in under_way)
+        self.now.in_work = sum(flight.images for flight in flights)
+        self.now.ahead = sum(flight.finished for flight in flights)
         self.now.rate = self.rate.read(self.now.finished, now)
         self.now.phase = "" if self.now.finished else self._phase()
         self.now.phase_seconds = now - self.started
@@ -262,7 +266,7 @@ class ProgressActor:
         return "model loading" if self.models else "starting"
 
     def look(self) -> tuple[Progress, Flow]:
-        """Progress, and what is under way; once a second, so gauges are set here too."""
+        """Progress and the shards in flight; sets the gauges, too. Called once a second."""
         progress, flow = self.progress(), self.flow()
         if self.metrics:
             self.metrics.set("panoptic_images_per_second", progress.images_per_second)
@@ -295,23 +299,26 @@ class ProgressActor:
     def _forget_fetch(self, shard: str) -> None:
         before = self.fetches.pop(shard, FirstTries(0, {}))
         self.seen_fetched -= before.images
-        if before.failures:  # rare: sums of folders can't be undone, so they are made again
+        if before.failures:  # rare; common folders can't be subtracted
             self.failed_fetches = {}
-            for other in self.fetches.values():
-                self.failed_fetches = merged(self.failed_fetches, other.failures)
+            for fetch in self.fetches.values():
+                self.failed_fetches = merged(self.failed_fetches, fetch.failures)
 
 
 class Rate:
-    """Images a second of late, from counts that are read about once a second.
+    """Images per second over the last `RATE_SECONDS`, from counts about once a second.
 
-    The time before the first image was finished, while the model was loaded, is no part of it.
+    The time before the first finished image does not count.
     """
 
     def __init__(self) -> None:
-        self._counts: deque[tuple[float, int]] = deque()  # when, how many by then
+        self._counts: deque[tuple[float, int]] = deque()  # time, images finished by then
 
     def read(self, finished: int, now: float) -> float | None:
-        """Count these; None as long as fewer than `FIRST_IMAGES` came since the first count."""
+        """Images per second; None until `FIRST_IMAGES` were finished after the first count.
+
+        finished: images so far; now: seconds of a monotonic clock.
+        """
         if finished and (not self._counts or finished != self._counts[-1][1]):
             self._counts.append((now, finished))
         while len(self._counts) > 2:
@@ -328,11 +335,11 @@ class Rate:
 
 
 def start_progress_actor(total: int, max_error_rate: float, run: str | None = None) -> ActorHandle:
-    """Beside the driver, because a node of its own could be lost while the job lives on."""
+    """Start the actor on the driver's node: the job could outlive any other node."""
     actor: Any = ray.remote(ProgressActor)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    driver_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     return actor.options(
-        num_cpus=0, scheduling_strategy=here, max_restarts=-1, max_task_retries=-1
+        num_cpus=0, scheduling_strategy=driver_node, max_restarts=-1, max_task_retries=-1
     ).remote(total, max_error_rate, run)
 
 
@@ -345,21 +352,21 @@ def check_budget(verdict: ray.ObjectRef) -> None:
 
 @contextmanager
 def refusals_told(progress_actor: ActorHandle | None) -> Iterator[None]:
-    """Tell the progress actor of a UserError or ModelError that is raised inside.
+    """Report a UserError or ModelError of the block to the progress actor.
 
-    Ray Data wraps what a stage raises, and the wrapping travels to the driver without its cause.
+    Ray Data wraps an exception of a stage, and the wrapper reaches the driver without its cause.
     """
     try:
         yield
     except (UserError, ModelError) as error:
         if progress_actor is not None:
-            with suppress(RayError):  # the driver then shows Ray's own words
+            with suppress(RayError):  # the driver then shows Ray's error
                 ray.get(progress_actor.refuse.remote(error))
         raise
 
 
 def begin(progress_actor: ActorHandle, state: str, shard: str) -> None:
-    """Say that this stage takes a shard up. Raises TryAgainError for one that kills its workers."""
+    """Report that a stage begins a shard. Raises TryAgainError after `MAX_STARTS` dead workers."""
     starts = cast(int, ray.get(progress_actor.began.remote(state, shard)))
     if starts > MAX_STARTS:
         generation, _, number = shard.partition("/")

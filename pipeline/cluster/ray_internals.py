@@ -1,6 +1,6 @@
-"""Every name of Ray outside its public interface that the product uses, with the reason for each.
+"""All uses of Ray's private names; no other file has any.
 
-An upgrade of Ray is read against this file. Its test names each that the installed Ray lacks.
+The test of this file names each of `NAMES` that the installed Ray lacks.
 """
 
 from __future__ import annotations
@@ -39,15 +39,12 @@ START_SETTINGS: Final = ("_temp_dir",)  # of `ray.init`
 
 
 def most_resources() -> Mapping[str, float] | None:
-    """What the autoscaler may start in all, where a cluster says so (Ray 2.60's own doesn't)."""
+    """All resources that the autoscaler may start; None if not reported (open-source Ray 2.60)."""
     return state.get_max_resources_from_cluster_config()
 
 
 def node_types() -> set[str] | None:
-    """The types of the nodes that are up, as `ray status` shows them.
-
-    None before the autoscaler's first report.
-    """
+    """The types of the live nodes, as in `ray status`; None before the first status report."""
     if is_autoscaler_v2():
         status = get_cluster_status(ray.get_runtime_context().gcs_address)
         nodes = (*status.active_nodes, *status.idle_nodes)
@@ -58,9 +55,9 @@ def node_types() -> set[str] | None:
 
 
 def print_worker_logs_to_stderr() -> None:
-    """Send to stderr what Ray prints in this process of its nodes and workers.
+    """Make Ray print messages about nodes and workers to stderr.
 
-    That a node died it prints on stdout whatever `log_to_driver` says, in the midst of results.
+    Ray prints the death of a node to stdout, among results, even with `log_to_driver=False`.
     """
     worker.print_worker_logs = _print_to_stderr
 
@@ -73,14 +70,14 @@ def _print_to_stderr(data: dict[str, Any], print_file: Any, *rest: Any) -> None:
 
 
 def show_command_line(text: str) -> None:
-    """What the system, and Ray's dashboard, show as this process's command line from now on."""
+    """Set the command line of this process that the system and Ray's dashboard show."""
     setproctitle(text)
 
 
 def let_no_stage_run_ahead() -> None:
-    """A stage that is ahead of the next by as much as that one has in work waits.
+    """Make a stage of Ray Data wait if its output is as much as the next stage has in work.
 
-    Ray lets it run on until half of its share of the object store is full.
+    By default, Ray Data first fills half of the stage's share of the object store.
     """
     from ray.data._internal.execution import backpressure_policy
 
@@ -89,8 +86,8 @@ def let_no_stage_run_ahead() -> None:
 
 
 def map_blocks(dataset: Dataset, stage: type, **settings: Any) -> Dataset:
-    """`Dataset.map_batches` with whole blocks as batches, on GPUs too.
+    """`Dataset.map_batches` with whole blocks as batches, also on GPUs.
 
-    The public method refuses GPUs without a batch size, and a batch size splits or joins blocks.
+    The public method requires a batch size on GPUs, which would split or join blocks.
     """
     return dataset.map_batches_internal(stage, batch_size=None, **settings)

@@ -1,6 +1,6 @@
-"""Ray as this job finds it: connect, or start it on this machine.
+"""Connects to a Ray cluster, or starts Ray on this machine.
 
-Without an address, and outside a Ray job, Ray runs on this machine alone and stops with the
+Without an address and without RAY_ADDRESS, Ray runs on this machine alone and stops with the
 process.
 """
 
@@ -27,7 +27,7 @@ from pipeline.secrets import without_values
 STARTS: Final = 3
 SLOW_START: Final = "timed out during startup"
 IDLE_MILLISECONDS: Final = 300_000
-# What a socket's path may hold, and what Ray adds to its folder: a session's and a socket's name.
+# The longest path of a Unix socket, and what Ray appends to its folder.
 SOCKET_BYTES: Final = 107
 RAY_BYTES: Final = len("/session_2026-11-27_13-00-00_123456_4194304/sockets/plasma_store.123")
 SHARED_MEMORY: Final = "/dev/shm"
@@ -35,7 +35,10 @@ PROXIES: Final = ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy")
 
 
 def join_ray(address: str | None, *, verbose: bool = False) -> None:
-    """Join the cluster at `address` (or of RAY_ADDRESS), or start Ray here. Idempotent."""
+    """Connect to the cluster at `address` or RAY_ADDRESS, or start Ray on this machine. Idempotent.
+
+    Raises TryAgainError if no cluster answers or Ray doesn't start.
+    """
     if ray.is_initialized():
         return
     with _own_sigterm():
@@ -44,9 +47,9 @@ def join_ray(address: str | None, *, verbose: bool = False) -> None:
 
 @contextmanager
 def _own_sigterm() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM: `ray.init` puts its own, `sys.exit(15)`, in place.
+    """Restore this process's SIGTERM handler, which `ray.init` replaces by `sys.exit(15)`.
 
-    Raises KeyboardInterrupt where Ray's was called, before this one is back.
+    Raises KeyboardInterrupt if Ray's handler was called within the block.
     """
     handler = signal.getsignal(signal.SIGTERM)
     main = threading.current_thread() is threading.main_thread()
@@ -66,11 +69,11 @@ def _connect(address: str | None, verbose: bool) -> None:
     print_worker_logs_to_stderr()
     _keep_option_values()
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "0" if verbose else "1")
-    if not verbose:  # Ray's core warns on stderr of what Ray Data does by design (ray#53727)
+    if not verbose:  # Ray's core warns of what Ray Data does by design (ray#53727)
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     level = logging.INFO if verbose else logging.ERROR
     if is_local(address):
-        # Ray would switch token authentication on and write a token file for a cluster of one.
+        # Else Ray would enable token authentication and write a token file.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         with nullcontext() if verbose else _without_native_stderr():
             start_here(log_to_driver=verbose, logging_level=level)
@@ -89,11 +92,12 @@ def _connect(address: str | None, verbose: bool) -> None:
 
 
 def start_here(**settings: Any) -> None:
-    """Start Ray on this machine. Raises TryAgainError if it doesn't come up.
+    """Start Ray on this machine. settings: of `ray.init`.
 
-    Ray gives its own processes 30 s, which a busy machine may exceed: then it is tried again.
-    A worker without a task may wait for its next one: Ray ends it after a second where there are
-    more workers than CPUs, and the next unit's fetch or write would pay two seconds of imports.
+    Ray's processes must start within 30 s; a busy machine may take longer, so there are `STARTS`
+    tries. Idle workers are kept for 5 min: by default Ray ends them after 1 s if there are more
+    workers than CPUs, and a new worker takes 2 s for imports. Raises TryAgainError if Ray doesn't
+    start, UserError for too little shared memory.
     """
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", str(IDLE_MILLISECONDS))
     _reach_this_machine_without_proxy()
@@ -118,7 +122,7 @@ def start_here(**settings: Any) -> None:
 
 
 def unfit_machine(error: Exception) -> str | None:
-    """The sentence for a machine without the shared memory that Ray keeps its objects in."""
+    """The sentence if Ray failed for lack of shared memory (/dev/shm), else None."""
     first_line = str(error).strip().split("\n", 1)[0]
     if not Path(SHARED_MEMORY).is_dir() or SHARED_MEMORY in str(error):
         return (
@@ -130,15 +134,15 @@ def unfit_machine(error: Exception) -> str | None:
 
 
 def short_folder() -> str | None:
-    """A folder for Ray in which sockets' paths are short enough; None where Ray's own will do.
+    """A folder for Ray in which paths of sockets are short enough; None if Ray's default will do.
 
-    Schedulers and macOS set long temporary folders. Raises UserError if there is no shorter one.
+    Batch schedulers and macOS set long temporary folders. Raises UserError if no folder will do.
     """
     wanted = os.environ.get("RAY_TMPDIR") or temporary_folder()
     if len(os.fsencode(wanted)) + len("/ray") + RAY_BYTES <= SOCKET_BYTES:
         return None
-    for place in ("/tmp", "/var/tmp", "/dev/shm"):
-        folder = Path(place, f"ray-{os.getuid()}")
+    for parent in ("/tmp", "/var/tmp", "/dev/shm"):
+        folder = Path(parent, f"ray-{os.getuid()}")
         try:
             folder.mkdir(mode=0o700, exist_ok=True)
         except OSError:
@@ -152,21 +156,18 @@ def short_folder() -> str | None:
 
 
 def _reach_this_machine_without_proxy() -> None:
-    """Ray's processes talk to each other by this machine's address: no proxy leads there."""
+    """Add this machine's addresses to `no_proxy`: Ray's processes connect to each other by them."""
     names = {name.lower() for name in os.environ}
     if names.isdisjoint(PROXIES):
         return
-    own = ["localhost", "127.0.0.1", "::1", ray.util.get_node_ip_address()]
+    addresses = ["localhost", "127.0.0.1", "::1", ray.util.get_node_ip_address()]
     for name in ("no_proxy", "NO_PROXY"):
-        there = [each for each in os.environ.get(name, "").split(",") if each.strip()]
-        os.environ[name] = ",".join(dict.fromkeys([*there, *own]))
+        hosts = [host for host in os.environ.get(name, "").split(",") if host.strip()]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, *addresses]))
 
 
 def _keep_option_values() -> None:
-    """Keep credentials from Ray's dashboard, which shows the command line of each driver.
-
-    It asks the system for it, so there, too, values of options are left out from now on.
-    """
+    """Hide credentials in this process's command line, which Ray's dashboard reads and shows."""
     shown = without_values(sys.orig_argv)
     if shown != sys.orig_argv:
         show_command_line(shlex.join(shown))
@@ -174,18 +175,18 @@ def _keep_option_values() -> None:
 
 @contextmanager
 def _without_native_stderr() -> Iterator[None]:
-    """Drop what Ray's core prints to file descriptor 2: its errors come as exceptions besides."""
+    """Drop what Ray's core prints to file descriptor 2; it also raises its errors."""
     sys.stderr.flush()
-    kept = os.dup(2)
+    stderr = os.dup(2)
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(stderr, 2)
+        os.close(stderr)
 
 
 def is_local(address: str | None) -> bool:
-    """True if Ray is to run on this machine alone."""
+    """True if `join_ray` would start Ray on this machine."""
     return address == "local" or (address is None and "RAY_ADDRESS" not in os.environ)

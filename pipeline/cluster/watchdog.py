@@ -1,8 +1,7 @@
-"""Says what waits for what when a job stands still, and which shard keeps killing its workers.
+"""Sentences about a job without progress, and about a shard whose workers die. Pure.
 
-Pure sentences from the progress actor's view and the cluster's resources; `execute` asks every
-second. A job that waits for a spot node for an hour is no error, so nothing is ended here: it is
-said.
+`segmentation.execute` calls the watchdog every second with the shards in flight and the cluster's
+resources. The watchdog never ends a job: a job may wait an hour for a spot node.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ TROUBLED_STARTS: Final = 4
 
 @dataclass(frozen=True)
 class ClusterState:
-    """What Ray has, in all and free (`CPU`, `GPU`), and how many of its nodes are dead."""
+    """Total and free resources of the cluster by Ray's names (`CPU`, `GPU`), and dead nodes."""
 
     total: Mapping[str, float]
     free: Mapping[str, float]
@@ -32,7 +31,7 @@ class ClusterState:
 
 
 class Watchdog:
-    """Speaks once a job is quiet for `after` seconds, and again each time the silence doubles."""
+    """Due when no stage has reported for `after` seconds, and each time that this time doubles."""
 
     def __init__(self, placement: Placement, after: float = STUCK_SECONDS) -> None:
         self._placement = placement
@@ -40,13 +39,13 @@ class Watchdog:
         self._told: set[tuple[str, str]] = set()
 
     def is_due(self, flow: Flow) -> bool:
-        """Whether the job has been quiet long enough to look at the cluster and speak."""
+        """Whether no stage has reported for so long that a sentence is due."""
         if flow.quiet < self._after:
             self._next = self._after
         return flow.quiet >= self._next
 
     def speak(self, flow: Flow, cluster: ClusterState) -> str:
-        """What waits for what."""
+        """The sentence about what the job waits for."""
         self._next = 2 * flow.quiet
         lost = f"; {counted(cluster.dead_nodes, 'node')} died" if cluster.dead_nodes else ""
         return (
@@ -54,7 +53,7 @@ class Watchdog:
         )
 
     def trouble(self, flow: Flow) -> str | None:
-        """A shard that a stage has begun again and again; said once for each."""
+        """The sentence about a shard that a stage has begun `TROUBLED_STARTS` times; said once."""
         if flow.troubled is None or flow.troubled[2] < TROUBLED_STARTS:
             return None
         shard, state, starts = flow.troubled
@@ -81,10 +80,8 @@ class Watchdog:
                 f"{WRITE_CPUS:g} CPU: {cluster.of('CPU')}"
             )
         if waiting := states.get("fetched"):
-            each = self._placement
-            need = f"{each.actor_gpus:g} GPU and {each.actor_cpus:g} CPUs" if each.actor_gpus else (
-                f"{each.actor_cpus:g} CPUs"
-            )  # fmt: skip
+            gpus, cpus = self._placement.actor_gpus, self._placement.actor_cpus
+            need = f"{gpus:g} GPU and {cpus:g} CPUs" if gpus else f"{cpus:g} CPUs"
             return (
                 f"{counted(waiting, 'shard')} fetched and waiting for a model actor, which takes "
                 f"{need}: {cluster.of(kind)}"

@@ -1,4 +1,4 @@
-"""Panoptic maps as run-length strings, and exact panoptic quality from them. Pure."""
+"""Panoptic maps as COCO RLE strings, and exact panoptic quality (PQ) from the strings. Pure."""
 
 from pipeline.scratch import keep_kernels
 

@@ -1,9 +1,9 @@
-"""Bootstrap sums from the per-image rows of an evaluation, after the fact.
+"""Bootstrap sums from the per-image rows of a finished evaluation.
 
-An evaluation's own replicates are gone once it is written, but its rows hold every outcome, and an
-image's weights come from the hash of its name alone. So the sums over any part of the images, such
-as those that two runs have in common, can be made again from the rows, bit for bit, and two runs
-made so share their bootstrap samples: differences between them are paired.
+An evaluation does not store its replicates, but its per-image rows hold every outcome, and the
+bootstrap weights of an image depend only on the hash of its name. So the rows give the same sums,
+bit for bit, over any subset of the images, such as the images that two runs share. Two runs then
+have the same bootstrap samples, and the differences between the runs are paired.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ ROWS_AT_A_TIME: Final = 2_048  # 6.5 MB of weights
 
 
 def image_weights(hashes: NDArray[np.uint64], replicates: int) -> NDArray[np.float64]:
-    """(n, replicates) Poisson(1) weights of images, as `pq.score` draws them."""
+    """(n, replicates) float64 Poisson(1) weights, as in `pq.score`. hashes: (n,) of the names."""
     out = np.empty((hashes.size, replicates))
     fill_weights(hashes, POISSON, out)
     return out
 
 
 def add_rows(sums: Sums, rows: pa.Table, category_ids: Sequence[int]) -> None:
-    """Add per-image rows (`per_image.PER_IMAGE_SCHEMA`: hash and COLUMNS) to the sums.
+    """Add per-image rows to `sums.counts` and `sums.replicates`, not to `sums.confusion`.
 
-    Confusion is not added: it has no intervals.
+    rows: `hash` and `COLUMNS` of `per_image.PER_IMAGE_SCHEMA`. category_ids: in the order of the
+    classes of `sums`.
     """
     for first in range(0, rows.num_rows, ROWS_AT_A_TIME):
         _add(sums, rows.slice(first, ROWS_AT_A_TIME), category_ids)
@@ -45,22 +46,22 @@ def _add(sums: Sums, rows: pa.Table, category_ids: Sequence[int]) -> None:
     n = rows.num_rows
     lengths = np.diff(rows["category_id"].combine_chunks().offsets.to_numpy())
     image = np.repeat(np.arange(n), lengths)
-    own = class_positions(
+    label = class_positions(
         list_values(rows["category_id"]).to_numpy(zero_copy_only=False), category_ids
     )
-    assert (own >= 0).all(), "rows of categories that are not among category_ids"
+    assert (label >= 0).all(), "rows of categories that are not among category_ids"
     size = _positions(rows["size"], SIZES)
     outcome = _positions(rows["outcome"], OUTCOMES)
     iou = list_values(rows["segment_iou"]).to_numpy(zero_copy_only=False)
-    np.add.at(sums.counts, (own, size, 2 + outcome), 1)
+    np.add.at(sums.counts, (label, size, 2 + outcome), 1)
     hit = outcome == OUTCOMES.index("TP")
     exact = (iou[hit] * IOU_UNIT).astype(np.int64)
-    np.add.at(sums.counts[..., 0], (own[hit], size[hit]), exact >> 32)
-    np.add.at(sums.counts[..., 1], (own[hit], size[hit]), exact & 0xFFFFFFFF)
+    np.add.at(sums.counts[..., 0], (label[hit], size[hit]), exact >> 32)
+    np.add.at(sums.counts[..., 1], (label[hit], size[hit]), exact & 0xFFFFFFFF)
     weights = image_weights(rows["hash"].to_numpy(), replicates)
 
     def weighted(chosen: NDArray[np.bool_], values: NDArray[np.float64]) -> NDArray[np.float64]:
-        entries = (values, (own[chosen], image[chosen]))
+        entries = (values, (label[chosen], image[chosen]))
         return csr_array(entries, shape=(classes, n)) @ weights  # repeated entries add up
 
     ones = np.ones(iou.size)
@@ -71,5 +72,5 @@ def _add(sums: Sums, rows: pa.Table, category_ids: Sequence[int]) -> None:
 
 def _positions(column: pa.ChunkedArray, names: tuple[str, ...]) -> NDArray[np.int64]:
     words = list_values(column).cast(pa.string()).dictionary_encode()
-    places = [names.index(word) for word in words.dictionary.to_pylist()]
-    return np.array(places, np.int64)[words.indices.to_numpy()]
+    positions = [names.index(word) for word in words.dictionary.to_pylist()]
+    return np.array(positions, np.int64)[words.indices.to_numpy()]

@@ -1,9 +1,9 @@
-"""From sums to the figures that people read: PQ, SQ, RQ, with intervals.
+"""PQ, SQ and RQ with bootstrap intervals, from the sums of an evaluation.
 
-The structure is panopticapi's own (fractions, not percent), so that what reads its output reads
-ours: `All`, `Things`, `Stuff` are unweighted means over the classes that occur (TP + FP + FN > 0),
-`per_class` is by category id. Added beside it: intervals, sizes, confusion. A group without any
-class is None where the reference divides by zero.
+The result has the structure of panopticapi's (fractions, not percent), so that a reader of
+panopticapi's output can read it: `All`, `Things`, `Stuff` are unweighted means over the classes
+that occur (TP + FP + FN > 0), `per_class` is by category id. Intervals, sizes and confusion are
+added. A group without any class is None where panopticapi divides by zero.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ GROUPS = ("All", "Things", "Stuff")
 
 
 def results(sums: Sums, categories: Categories) -> dict[str, Any]:
-    """`All`, `Things`, `Stuff`, `per_class`, `sizes`, `confusion` of the sums, ready for JSON.
+    """`All`, `Things`, `Stuff`, `per_class`, `sizes`, `confusion` of the sums, as JSON values.
 
-    sums.counts rows are in the order of `categories`. Intervals (`pq_interval`, ...) are the 2.5
-    and 97.5 percentiles over the bootstrap replicates, None without replicates.
+    The classes of `sums` are in the order of `categories`. Intervals (`pq_interval`, ...) are the
+    2.5 and 97.5 percentiles over the bootstrap replicates, None without replicates.
     """
     counts = sums.counts[:, :, 2:]  # (C, 3 sizes, TP FP FN)
     per_class = quality(sums.class_iou(), *np.moveaxis(counts.sum(axis=1), -1, 0))
@@ -64,7 +64,7 @@ def results(sums: Sums, categories: Categories) -> dict[str, Any]:
 
 
 def group_members(categories: Categories) -> dict[str, NDArray[np.int64]]:
-    """Positions of the categories of each group."""
+    """Positions in `categories` of the members of `All`, `Things`, `Stuff`: (n,) int64 each."""
     things = np.array([category.isthing for category in categories], dtype=bool)
     return dict(
         zip(
@@ -78,7 +78,7 @@ def group_members(categories: Categories) -> dict[str, NDArray[np.int64]]:
 def quality(
     iou: NDArray[Any], tp: NDArray[Any], fp: NDArray[Any], fn: NDArray[Any] | np.float64
 ) -> NDArray[np.float64]:
-    """(3: PQ, SQ, RQ; ...) from sums of one shape; NaN in PQ and all where TP + FP + FN is 0."""
+    """(3: PQ, SQ, RQ; ...) from sums of one shape; all three are NaN where TP + FP + FN is 0."""
     tp = tp.astype(np.float64)
     weight = tp + (fp + fn) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -109,7 +109,7 @@ def _mean(values: NDArray[np.float64], bootstrapped: NDArray[np.float64] | None)
 
 
 def _interval(replicates: NDArray[np.float64]) -> list[float] | None:
-    """The middle 95 % of the replicates in which the figure exists."""
+    """2.5 and 97.5 percentile of the replicates that are not NaN; None if all are."""
     known = replicates[~np.isnan(replicates)]
     if not known.size:
         return None
@@ -118,7 +118,7 @@ def _interval(replicates: NDArray[np.float64]) -> list[float] | None:
 
 
 def per_class_table(result: Mapping[str, Any], categories: Categories) -> pa.Table:
-    """`per_class` of a result as rows: category_id, name, isthing, pq, sq, rq, iou, tp, fp, fn,
+    """`per_class` of a result as a table: category_id, name, isthing, pq, sq, rq, iou, tp, fp, fn,
     pq_low, pq_high."""
     rows = []
     for category in categories:

@@ -1,10 +1,10 @@
-"""The compiled loops: COCO's run-length strings read and written, overlaps of two maps, PQ.
+"""Numba kernels: read and write COCO's RLE strings, intersect two panoptic maps, score PQ.
 
-Compiled once per machine (`cache=True`), without the GIL. They check nothing about their
-arguments' shapes and return codes instead of raising: rle.py, pq.py and bootstrap.py, their only
-callers, turn a code into a sentence. Arrays are untyped here because numba compiles a kernel per
-dtype. All kernels stand in this one file: numba's cache looks at the time stamp of the file that
-defines a kernel, not at those of the kernels that it calls.
+The kernels are compiled once per machine (`cache=True`) and run without the GIL. They don't check
+the shapes of their arguments, and return fault codes instead of raising; rle.py, pq.py and
+bootstrap.py, the only callers, make sentences of the codes. Arrays have no dtype here, because
+numba compiles a kernel per dtype. All kernels stand in one file: numba's cache compares the time
+stamp of the file that defines a kernel, not the files of the kernels that it calls.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-# What may be wrong: with a string, with a segment, with an image; 0 is good.
+# Fault codes: of a string, of a segment, of an image; 0 is no fault.
 TRUNCATED, BAD_CHARACTER, NUMBER_TOO_LONG, NEGATIVE, PAST_END, SHORT, EMPTY, OVERLAP = range(1, 9)
 UNKNOWN_CATEGORY = 16
 SIZE, TOO_MANY = 17, 18
 
-DIRECT = 1024  # ids below are looked up in a plain array, which stays in the nearest cache
+DIRECT = 1024  # smaller ids are looked up in an array, which fits the L1 cache
 TP, FP, FN = range(3)
 IOU_HIGH, IOU_LOW, COUNT_TP, COUNT_FP, COUNT_FN = range(5)
 MAX_SEGMENTS = 2**16 - 3
@@ -43,10 +43,10 @@ def read_runs(
     starts: NDArray[Any],
     stops: NDArray[Any],
 ) -> tuple[int, int, int]:
-    """One COCO string, text[begin:end], as runs of ones in starts[:n], stops[:n].
+    """Decode the COCO RLE string text[begin:end] into runs of ones, starts[:n] and stops[:n].
 
-    Returns n, 0, 0 or -1, code, detail. starts and stops need (end - begin) // 2 + 1 places: each
-    count takes at least a byte.
+    Returns (n, 0, 0), or (-1, code, detail) for a fault. starts, stops: (>= (end - begin) // 2 +
+    1,), since each count takes at least a byte.
     """
     n = 0
     at = 0  # column-major pixel position
@@ -114,7 +114,10 @@ def paint(
     ids: NDArray[Any],
     out: NDArray[Any],
 ) -> tuple[int, int, int]:
-    """Paint into out (pixels,), column-major; code, segment index, detail."""
+    """Decode RLE strings and write their ids into out, (pixels,) column-major, all 0 before.
+
+    Returns (code, segment index, detail).
+    """
     longest = 0
     for s in range(ids.size):
         longest = max(longest, offsets[s + 1] - offsets[s])
@@ -129,10 +132,10 @@ def paint(
         for r in range(n):
             for i in range(starts[r], stops[r]):
                 if out[i]:
-                    other = 0
-                    while ids[other] != out[i]:
-                        other += 1
-                    return OVERLAP, s, other
+                    painted = 0
+                    while ids[painted] != out[i]:
+                        painted += 1
+                    return OVERLAP, s, painted
                 out[i] = ids[s]
     return 0, 0, 0
 
@@ -142,9 +145,10 @@ def paint(
 
 @njit(cache=True, nogil=True)
 def positions(words: NDArray[Any], out: NDArray[Any]) -> int:
-    """Positions of the bytes that are 1, eight bytes a word; how many, or -1 if out is too small.
+    """Write the positions of bytes that are 1 to out; returns their number, -1 if out is too small.
 
-    Without a branch per byte or word: a mispredicted one costs more than the rest of the work.
+    words: uint64, eight bytes of 0 or 1 each, a multiple of 4 words. No branch per byte or word:
+    mispredicted branches would take most of the time.
     """
     n = 0
     room = out.size - 8
@@ -171,14 +175,14 @@ def positions(words: NDArray[Any], out: NDArray[Any]) -> int:
 
 @njit(cache=True, nogil=True)
 def runs_of_rows(rows: NDArray[Any], changes: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """rows: (H, W) row-major, changes: where a pixel differs from the one above, row-major and
-    headed by the whole first row -> run starts (column-major positions) and values.
+    """The column-major runs of a row-major map: (n,) int32 starts and (n,) values.
 
-    A counting sort by column; rows come ascending already.
+    rows: (H, W). changes: row-major positions, ascending, of the first row and of every pixel that
+    differs from the pixel above. A counting sort by column.
     """
     height, width = rows.shape
     ys = np.empty(changes.size, dtype=np.int32)
-    place = np.zeros(width + 1, dtype=np.int32)
+    slots = np.zeros(width + 1, dtype=np.int32)
     y = 0
     low = 0
     for k in range(changes.size):
@@ -186,29 +190,29 @@ def runs_of_rows(rows: NDArray[Any], changes: NDArray[Any]) -> tuple[NDArray[Any
             y += 1
             low += width
         ys[k] = y
-        place[changes[k] - low + 1] += 1
-    # A column whose top continues the bottom of the column to its left starts no run.
+        slots[changes[k] - low + 1] += 1
+    # A column whose top pixel equals the bottom pixel of the column to the left starts no run.
     for x in range(1, width):
         if rows[0, x] == rows[height - 1, x - 1]:
-            place[x + 1] -= 1
+            slots[x + 1] -= 1
     for x in range(width):
-        place[x + 1] += place[x]
-    starts = np.empty(place[width], dtype=np.int32)
+        slots[x + 1] += slots[x]
+    starts = np.empty(slots[width], dtype=np.int32)
     values = np.empty(starts.size, dtype=rows.dtype)
     for k in range(changes.size):
         y = ys[k]
         x = changes[k] - y * width
         if y == 0 and x > 0 and rows[0, x] == rows[height - 1, x - 1]:
             continue
-        starts[place[x]] = x * height + y
-        values[place[x]] = rows[y, x]
-        place[x] += 1
+        starts[slots[x]] = x * height + y
+        values[slots[x]] = rows[y, x]
+        slots[x] += 1
     return starts, values
 
 
 @njit(cache=True, nogil=True)
 def put_number(text: NDArray[Any], p: int, x: int) -> int:
-    """One number in COCO's base 32: five bits a character, low first, sign from the last."""
+    """Write x at text[p] in COCO's code (5 bits a character, low bits first); returns the end."""
     while True:
         c = x & 31
         x >>= 5
@@ -221,7 +225,7 @@ def put_number(text: NDArray[Any], p: int, x: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _find(table: NDArray[Any], slots: NDArray[Any], shift: int, key: int) -> int:
-    """Place of key, or of the empty slot where it would go (open addressing)."""
+    """Index of key, or of the empty slot for it, in a hash table with open addressing."""
     at: Any = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(shift))
     while slots[at] >= 0 and table[at] != key:
         at = (at + 1) & (table.size - 1)
@@ -230,7 +234,7 @@ def _find(table: NDArray[Any], slots: NDArray[Any], shift: int, key: int) -> int
 
 @njit(cache=True, nogil=True)
 def _slots(values: NDArray[Any], keys: NDArray[Any]) -> tuple[NDArray[Any], bool]:
-    """(n,) place in keys of each value, or -1; and whether the keys are distinct."""
+    """(n,) position of each value in keys, -1 for none; and whether the keys are distinct."""
     count = keys.size
     slot = np.empty(values.size, dtype=np.int32)
     if count and keys.min() >= 0 and keys.max() < DIRECT:  # the ids of a prediction: 1, 2, 3 ...
@@ -264,7 +268,11 @@ def _slots(values: NDArray[Any], keys: NDArray[Any]) -> tuple[NDArray[Any], bool
 def encode_runs(
     starts: NDArray[Any], values: NDArray[Any], height: int, width: int, keys: NDArray[Any]
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """-> text, begin (n,), end (n,), area (n,), bbox (n, 4); an empty text if a key repeats."""
+    """Encode the segments `keys` from the column-major runs of a map.
+
+    Returns text, and of each key s: its RLE string text[begin[s]:end[s]], area[s] in pixels,
+    bbox[s] (x, y, width, height). text is empty if a key repeats. starts, values: as `rle.runs`.
+    """
     count = keys.size
     pixels = height * width
     slot, distinct = _slots(values, keys)
@@ -293,7 +301,9 @@ def encode_runs(
     box = np.empty((count, 4), dtype=np.int32)  # left, top, right, bottom, inclusive
     box[:, 0] = -1
     last: Any = np.zeros(count, dtype=np.int64)  # end of the segment's last run
-    gap: Any = np.zeros(count, dtype=np.int64)  # its last count of zeros, from the second on
+    gap: Any = np.zeros(
+        count, dtype=np.int64
+    )  # the segment's last count of zeros, from the second run on
     ones: Any = np.zeros(count, dtype=np.int64)
     column = 0
     for r in range(starts.size):
@@ -303,7 +313,7 @@ def encode_runs(
         top = start - left * height
         right = left
         bottom = top + stop - start - 1
-        if bottom >= height - 1:  # on to the column where the next run starts
+        if bottom >= height - 1:  # the run ends its column: find the next run's column
             full = bottom // height
             right = left + full
             column = right + (1 if bottom - full * height == height - 1 else 0)
@@ -317,7 +327,7 @@ def encode_runs(
         zeros = start - last[s]
         p = put_number(text, end[s], zeros - gap[s])
         end[s] = put_number(text, p, length - ones[s])
-        # COCO codes a count against the one two before it, but only from the fourth on.
+        # COCO codes a count as the difference to the count two before, from the fourth count on.
         if area[s] > 0:
             gap[s] = zeros
         ones[s] = length
@@ -345,13 +355,12 @@ def encode_runs(
     return text, begin, end, area, bbox
 
 
-# Overlaps of two maps, from their runs: no map is drawn and no run is sorted. Every run marks its
-# two ends in a bitmap of the image (one bit a pixel) and writes its label beside. Walking the set
-# bits of both bitmaps in order visits each stretch of pixels with one predicted and one true label,
-# and adds its length to one cell of the intersection table. Sorting runs or drawing pixels costs
-# several times as much, and the check for overlaps comes free: labels written over each other make
-# the stretches of the walk add up to less than the runs did (they are equal if and only if no two
-# runs share a pixel).
+# Intersections of two maps from their runs, without drawing maps or sorting runs, which would cost
+# several times as much. `mark` sets the bits of the two ends of every run in a bitmap of the image
+# (one bit a pixel) and writes the run's label to an array. `intersect` walks the set bits of both
+# bitmaps in order: between two bits all pixels have one predicted and one true label, and their
+# number is added to one cell of the intersection table. Two runs of one map share a pixel if and
+# only if the cells of the map's labels add up to less than the lengths of its runs.
 
 
 @intrinsic
@@ -376,7 +385,10 @@ def mark(
     bits: NDArray[Any],
     labels: NDArray[Any],
 ) -> int:
-    """Mark n runs; returns their pixels. A start outranks the stop of another run there."""
+    """Set the bits of the ends of n runs, and their labels: `label` at starts, 0 at stops.
+
+    A start keeps its label where another run stops. Returns the sum of the runs' lengths.
+    """
     area = 0
     for r in range(n):
         start = starts[r]
@@ -405,9 +417,9 @@ def mark_segments(
     bits: NDArray[Any],
     labels: NDArray[Any],
 ) -> tuple[int, int, int, int]:
-    """Mark the segments first, first + 1, ... of one side as labels 1, 2, ...
+    """`mark` the segments first, first + 1, ... of one side with the labels 1, 2, ...
 
-    Returns the pixels of all runs, and a fault: code, segment, detail.
+    Returns (sum of the runs' lengths, fault code, segment, detail).
     """
     area = 0
     for s in range(count):
@@ -433,7 +445,7 @@ def intersect(
     true_labels: NDArray[Any],
     table: NDArray[Any],
 ) -> None:
-    """Add up table[predicted label, true label] in pixels, and clear both bitmaps."""
+    """Add the pixels of each pair to table[predicted label, true label], and clear both bitmaps."""
     p = 0
     t = 0
     before = 0
@@ -467,7 +479,10 @@ def _size_of(area: int) -> int:
 
 @njit(cache=True, nogil=True)
 def bootstrap_weights(seed: int, poisson: NDArray[Any], out: NDArray[Any]) -> None:
-    """Poisson(1) weights of one image in every replicate, from its hash alone (splitmix64)."""
+    """Write the Poisson(1) weight of one image in each replicate to out (splitmix64 of the hash).
+
+    out: (replicates,), a multiple of 4.
+    """
     state = np.uint64(seed)
     for b in range(0, out.size, 4):
         state += np.uint64(0x9E3779B97F4A7C15)
@@ -481,7 +496,7 @@ def bootstrap_weights(seed: int, poisson: NDArray[Any], out: NDArray[Any]) -> No
 
 @njit(cache=True, nogil=True)
 def fill_weights(seeds: NDArray[Any], poisson: NDArray[Any], out: NDArray[Any]) -> None:
-    """`bootstrap_weights` of n images: out (n, replicates)."""
+    """`bootstrap_weights` of n images. out: (n, replicates)."""
     for i in range(seeds.size):
         bootstrap_weights(seeds[i], poisson, out[i])
 
@@ -504,27 +519,27 @@ def _set(row: NDArray[Any], a: int, b: int, c: int, d: int, e: int) -> None:
 @njit(cache=True, nogil=True)
 def score(
     prediction_rows: NDArray[Any],  # (n,) row of each image among the predictions
-    truth_rows: NDArray[Any],  # (n,) and in the truth
+    truth_rows: NDArray[Any],  # (n,) row of each image in the truth
     predictions: Any,  # pq.Side
     truth: Any,  # pq.Side
     seeds: NDArray[Any],  # (n,) uint64 hash of each image
-    labels: NDArray[Any],  # (2, most pixels + 1) of a dtype that holds every segment's label
+    labels: NDArray[Any],  # (2, pixels of the largest image + 1), dtype for all labels
     poisson: NDArray[Any],  # (65536,) weight by 16 random bits
     sums: NDArray[Any],  # (classes, 3 sizes, 5) int64, added to
     replicates: NDArray[Any],  # (3: IoU, TP, FP + FN; classes, replicates) float64, added to
     scored: Any,  # pq.Scored, written
 ) -> None:
-    """Score n images by panopticapi's rules, row by row as docs/evaluation.md lists them.
+    """Score n images by panopticapi's rules (docs/evaluation.md lists them).
 
-    An image with a fault leaves every sum as it was. All images of a call are one kernel, because a
-    call from Python costs as much as a tenth of an image.
+    An image with a fault adds nothing to the sums. One call scores many images, because a call from
+    Python costs as much as a tenth of an image.
     """
     p_size, p_first, p_class = predictions.size, predictions.first, predictions.classes
     p_text, p_text_first = predictions.text, predictions.text_first
     t_size, t_first = truth.size, truth.first
     t_class, t_crowd = truth.classes, truth.crowd
     t_text, t_text_first = truth.text, truth.text_first
-    # Pixels whose id the truth's JSON doesn't list: they are no segment, and not void.
+    # Pixels whose id the truth's JSON doesn't list are neither a segment nor void.
     u_text, u_text_first = truth.unlisted, truth.unlisted_first
     faults, totals, ious = scored.faults, scored.totals, scored.ious
     events, event_iou, event_first = scored.events, scored.event_iou, scored.event_first
@@ -595,7 +610,7 @@ def score(
             t_bits[:] = 0
             continue
 
-        # 2. Intersect. Row 0 is unpredicted, column 0 void, the last column unlisted.
+        # 2. Intersect. Row 0: unpredicted pixels; column 0: void; last column: unlisted pixels.
         table = np.zeros((p_count + 1, t_count + 2), dtype=np.int64)
         intersect(pixels, p_bits, p_labels, t_bits, t_labels, table)
         p_areas = table.sum(axis=1)
@@ -607,7 +622,7 @@ def score(
             _set(faults[i], OVERLAP, 0, -1, -1, 0)
             continue
 
-        # 3. Match: IoU > 1/2 in integers; the void inside a prediction leaves its union.
+        # 3. Match: IoU > 1/2, in integers; void pixels of a prediction don't count in the union.
         weighted = replicates.shape[2] > 0
         if weighted:
             bootstrap_weights(seeds[i], poisson, weights)
@@ -646,8 +661,9 @@ def score(
                     _add(replicates[0, c], weights, np.floor(iou * REPLICATE_UNIT + 0.5))
                     _add(replicates[1, c], weights, 1.0)
 
-        # 4. What is left: true segments missed, but for crowds; then predictions, but for those
-        # that are mostly void and the LAST crowd of their class (even one without pixels there).
+        # 4. Misses: unmatched true segments that are no crowds. False positives: unmatched
+        # predictions, unless more than half of one lies in void and in the LAST crowd of its class
+        # (as in panopticapi, even if another crowd of the class lies there).
         for t in range(1, t_count + 1):
             c: Any = t_class[t0 + t - 1]
             if t_crowd[t0 + t - 1]:

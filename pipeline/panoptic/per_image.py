@@ -1,8 +1,7 @@
-"""What an evaluation says of each image: one row, with the outcome of every segment.
+"""Per-image rows of an evaluation: one row an image, with the outcome of every segment.
 
-The sums of a run can be sliced afterwards only if the rows hold what the sums are made of, so a row
-lists each match, false positive and miss with class, size and IoU, and carries the user's own
-columns. docs/evaluation.md shows the queries.
+A row lists each match, false positive and miss with class, size and IoU, and has the user's own
+columns, so that queries can compute PQ over any subset of the images (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ PER_IMAGE_SCHEMA: Final = pa.schema(
     [
         pa.field("file_name", pa.string(), nullable=False),
         pa.field("hash", pa.uint64(), nullable=False),
-        # scored; failed: no prediction, all its truth missed; invalid: see reason; without_truth
+        # scored; failed (error row: all truth is missed); invalid (see reason); without_truth
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("height", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("pq", pa.float64()),  # of the image, all classes together; null without segments
-        pa.field("iou", pa.float64(), nullable=False),  # sum over its matches
+        pa.field("iou", pa.float64(), nullable=False),  # sum over the matches
         pa.field("tp", pa.int32(), nullable=False),
         pa.field("fp", pa.int32(), nullable=False),
         pa.field("fn", pa.int32(), nullable=False),
@@ -47,7 +46,10 @@ PER_IMAGE_SCHEMA: Final = pa.schema(
 
 
 def image_pq(iou: NDArray[np.float64], totals: NDArray[np.int64]) -> NDArray[np.float64]:
-    """(n,) PQ of each image over all its segments, NaN where there are none. totals: (n, 3)."""
+    """(n,) PQ of each image over all segments, NaN where TP + FP + FN is 0.
+
+    iou: (n,) sums over matches; totals: (n, 3) TP, FP, FN.
+    """
     weight = totals[:, 0] + (totals[:, 1] + totals[:, 2]) / 2
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(weight > 0, iou / weight, np.nan)
@@ -66,10 +68,11 @@ def per_image_table(
     segment_ids: NDArray[np.int64],
     truth_ids: NDArray[np.int64],
 ) -> pa.Table:
-    """The rows of a shard, in its order.
+    """Per-image rows (`PER_IMAGE_SCHEMA`, then the user's columns) in the order of `predictions`.
 
-    paired: (pairs,) rows of the shard that were given to `score`, ascending; size: (n, 2) height
-    and width, -1 unknown; segment_ids, truth_ids: ids of each event's segments, -1 for none.
+    predictions: (n,) shard rows; paired: (pairs,) rows of the shard that were given to `score`,
+    ascending; size: (n, 2) height and width, -1 unknown; scored: the result of `score`;
+    segment_ids, truth_ids: (events,) ids of the segments of each event, -1 for none.
     """
     n = predictions.num_rows
     events = scored.events[: scored.event_first[-1]]

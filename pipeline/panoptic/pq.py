@@ -1,14 +1,14 @@
-"""Panoptic quality, exactly: a batch of images in, sums that merge in any order out.
+"""Exact panoptic quality: RLE strings of predictions and truth in, sums out.
 
 PQ of a class = sum of IoU over its matches / (TP + FP / 2 + FN / 2) (Kirillov et al., 2019), with
-panopticapi's rules for void and crowds. Sums of floating point numbers depend on their order, and
-shards arrive in any; but every IoU that counts lies in (1/2, 1], so as a double it is a multiple of
-2^-53 and its sum is exact in two int64 (high and low 32 bits). Hence the same bits for any order,
-sharding or repetition of the work, and a result that equals `math.fsum`.
+panopticapi's rules for void and crowds. A sum of floating point numbers depends on their order, and
+the order of shards is arbitrary. But the IoU of a match lies in (1/2, 1], so as a double it is a
+multiple of 2^-53, and the sum is exact in two int64 (high and low 32 bits). So the result is the
+same bits for any order and any sharding, and equals `math.fsum`.
 
-The bootstrap rides along: each image has Poisson(1) weights drawn from its own hash, so replicates
-are sums too (of integers below 2^53 held in doubles), and two runs over the same images share their
-bootstrap samples.
+Bootstrap: each image has Poisson(1) weights drawn from the hash of its name, so replicates are sums
+too (of integers below 2^53, as float64), and two runs over the same images have the same bootstrap
+samples.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ OUTCOMES = ("TP", "FP", "FN")
 
 
 class Side(NamedTuple):
-    """The segments of many images, flat, as Arrow's lists hold them.
+    """The segments of n images, predictions or truth, as flat arrays; a tuple, for numba.
 
-    size: (n, 2) int64 height, width; height -1 where there is no result. first: (n + 1,) the first
-    segment of each image. Of each segment: classes (position of its category, -1 unknown), ids,
-    and its string text[text_first[s]:text_first[s + 1]]. Truth alone has crowd, and per image the
-    string of pixels whose id its JSON doesn't list (empty: none). A tuple, as numba takes it.
+    size: (n, 2) height, width; height -1 for an error row. first: (n + 1,) image i has the segments
+    first[i]:first[i + 1]. Per segment s: classes, the position of its category, -1 unknown;
+    category_ids; ids; crowd, False in predictions; the RLE string
+    text[text_first[s]:text_first[s + 1]]. Per image, in truth: unlisted and unlisted_first, the RLE
+    string of pixels whose id the JSON doesn't list, empty for none.
     """
 
     size: NDArray[np.int64]
@@ -55,9 +56,9 @@ class Side(NamedTuple):
     @classmethod
     def from_rows(cls, rows: pa.Table, category_ids: Sequence[int]) -> Side:
         """From shard or truth rows: height, width, segment_id, category_id, counts, and, in truth,
-        iscrowd and unlisted_counts. Strings are not copied."""
+        iscrowd and unlisted_counts. Strings are not copied. category_ids: of all classes."""
         first, ids = _flat(rows["segment_id"])
-        _, own = _flat(rows["category_id"])
+        _, categories = _flat(rows["category_id"])
         text, text_first = _strings(list_values(rows["counts"]))
         heights = rows["height"].fill_null(-1).to_numpy().astype(np.int64)
         widths = rows["width"].fill_null(-1).to_numpy().astype(np.int64)
@@ -71,8 +72,8 @@ class Side(NamedTuple):
         return cls(
             size=np.stack([heights, widths], axis=1),
             first=first,
-            classes=class_positions(own, category_ids),
-            category_ids=own,
+            classes=class_positions(categories, category_ids),
+            category_ids=categories,
             ids=ids,
             text=text,
             text_first=text_first,
@@ -82,14 +83,14 @@ class Side(NamedTuple):
         )
 
     def strings(self, row: int) -> list[str]:
-        """The strings of one image, for the slow path of messages."""
+        """The RLE strings of one image, copied; used only for error messages."""
         bounds = self.text_first[self.first[row] : self.first[row + 1] + 1].tolist()
         return [self.text[a:b].tobytes().decode("latin-1") for a, b in pairwise(bounds)]
 
 
 @dataclass
 class Sums:
-    """What is added up; `a.add(b)` in any order gives the same bits.
+    """Sums over images; `a.add(b)` in any order gives the same bits.
 
     counts: (classes, 3 sizes, 5) int64: IoU in units of 2^-53 (high part, low 32 bits), TP, FP, FN.
     replicates: (3: IoU in 2^-20, TP, FP + FN; classes, replicates) float64 holding integers.
@@ -127,12 +128,13 @@ class Sums:
 
 
 class Scored(NamedTuple):
-    """What one call of `score` found, image by image.
+    """The outcomes of one call of `score`, image by image.
 
-    faults: (n, 5) code (0 good), 0 prediction or 1 truth, segment position, detail, 0.
-    totals: (n, 3) TP, FP, FN; ious: (n,) sums of IoU. Image i has the outcomes
-    event_first[i]:event_first[i + 1] of events (class, size, outcome, position of the predicted and
-    of the true segment or -1) with event_iou, and likewise mixes (true class, predicted class).
+    faults: (n, 5) code (0: none), 0 prediction or 1 truth, segment position, detail, 0.
+    totals: (n, 3) TP, FP, FN; ious: (n,) sums of IoU over matches. Image i has the events
+    event_first[i]:event_first[i + 1]. events: class, size, outcome, position of the predicted and
+    of the true segment or -1; event_iou: the IoU. Likewise mix_first, mixes (true class, predicted
+    class) and mix_iou, of pairs with IoU > 1/2 and different classes.
     """
 
     faults: NDArray[np.int64]
@@ -155,10 +157,11 @@ def score(
     truth_rows: NDArray[np.int64],
     seeds: NDArray[np.uint64],
 ) -> Scored:
-    """Score image i = (prediction row i, truth row i) and add it to `sums`.
+    """Score n images, add them to `sums` and return their outcomes; the rules are panopticapi's.
 
-    An image with a fault (a malformed string, overlap, other size, unknown category) adds nothing.
-    seeds: (n,) uint64, the hash of each image's name: its bootstrap weights.
+    prediction_rows, truth_rows: (n,) row of image i in `predictions` and in `truth`. seeds: (n,)
+    `name_hash` of each image, which gives its bootstrap weights. An image with a fault (malformed
+    string, overlap, other size, unknown category) adds nothing: see `Scored.faults`.
     """
     n = prediction_rows.size
     predicted = int(np.diff(predictions.first)[prediction_rows].sum())
@@ -174,10 +177,10 @@ def score(
         mixes=np.empty((predicted, 2), dtype=np.int32),
         mix_iou=np.empty(predicted, dtype=np.float64),
     )
-    most = max(_largest(predictions, prediction_rows), _largest(truth, truth_rows))
+    segments = max(_largest(predictions, prediction_rows), _largest(truth, truth_rows))
     pixels = int(truth.size[truth_rows].prod(axis=1).max(initial=0))
-    # Labels of one byte where they fit: what the kernel touches then stays in the cache.
-    labels = np.zeros((2, pixels + 1), dtype=np.uint8 if most <= 2**8 - 3 else np.uint16)
+    # Labels of one byte, if they fit, keep the kernel's data in the CPU cache.
+    labels = np.zeros((2, pixels + 1), dtype=np.uint8 if segments <= 2**8 - 3 else np.uint16)
     kernels.score(
         prediction_rows,
         truth_rows,
@@ -190,22 +193,22 @@ def score(
         sums.replicates,
         scored,
     )
-    found = scored.mixes[: scored.mix_first[-1]]
-    sums.confusion.update(zip(found[:, 0].tolist(), found[:, 1].tolist(), strict=True))
+    mixes = scored.mixes[: scored.mix_first[-1]]
+    sums.confusion.update(zip(mixes[:, 0].tolist(), mixes[:, 1].tolist(), strict=True))
     return scored
 
 
 def _largest(side: Side, rows: NDArray[np.int64]) -> int:
-    """Segments of the image that has most."""
+    """The largest number of segments in one of the images."""
     return int(np.diff(side.first)[rows].max(initial=0))
 
 
 def class_positions(category_ids: NDArray[Any], known: Sequence[int]) -> NDArray[np.int32]:
-    """Position of each category id in `known`, -1 if it isn't there."""
+    """(n,) position of each category id in `known`, -1 for an unknown one."""
     known_ids = np.asarray(known, dtype=np.int64)
     order = np.argsort(known_ids)
-    place = np.searchsorted(known_ids, category_ids, sorter=order).clip(max=known_ids.size - 1)
-    position = order[place]
+    rank = np.searchsorted(known_ids, category_ids, sorter=order).clip(max=known_ids.size - 1)
+    position = order[rank]
     return np.where(known_ids[position] == category_ids, position, -1).astype(np.int32)
 
 
@@ -217,26 +220,26 @@ def fault_sentence(
     prediction_row: int,
     truth_row: int,
 ) -> tuple[str, int | None]:
-    """What is wrong with an image, and the id of the segment at fault, if it is one's."""
+    """(sentence, id of the segment at fault or None) for a row of `Scored.faults`."""
     code, in_truth, segment, detail, _ = fault.tolist()
     side, row = (truth, truth_row) if in_truth else (predictions, prediction_row)
     what = "the truth" if in_truth else "the prediction"
     height, width = truth.size[truth_row].tolist()
     ids = side.ids[side.first[row] : side.first[row + 1]].tolist()
     if code == kernels.SIZE:
-        own = " x ".join(map(str, predictions.size[prediction_row]))
-        return f"{what} is {own} (height x width), the truth {height} x {width}", None
+        size = " x ".join(map(str, predictions.size[prediction_row]))
+        return f"{what} is {size} (height x width), the truth {height} x {width}", None
     if code == kernels.TOO_MANY:
         return f"{what} has {len(ids)} segments, more than {kernels.MAX_SEGMENTS}", None
     if code == kernels.OVERLAP:
-        # The kernel knows that pixels are taken twice, not by whom: paint them.
+        # The kernel doesn't report which segments overlap: paint them to find out.
         positions = np.arange(1, len(ids) + 1)
         try:
             rle.decode(side.strings(row), height, width, positions)
         except rle.RleError as error:
-            one = ids[error.segment_id - 1]
-            other = ids[int(str(error).rsplit(" ", 1)[1]) - 1]
-            return f"segment {one} of {what} overlaps segment {other}", one
+            second = ids[error.segment_id - 1]
+            first = ids[int(str(error).rsplit(" ", 1)[1]) - 1]
+            return f"segment {second} of {what} overlaps segment {first}", second
         return f"the unlisted pixels of {what} overlap a segment", None
     if code == kernels.UNKNOWN_CATEGORY:
         category = side.category_ids[side.first[row] + segment]
@@ -249,7 +252,7 @@ def fault_sentence(
 
 
 def _poisson_table() -> NDArray[np.float64]:
-    """Poisson(1) by 16 uniform bits: entry u is the smallest k with P(X <= k) * 2^16 > u."""
+    """(65536,) Poisson(1) quantiles: entry u is the smallest k with P(X <= k) * 2^16 > u."""
     cumulative = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(16)]) * 2**16
     return np.searchsorted(cumulative, np.arange(2**16), side="right").astype(np.float64)
 

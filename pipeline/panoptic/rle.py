@@ -1,16 +1,15 @@
-"""Panoptic maps to COCO run-length strings and back, all segments in one pass.
+"""Panoptic maps to COCO RLE strings and back, all segments in one pass.
 
-A panoptic map is a partition, so its column-major runs hold every segment at once: find the runs
-(blocks of 64 pixels that don't change are skipped by one vectorised comparison), then hand each run
-to its segment, which keeps the end of its last run and the two counts that COCO's delta coding
-needs. The strings are byte for byte those of pycocotools, which takes one pass over a separate
-binary mask per segment instead. A row-major map is compared row against row, where memory is
-contiguous, and only the changes are sorted into columns: transposing first would thrash the cache.
+A panoptic map is a partition, so its column-major runs hold all segments. `encode` finds the runs
+by one vectorised comparison and appends each run to the string of its segment, for which it keeps
+the end of the last run and the two counts of COCO's delta coding. The strings are byte for byte
+those of pycocotools, which makes one pass over a binary mask per segment. A row-major map is
+compared row by row, and only the changes are sorted by column: a transposed copy would cost more.
 
-Reading is strict. A string that pycocotools would decode into a shorter, longer or overlapping mask
-without a word is refused by name, because a wrong mask scores a wrong PQ in silence.
+`decode` is strict: it refuses a string that pycocotools would decode into a shorter, longer or
+overlapping mask, because a wrong mask gives a wrong PQ without an error.
 
-The loops are in kernels.py and kernels.py.
+The loops are in kernels.py.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MAX_PIXELS = 2**31 - 1
 
 
 class RleError(ValueError):
-    """A run-length string that is no mask of this size; names the segment and what is wrong."""
+    """An RLE string that is no mask of the image's size; the message names segment and fault."""
 
     def __init__(self, message: str, segment_id: int) -> None:
         super().__init__(message)
@@ -37,7 +36,7 @@ class RleError(ValueError):
 
 @dataclass(frozen=True)
 class Encoded:
-    """Segments in the order asked for.
+    """The n encoded segments, in the order of `ids`.
 
     counts: COCO compressed RLE, column-major; area: (n,) int64 pixels; bbox: (n, 4) int32
     x, y, width, height in pixels, tight.
@@ -49,10 +48,10 @@ class Encoded:
 
 
 def encode(segment_map: NDArray[Any], ids: Sequence[int] | NDArray[Any]) -> Encoded:
-    """Encode the segments `ids` of a panoptic map.
+    """Encode the segments `ids` of a panoptic map, byte for byte as pycocotools.
 
     segment_map: (H, W) of any integer dtype, row-major or transposed (Fortran order, fastest in
-        uint8). Pixels of ids that are not asked for are left out, as void.
+        uint8). Pixels of other ids are left out, as void.
     ids: distinct; each must have a pixel.
 
     Raises ValueError for an id without pixels, repeated ids, or a map that is not 2-D integers.
@@ -63,7 +62,7 @@ def encode(segment_map: NDArray[Any], ids: Sequence[int] | NDArray[Any]) -> Enco
 
 
 def runs(segment_map: NDArray[Any]) -> tuple[NDArray[np.int32], NDArray[Any]]:
-    """The column-major runs of a whole map: starts (n,), ascending from 0, and the id of each (n,).
+    """The column-major runs of a map: (n,) int32 starts, ascending from 0, and (n,) segment ids.
 
     Raises ValueError for a map that is not 2-D integers.
     """
@@ -88,10 +87,10 @@ def encode_runs(
     width: int,
     ids: Sequence[int] | NDArray[Any],
 ) -> Encoded:
-    """Encode from the runs of a whole map: run k covers starts[k] up to starts[k + 1].
+    """`encode` from the `runs` of a map: run k covers pixels starts[k]:starts[k + 1], column-major.
 
-    starts: (n,) int32, column-major pixel positions, ascending from 0; values: (n,) the id of each.
-    Raises ValueError as `encode`.
+    starts: (n,) int32, ascending from 0; values: (n,) the segment id of each run. Raises ValueError
+    as `encode`, and for more than `MAX_PIXELS`.
     """
     if height * width > MAX_PIXELS:
         raise ValueError(f"{height} x {width} is beyond {MAX_PIXELS} pixels")
@@ -110,11 +109,11 @@ def encode_runs(
 def decode(
     counts: Sequence[str], height: int, width: int, ids: Sequence[int] | NDArray[Any]
 ) -> NDArray[np.int32]:
-    """Paint segments back into a panoptic map.
+    """The panoptic map of RLE strings: the inverse of `encode`.
 
-    Returns (H, W) int32 in Fortran order; 0 where no segment is. Raises RleError, naming the
-    segment, for a string that is truncated, has bad characters, a negative run, runs past the end
-    or short of it (another size), no pixels, or overlaps another segment; ValueError for an id 0.
+    Returns (H, W) int32 in Fortran order, 0 where no segment is. Raises RleError for a string that
+    is truncated, is for another size, has a bad character, a negative run or no pixels, or overlaps
+    another segment; ValueError for an id below 1.
     """
     keys = np.asarray(ids, dtype=np.int64).reshape(-1)
     if keys.size != len(counts):
@@ -133,8 +132,8 @@ def decode(
 
 
 def pack_strings(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Strings as one byte buffer and (n + 1,) offsets, as the kernels (and Arrow) hold them."""
-    # Anything outside ASCII is refused by the kernel like any other character below "0".
+    """Strings as one uint8 buffer and (n + 1,) int64 offsets, the input of the kernels."""
+    # The kernel refuses a zero byte as a bad character.
     encoded = [c.encode("ascii") if c.isascii() else b"\x00" for c in counts]
     offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
     np.cumsum([len(c) for c in encoded], out=offsets[1:])
@@ -142,7 +141,7 @@ def pack_strings(counts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.i
 
 
 def fault_text(code: int, detail: int, height: int, width: int, *, ids: NDArray[Any]) -> str:
-    """What a kernel's code means, for a sentence. ids: of the image's segments, in order."""
+    """The words for a kernel's fault code and detail. ids: of the image's segments, in order."""
     if code == kernels.OVERLAP:
         return f"it overlaps segment {ids[detail]}"
     size = f"{height} x {width}"
@@ -159,7 +158,7 @@ def fault_text(code: int, detail: int, height: int, width: int, *, ids: NDArray[
 
 
 def _changes(flat: NDArray[Any], lag: int) -> NDArray[np.int32]:
-    """The first `lag` positions, and every later i with flat[i] != flat[i - lag]."""
+    """(n,) int32: the first `lag` positions, and every later i with flat[i] != flat[i - lag]."""
     changed = np.empty(-(-flat.size // 64) * 64, dtype=np.bool_)
     changed[:lag] = True
     np.not_equal(flat[lag:], flat[:-lag], out=changed[lag : flat.size])
@@ -167,14 +166,14 @@ def _changes(flat: NDArray[Any], lag: int) -> NDArray[np.int32]:
     words = changed.view(np.uint64)
     out = np.empty(lag + flat.size // 32 + 64, dtype=np.int32)
     n = kernels.positions(words, out)
-    if n < 0:  # an unusually busy map: count, then once more
+    if n < 0:  # many changes: count them, then try again
         out = np.empty(int(np.count_nonzero(changed)) + 8, dtype=np.int32)
         n = kernels.positions(words, out)
     return out[:n]
 
 
 def empty_counts(height: int, width: int) -> str:
-    """The string of a mask without pixels, as pycocotools writes it."""
+    """The RLE string of a mask without pixels, as pycocotools writes it."""
     text = np.empty(7, dtype=np.uint8)
     end = kernels.put_number(text, 0, height * width)
     return text[:end].tobytes().decode("ascii")

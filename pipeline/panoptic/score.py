@@ -1,8 +1,8 @@
-"""What one shard adds to an evaluation, and how parts become the whole.
+"""Shard rows and truth rows in, a `Partial` (sums, counts, names) and per-image rows out.
 
-`score_rows` is the only place where predictions meet truth; a run's readers and the scoring of COCO
-files both call it. A `Partial` is a sum: adding them in any order gives the same, names included
-(the first few of each kind are the smallest ones, not the first to come).
+The evaluation of runs and that of COCO files both score through `score_rows`. `Partial`s can be
+added in any order with the same result; the few names that a `Partial` holds of each kind are the
+smallest ones, in the order of names.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pipeline.sharding import name_hash
 
 NAMED: Final = 5
 WORST: Final = 50
-INVALID: Final = 1_000  # listed; more are only counted
+INVALID: Final = 1_000  # most entries that are listed
 KINDS: Final = ("scored", "failed", "without_truth", "without_prediction", "invalid")
 
 
 @dataclass(frozen=True, order=True)
 class Invalid:
-    """What can't be scored: a whole shard (no image), or an image (for the fault of a segment)."""
+    """A shard (`image` is empty) or an image that can't be scored; segment: the id at fault."""
 
     shard: str
     image: str
@@ -46,7 +46,7 @@ class Invalid:
 
 @dataclass
 class Partial:
-    """Sums over some images, how many there were of each kind, and a few by name."""
+    """Sums over some images, counts by kind (`KINDS`), and a few names of each kind."""
 
     sums: Sums
     counts: Counter[str] = field(default_factory=Counter)
@@ -63,7 +63,7 @@ class Partial:
         self.worst = nsmallest(WORST, [*self.worst, *other.worst])
 
     def facts(self) -> dict[str, Any]:
-        """What `pq.json` says beside the figures."""
+        """The entries of `pq.json` besides `figures.results`."""
         return {
             "images": {kind: self.counts[kind] for kind in KINDS},
             "named": {kind: self.named[kind] for kind in KINDS if self.named.get(kind)},
@@ -73,7 +73,7 @@ class Partial:
 
 
 class InvalidError(UserError):
-    """Some images or shards can't be scored; `result` holds the figures of all others."""
+    """Some images or shards can't be scored; `result` holds the figures of the others."""
 
     def __init__(self, message: str, result: dict[str, Any]) -> None:
         super().__init__(message)
@@ -105,25 +105,26 @@ def score_rows(
 
     predictions: `schema.SHARD_SCHEMA` (and the user's columns), of which file_name, status,
     error_code, height, width, segment_id, category_id and counts are read; truth:
-    `truth_table.TRUTH_SCHEMA`. Returns the sums and a per-image row for each row of predictions.
+    `truth_png.TRUTH_SCHEMA`; category_ids: of all classes; shard: its path, for messages. Returns
+    the sums and one per-image row (`PER_IMAGE_SCHEMA`) for each row of predictions.
     """
     names = predictions["file_name"].to_pylist()
     hashes = hashes_of(names)
-    ok = np.array([own == "ok" for own in predictions["status"].to_pylist()], dtype=bool)
-    place = {name: row for row, name in enumerate(truth["file_name"].to_pylist())}
+    ok = np.array([text == "ok" for text in predictions["status"].to_pylist()], dtype=bool)
+    truth_row = {name: row for row, name in enumerate(truth["file_name"].to_pylist())}
     problems = truth["problem"].to_pylist()
-    truth_of = np.array([place.get(name, -1) for name in names], dtype=np.int64)
+    truth_of = np.array([truth_row.get(name, -1) for name in names], dtype=np.int64)
 
     partial = Partial(Sums.zero(len(category_ids)))
     status = ["without_truth"] * len(names)
     reason: list[str | None] = predictions["error_code"].to_pylist()
     paired = []
-    for row, other in enumerate(truth_of.tolist()):
-        if other < 0:
+    for row, true_row in enumerate(truth_of.tolist()):
+        if true_row < 0:
             continue
-        if problems[other] is not None:
-            status[row], reason[row] = "invalid", f"truth: {problems[other]}"
-            partial.invalid.append(Invalid(shard, names[row], f"truth: {problems[other]}"))
+        if problems[true_row] is not None:
+            status[row], reason[row] = "invalid", f"truth: {problems[true_row]}"
+            partial.invalid.append(Invalid(shard, names[row], f"truth: {problems[true_row]}"))
             continue
         status[row] = "scored" if ok[row] else "failed"
         paired.append(row)
@@ -155,8 +156,8 @@ def score_rows(
 
     partial.counts.update(status)
     for kind in ("failed", "without_truth", "invalid"):
-        found = [name for name, own in zip(names, status, strict=True) if own == kind]
-        partial.named[kind] = nsmallest(NAMED, found)
+        of_kind = [name for name, text in zip(names, status, strict=True) if text == kind]
+        partial.named[kind] = nsmallest(NAMED, of_kind)
     pq = image_pq(scored.ious, scored.totals)
     partial.worst = nsmallest(
         WORST, [(float(v), names[r]) for v, r in zip(pq, paired, strict=True) if not np.isnan(v)]
@@ -185,7 +186,10 @@ def _event_ids(
     side: Side,
     rows: NDArray[np.int64],
 ) -> NDArray[np.int64]:
-    """The segment id of each event on one side, -1 where it has none there."""
+    """(events,) id of the segment of each event on one side, -1 for none.
+
+    column: of `events`, with the segment's position; rows: of the scored images in `side`.
+    """
     position = events[: event_first[-1], column].astype(np.int64)
     if not position.size or not side.ids.size:
         return np.full(position.size, -1, dtype=np.int64)

@@ -1,1 +1,1 @@
-"""What is to be computed: listings, manifests, generations."""
+"""From a source to a planned generation: listings, manifests, differences."""

@@ -1,16 +1,14 @@
-"""A COCO JSON, read as a stream: the file of a million images is never whole in memory.
+"""The rows of a COCO JSON, checked and read as a stream.
 
-`segment`, `evaluate` and `train` all read through this file, so that one set of rules holds: what
-counts as a number, which keys must be there, and that of repeated ids the last wins, as in
-panopticapi's dicts. (What a name means is `place_of` of `storage.objects`.) What is missing or of
-the wrong kind is one sentence with its place in the file. A value is taken in another form than
-COCO's only where it can mean one thing alone and the reference takes it, too: an id as 1.0. A size,
-which decides no score, may also be text. `iscrowd` is a crowd's
-where panopticapi's own test says so: where it equals 1.
+`segment`, `evaluate` and `train` read COCO files through this module, so the same rules hold: what
+counts as a number, which keys are required, and that the last of repeated ids wins, as in
+panopticapi's dicts. A missing or malformed value raises one sentence with its position. A value in
+another form than COCO's is accepted only if it is unambiguous and panopticapi accepts it, such as
+the id 1.0. Sizes, which no score depends on, may be text. A segment is a crowd if `iscrowd` equals
+1, as in panopticapi.
 
-`json.load` of a 1 GB file takes 8 GB. A COCO file is one object of a few long lists, so each list
-is cut into its elements as they come, each parsed by the standard decoder; what is larger than an
-element is never held. (DuckDB's JSON reader takes such a file for one single record.)
+`json.load` of a 1 GB file takes 8 GB. A COCO file is one object with a few long lists, so only one
+element of a list is in memory at a time, parsed by Python's decoder.
 """
 
 from __future__ import annotations
@@ -36,7 +34,7 @@ _SPACE: Final = " \t\r\n"
 
 
 class CocoFile:
-    """One panoptic JSON on any URL. `sha256` is that of the bytes once `items` is exhausted."""
+    """A COCO JSON at any URL. sha256: of the bytes, set once `items` is exhausted."""
 
     def __init__(self, url: str, options: Mapping[str, str] | None = None) -> None:
         self.url = url
@@ -44,7 +42,7 @@ class CocoFile:
         self.sha256 = ""
 
     def items(self) -> Iterator[tuple[str, Any]]:
-        """(key, element) of every list at the top, and (key, value) of anything else.
+        """(key, element) for each element of a top-level list, (key, value) for other values.
 
         Raises UserError if the file can't be read or is no JSON object.
         """
@@ -90,7 +88,7 @@ class _MalformedError(Exception):
 
 
 class _Text:
-    """The file's text, from which what was read is dropped."""
+    """The part of the file's text from the read position on."""
 
     def __init__(self, file: Any, digest: Any) -> None:
         self._file = file
@@ -105,7 +103,7 @@ class _Text:
         return self.line + self.text.count("\n", 0, position)
 
     def more(self) -> None:
-        data = self._file.read(max(CHUNK, len(self.text)))  # doubles while one element won't end
+        data = self._file.read(max(CHUNK, len(self.text)))  # doubles until an element is complete
         self._digest.update(data)
         self.ended = not data
         self.line += self.text.count("\n", 0, self.position)
@@ -114,7 +112,7 @@ class _Text:
         self.text += self._decoder.decode(data, final=self.ended)
 
     def finish(self) -> None:
-        """Read to the end. Raises _MalformedError if anything but space follows."""
+        """Read to the end. Raises _MalformedError if anything but white space follows."""
         while not self.ended:
             if self.text[self.position :].strip(_SPACE):
                 raise _MalformedError("something follows its end")
@@ -122,7 +120,7 @@ class _Text:
             self.more()
 
     def peek(self) -> str:
-        """The next character that isn't space."""
+        """The next character that isn't white space, without taking it."""
         while True:
             while self.position < len(self.text):
                 if self.text[self.position] not in _SPACE:
@@ -133,11 +131,11 @@ class _Text:
             self.more()
 
     def take(self, wanted: str) -> str:
-        found = self.peek()
-        if found not in wanted:
-            raise _MalformedError(f"found {found!r} where {' or '.join(wanted)} belongs")
+        character = self.peek()
+        if character not in wanted:
+            raise _MalformedError(f"found {character!r} where {' or '.join(wanted)} belongs")
         self.position += 1
-        return found
+        return character
 
     def value(self) -> Any:
         self.peek()
@@ -148,7 +146,7 @@ class _Text:
                 if self.ended:
                     raise
             else:
-                if end < len(self.text) or self.ended:  # else a number may go on
+                if end < len(self.text) or self.ended:  # else a number may continue
                     self.position = end
                     return value
             self.more()
@@ -186,18 +184,18 @@ def _items(text: _Text) -> Iterator[tuple[str, Any]]:
 def panoptic(
     file: CocoFile, *, truth: bool
 ) -> Iterator[tuple[str, dict[str, Any] | list[dict[str, Any]]]]:
-    """("image", row) and ("annotation", row) as they come, checked; last ("categories", list).
+    """("image", row) and ("annotation", row) in the file's order; last ("categories", list).
 
-    An image row: image_id (as text), name, and id, height and width as they stand there, for
-    `size_of`. An annotation row: image_id, png, and of its segments
-    segment_id, category_id, iscrowd, area (None where the file has none), in the file's order; of
-    repeated segment ids the last wins, in the place of the first, as in panopticapi's dicts.
-    Raises UserError naming image and segment for what is missing or of the wrong kind.
+    An image row: image_id (as text), name, and the unchecked values id, height and width, for
+    `size_of`. An annotation row: image_id, png, and per segment, in the file's order, segment_id,
+    category_id, iscrowd, area (None if there is none); the last of repeated segment ids replaces
+    the first, as in panopticapi's dicts. truth: refuse the segment id 0, which is void. Raises
+    UserError naming image and segment for a missing or malformed value.
     """
     categories: list[dict[str, Any]] = []
     for key, item in file.items():
         if key == "categories":
-            # A list gives its elements; an object that stands where the list belongs, itself.
+            # An object in place of the list is one item here, without `id`.
             if not isinstance(item, dict) or "id" not in item:
                 raise UserError(
                     f"{file.url}: categories must be a list of objects with id and name, found "
@@ -271,7 +269,7 @@ def _annotation(item: Any, file: CocoFile, *, truth: bool) -> dict[str, Any]:
 
 
 def _area(value: Any) -> int | None:
-    """What a file says of an area, which is counted anyway; None if it can't be one."""
+    """The stated area in pixels; None if it is no area. No score depends on it."""
     area = as_int(value)
     return area if area is not None and 0 <= area < MOST_PIXELS else None
 
@@ -285,7 +283,10 @@ def _is_crowd(segment: Mapping[str, Any], where: str) -> bool:
 
 
 def id_of(item: Any, field: str, file: CocoFile, key: str) -> str:
-    """An image's id as text, the same for 7, 7.0 and "7", another for "07". Raises UserError."""
+    """An image's id as text: "7" for 7, 7.0 and "7", but "07" for "07". Raises UserError.
+
+    field: of `item`, an entry of the list `key`.
+    """
     if not isinstance(item, dict):
         raise UserError(f"{file.url}: {key} must be a list of objects, found {_shown(item)}")
     value = item.get(field)
@@ -303,7 +304,7 @@ def id_of(item: Any, field: str, file: CocoFile, key: str) -> str:
 
 
 def file_name_of(item: Any, file: CocoFile) -> str:
-    """An image's file_name. Raises UserError without one."""
+    """The file_name of an entry of `images`. Raises UserError without one."""
     if not isinstance(item, dict):
         raise UserError(f"{file.url}: images must be a list of objects, found {_shown(item)}")
     name = item.get("file_name")
@@ -317,13 +318,13 @@ def file_name_of(item: Any, file: CocoFile) -> str:
 
 
 def _refuse_half(text: str, what: str, file: CocoFile) -> None:
-    """JSON can hold half of a surrogate pair, which no file and no table can."""
+    """Raises UserError for half a surrogate pair, which JSON can hold, but no file name."""
     if not is_text(text):
         raise UserError(f"{file.url}: {what} is no text: {_shown(text)} holds half a character")
 
 
 def size_of(item: Mapping[str, Any], file: CocoFile) -> tuple[int, int] | None:
-    """(height, width) of an image's entry; None where it has neither. Raises UserError."""
+    """(height, width) of an entry of `images`; None if it has neither. Raises UserError."""
     stated = [item.get(key) for key in ("height", "width")]
     if all(value is None for value in stated):
         return None
@@ -353,13 +354,13 @@ def _shown(value: Any) -> str:
 
 
 def category_names(listed: Any) -> dict[int, str]:
-    """Names by id of a JSON's `categories`, of those that have both: they may be absent or odd."""
+    """Names by id from a JSON's `categories`; malformed entries are left out. listed: any value."""
     entries = [entry for entry in listed if isinstance(entry, dict)] if listed else []
     pairs = [(as_int(entry.get("id")), entry.get("name")) for entry in entries]
     return {i: name for i, name in pairs if i is not None and isinstance(name, str)}
 
 
 def renamed(categories: Categories, names: Mapping[int, str]) -> list[tuple[int, str, str]]:
-    """(id, own name, other name) of categories that go by another name there."""
-    found = [(c.id, c.name, names.get(c.id, c.name)) for c in categories]
-    return [(number, own, other) for number, own, other in found if own != other]
+    """(id, name in `categories`, name in `names`) of the categories whose names differ."""
+    pairs = [(c.id, c.name, names.get(c.id, c.name)) for c in categories]
+    return [(number, name, other_name) for number, name, other_name in pairs if name != other_name]

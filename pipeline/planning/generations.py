@@ -1,8 +1,8 @@
-"""Planning a generation: the first from a listing, the next from errors or from a difference.
+"""Plans a generation: the first from a listing, later ones from failed images or a new listing.
 
-What must be computed goes into fresh, full shards; live shards that lose rows are copied without
-them; the rest stays. Everything is staged and written before `generation.json`, its commit, under
-names of the plan's own: a plan that lost to another, or comes late, touches nothing of it.
+Images to compute are packed into new shards; live shards that lose rows are copied without these
+rows; other live shards stay. The manifest is written under names that no other plan has, then
+`generation.json` commits the plan. So a late plan, or one that was not committed, changes nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Progress = Callable[[int], None]
 Note = Callable[[str], None]
 _NOW = "case when object_info.file_name is null then manifest.{0} else object_info.{0} end"
 OBJECT_INFO = ("size", "etag", "last_modified")
-# A name is changed if its object info is: the ETag where both have one, else size or time.
+# An image is changed if its object info is: the ETag if both have one, else size or time.
 CHANGED = """
     case when old.etag is not null and new.etag is not null then old.etag != new.etag
     else old.size is distinct from new.size or old.last_modified is distinct from new.last_modified
@@ -52,11 +52,12 @@ def stage_listing(
     progress: Progress,
     note: Note = lambda text: None,
 ) -> tuple[int, int]:
-    """List the source into the view `listing`; returns its images and their bytes, as far as the
-    listing or a sample of the images tells.
+    """Create the view `listing` of the source's images; returns (images, encoded bytes).
 
-    `limit` keeps the smallest hashes: a uniform sample that a later, larger one contains. `note`
-    is told what was left out. Raises UserError if nothing is found or a name stands twice.
+    The bytes of images without a listed size are estimated from a sample. limit: keep the images
+    with the smallest hashes, a uniform sample that every larger one contains. progress: gets the
+    number of images so far. note: gets a line about files that are left out. Raises UserError if
+    there is no image or a name is repeated.
     """
     rows = staging.stage("everything", source.tables(progress))
     any_suffix = source.photos.any_suffix
@@ -85,7 +86,7 @@ def stage_listing(
 def plan_first(
     run: Run, staging: Staging, images: int, total_bytes: int, images_per_shard: int | None
 ) -> Generation:
-    """Generation 1: everything that was listed."""
+    """Plan and commit generation 1: all images of the view `listing`."""
     plan = new_plan()
     rows = write_parts(
         run.storage,
@@ -104,9 +105,9 @@ def plan_retry(
     images_per_shard: int | None,
     options: Mapping[str, str] | None = None,
 ) -> Generation | None:
-    """A generation of the images that failed with one of `codes`; None if there are none.
+    """Plan and commit a generation of the images that failed with one of `codes`; None if none did.
 
-    options: of the source's storage; by default those that the run wrote down.
+    options: of the source's storage; by default those that the run recorded.
     """
     kept: dict[str, str] = run.info.config.get("source_options", {})
     number = max(run.generations())
@@ -115,7 +116,7 @@ def plan_retry(
         if not staging.stage("failed", _failed(run, base, codes)):
             return None
         stage_manifest(staging, "manifest", run)
-        # An image that was replaced is taken as it is now: its old body can't be had.
+        # The old body of a replaced image is gone: plan it with its new object info.
         replaced = staging.connection.execute(
             "select file_name, uri from manifest join failed using (file_name) "
             "where error_code = 'changed'"
@@ -137,10 +138,10 @@ def plan_retry(
 
 @dataclass(frozen=True)
 class Brakes:
-    """What a difference may be before a person must look at it, and which failures it takes along.
+    """Limits of a refresh, as parts of the run's images, and the failed images that it retries.
 
-    Rates are parts of the run's images. retries: failures with a code of `retry_codes` are computed
-    again until they were tried so often.
+    max_recompute: None for no limit. Images that failed with one of `retry_codes` are computed
+    again until `retries` retries have failed.
     """
 
     max_removed_rate: float
@@ -159,10 +160,11 @@ def plan_refresh(
     progress: Progress,
     note: Note = lambda text: None,
 ) -> Generation | None:
-    """A generation of what is new or changed in the source; None if nothing is.
+    """Plan and commit a generation of new, changed and retried images, without removed ones.
 
-    Raises UserError if more of the images are gone, or must be computed, than the brakes allow: a
-    listing that was cut short, or a bucket that was copied, looks like that.
+    None if the source has not changed and no image is retried. Raises UserError if more images are
+    removed or to be computed than `brakes` allows, as after an incomplete listing or a copy of the
+    bucket.
     """
     number = max(run.generations())
     base = run.snapshot(number)
@@ -196,9 +198,9 @@ def plan_refresh(
 
 
 def _as_planned(staging: Staging, source: Source) -> None:
-    """Give kept columns the types that they have in the manifest: of a CSV they were guessed once.
+    """Cast the kept columns of `listing` to their types in the manifest.
 
-    Raises UserError for a value that such a column can't hold.
+    Raises UserError for a value that can't be cast.
     """
     before, now = staging.types("manifest"), staging.types("listing")
     casts = [
@@ -221,7 +223,7 @@ def _as_planned(staging: Staging, source: Source) -> None:
 
 
 def _add_retries(run: Run, staging: Staging, base: Snapshot, brakes: Brakes) -> None:
-    """Failures worth another try join what is computed, unless they changed or are gone."""
+    """Add failed images to `computed` and `leaving`, unless they are changed or removed."""
     if not brakes.retry_codes:
         return
     failed = _failed(run, base, brakes.retry_codes, below=brakes.retries + 1)
@@ -262,7 +264,7 @@ def _brake(staging: Staging, before: int, brakes: Brakes) -> None:
 def _plan_next(
     run: Run, staging: Staging, base: Snapshot, reason: str, images_per_shard: int | None
 ) -> Generation | None:
-    """Write the generation after `base` from the tables `computed` and `leaving`."""
+    """Write and commit the generation after `base` from the tables `computed` and `leaving`."""
     images = staging.count("select count(*) from computed")
     dropped = staging.count("select count(*) from leaving")
     if not images and not dropped:
@@ -285,10 +287,10 @@ def _plan_next(
     def departures() -> Iterator[pa.Table]:
         for table in staging.tables("from leaving order by generation, hash"):
             departing = _departing(table, shards)
-            places = zip(
+            shards_of_rows = zip(
                 departing["origin"].to_pylist(), departing["shard"].to_pylist(), strict=True
             )
-            losses.update(places)
+            losses.update(shards_of_rows)
             reasons.update(departing["reason"].to_pylist())
             yield departing
 
@@ -310,7 +312,10 @@ def _commit(run: Run, generation: Generation) -> Generation:
 
 
 def _departing(table: pa.Table, shards: dict[int, int]) -> pa.Table:
-    """`leaving` rows with the shard that each lives in: its hash tells, no shard is read."""
+    """Rows of `leaving` as `DROPPED_SCHEMA`: the shard follows from hash and generation.
+
+    shards: number of shards by generation.
+    """
     origins = table["generation"].to_pylist()
     hashes = table["hash"].to_pylist()
     owner = [shard_of(h, shards[origin]) for h, origin in zip(hashes, origins, strict=True)]
@@ -328,7 +333,10 @@ def _departing(table: pa.Table, shards: dict[int, int]) -> pa.Table:
 def _failed(
     run: Run, base: Snapshot, codes: Sequence[str], below: int | None = None
 ) -> Iterator[pa.Table]:
-    """Failures with these codes, of images that were tried fewer than `below` times."""
+    """file_name, error_code, attempts of images that failed with one of `codes`.
+
+    below: only images with fewer attempts.
+    """
     for entry in base.shards:
         if entry.error:
             table = run.read_shard(entry.path, ["file_name", "error_code", "attempts"])

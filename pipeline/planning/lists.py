@@ -1,8 +1,8 @@
 """The rows of a list: `.txt`, one URI a line; `.csv` and `.parquet`, with columns to choose from.
 
-Text stays text, byte for byte: `000042` and `1e5` are names, and a column that is kept from a CSV
-is one of strings (Parquet says itself what its columns are). What can't be read is one sentence
-with the line or the column.
+Values of a CSV stay text: `000042` and `1e5` are names, and kept columns are strings. Kept columns
+of a Parquet list have the types of the file. A list that can't be read raises one sentence with the
+line or the column.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ CHUNK: Final = 10_000
 URI_COLUMNS: Final = ("uri", "url", "path", "file_name", "image")
 DELIMITERS: Final = (",", ";", "\t", "|")
 CSV_BLOCK: Final = 4 << 20
-DECIMAL_DIGITS: Final = 38  # of DuckDB's widest
-# Names that rows have on their way, in lower case: DuckDB takes `Width` for `width`.
+DECIMAL_DIGITS: Final = 38  # of DuckDB's widest type
+# Column names of the pipeline, in lower case: DuckDB takes `Width` for `width`.
 TAKEN: Final = frozenset(
     name.lower()
     for names in (
@@ -41,7 +41,7 @@ TAKEN: Final = frozenset(
 
 
 class Columns(NamedTuple):
-    """Which columns of a list are read; None is chosen by its name."""
+    """The columns to read. uri: None for the first of `URI_COLUMNS`; name: None for that of uri."""
 
     uri: str | None
     name: str | None
@@ -49,7 +49,7 @@ class Columns(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Some rows of a list."""
+    """A chunk of rows of a list. kept: values by column name."""
 
     names: list[str | None]
     uris: list[str | None]
@@ -57,9 +57,9 @@ class Rows(NamedTuple):
 
 
 def read_list(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
-    """The rows of the list at `path`, some thousand at a time; `url` is what the user calls it.
+    """The rows of the list at `path`, at most `CHUNK` at a time. url: the list's name in messages.
 
-    Raises UserError with the line or the column for what can't be read.
+    Raises UserError with the line or the column that can't be read.
     """
     if path.is_dir():
         raise UserError(f"{url} is a folder with the name of a list: give a file, or rename it")
@@ -69,7 +69,7 @@ def read_list(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
 
 
 def refuse_taken(kept: Sequence[str]) -> None:
-    """Raises UserError for a kept column that a shard can't hold beside its own."""
+    """Raises UserError for a name in --keep-columns that is empty, repeated or in `TAKEN`."""
     seen: set[str] = set()
     for name in kept:
         low = name.lower()
@@ -112,9 +112,9 @@ def _csv(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
             parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pacsv.ConvertOptions(check_utf8=False),
         )
-        there = reader.schema.names
+        names = reader.schema.names
         reader.close()
-        chosen = _chosen(there, url, columns)
+        chosen = _chosen(names, url, columns)
         wanted = list(dict.fromkeys((chosen.uri, chosen.name, *chosen.kept)))
         reader = pacsv.open_csv(
             path,
@@ -143,10 +143,10 @@ def _csv(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
 
 
 def _refuse_open_quote(path: Path, url: str, delimiter: str) -> None:
-    """Raises UserError for a quote that is never closed: all rows behind it would be one name.
+    """Raises UserError for a quote that is never closed: all later rows would be one name.
 
-    Arrow takes such a file; Python's reader, which is slow, says where, and is asked only if the
-    quotes of the whole file can't be paired.
+    Arrow accepts such a file. Python's slow reader finds the line, and runs only if the number of
+    quotes in the file is odd.
     """
     with path.open("rb") as file:
         if sum(part.count(b'"') for part in iter(lambda: file.read(CSV_BLOCK), b"")) % 2 == 0:
@@ -166,7 +166,7 @@ def _refuse_open_quote(path: Path, url: str, delimiter: str) -> None:
 
 
 def _csv_reason(error: pa.ArrowException) -> str:
-    """Arrow's own words on one line, with the row's number counted from the header's."""
+    """Arrow's message on one line, with `line N` for `Row #N`."""
     text = re.sub(r"\s+", " ", str(error)).strip()
     return re.sub(r"Row #(\d+)", r"line \1", text)[:300]
 
@@ -200,7 +200,7 @@ def _parquet(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
 
 
 def _stays(kind: pa.DataType) -> bool:
-    """Whether values of this type come through DuckDB as they are."""
+    """Whether DuckDB keeps values of this type unchanged."""
     if pa.types.is_nested(kind):
         return all(_stays(kind.field(k).type) for k in range(kind.num_fields))
     if pa.types.is_decimal(kind):
@@ -225,29 +225,29 @@ def _as_text(column: pa.Array) -> list[str | None]:
     return column.cast(pa.string()).to_pylist()
 
 
-def _chosen(there: Sequence[str], url: str, columns: Columns) -> Columns:
-    """The columns by their names. Raises UserError for one that isn't there, or stands twice."""
-    known = ", ".join(there)
+def _chosen(names: Sequence[str], url: str, columns: Columns) -> Columns:
+    """The columns to read, all named. Raises UserError for an absent or repeated column."""
+    known = ", ".join(names)
     refuse_taken(columns.kept)
-    uri = columns.uri or next((name for name in URI_COLUMNS if name in there), None)
+    uri = columns.uri or next((name for name in URI_COLUMNS if name in names), None)
     if uri is None:
         raise UserError(
             f"{url}: which column holds the images? Name it with --uri-column (it has: {known})"
         )
     for name in (uri, columns.name or uri, *columns.kept):
-        if name not in there:
+        if name not in names:
             raise UserError(f"{url} has no column {name!r} (it has: {known})")
-        if list(there).count(name) > 1:
-            raise UserError(f"{url} has {there.count(name)} columns {name!r}: rename the others")
+        if list(names).count(name) > 1:
+            raise UserError(f"{url} has {names.count(name)} columns {name!r}: rename the others")
     return Columns(uri, columns.name or uri, columns.kept)
 
 
 def _delimiter(path: Path, url: str) -> str:
-    """The one that stands most often in the line that names the columns."""
+    """The most frequent of `DELIMITERS` in the header line."""
     with path.open("rb") as file:
         line = file.readline(1 << 16)
-    counts = {each: line.count(each.encode()) for each in DELIMITERS}
-    return max(counts, key=lambda each: counts[each])
+    counts = {delimiter: line.count(delimiter.encode()) for delimiter in DELIMITERS}
+    return max(counts, key=lambda delimiter: counts[delimiter])
 
 
 def _refuse_wide(path: Path, url: str) -> None:

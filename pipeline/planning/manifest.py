@@ -1,7 +1,7 @@
-"""Manifests at rest: sorted by hash out of core, a row group per shard, differences by DuckDB.
+"""Manifest parts and lists of dropped rows in a run folder: written, read, merged in DuckDB.
 
-Parts hold 64 shards each: a footer of 20,000 row groups would be 16 MB that every fetch task reads
-again.
+A manifest is sorted by hash and has a row group per shard. A part holds 64 shards: one file of
+20,000 row groups would have a footer of 16 MB, which every fetch task reads.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from pipeline.storage.storage import Storage
 
 
 def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = None) -> int:
-    """Make the table `name`: the run's images as they are now, or were after generation `upto`.
+    """Create the table `name` with the run's images, one row a file name; returns its rows.
 
-    It has one row a file name, of the last generation that planned it. Returns its number of rows.
+    Columns: `MANIFEST_SCHEMA`, kept columns and `generation`, of the last generation that planned
+    the image. upto: the last generation that counts; None: all.
     """
     generations = {
         number: generation
@@ -71,23 +72,26 @@ def _departures(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Tab
 
 
 def read_dropped(storage: Storage, generation: int) -> pa.Table:
-    """The rows that leave with this generation (`schema.DROPPED_SCHEMA`)."""
+    """The list of rows that a generation drops (`schema.DROPPED_SCHEMA`)."""
     plan = json.loads(storage.read(plan_path(generation)))
     return read_parquet(storage.read(Generation.from_json(plan).dropped_path))
 
 
 def read_leaving(storage: Storage, path: str, origin: int, shard: int) -> set[str]:
-    """Names of the rows that leave one shard; of a long list only the row groups that hold them.
+    """Names of the dropped rows of one shard, from the row groups that hold them.
 
-    path: the generation's list, its `dropped_path`.
+    path: `Generation.dropped_path`; origin: the generation that computed the shard.
     """
-    place = [("origin", "=", origin), ("shard", "=", shard)]
+    filters = [("origin", "=", origin), ("shard", "=", shard)]
     with storage.open(path) as file:
-        return set(pq.read_table(file, columns=["file_name"], filters=place)[0].to_pylist())
+        return set(pq.read_table(file, columns=["file_name"], filters=filters)[0].to_pylist())
 
 
 def write_dropped(storage: Storage, path: str, tables: Iterator[pa.Table]) -> None:
-    """tables: sorted by origin and shard, so that `read_leaving` can skip."""
+    """Write a list of dropped rows.
+
+    tables: sorted by origin and shard, so that `read_leaving` skips row groups.
+    """
     sink = pa.BufferOutputStream()
     with pq.ParquetWriter(sink, DROPPED_SCHEMA, compression="zstd") as writer:
         for table in tables:
@@ -96,24 +100,24 @@ def write_dropped(storage: Storage, path: str, tables: Iterator[pa.Table]) -> No
 
 
 def new_plan() -> str:
-    """A name for a plan that no other one has."""
+    """A unique `Generation.plan`: 12 hex digits."""
     return uuid.uuid4().hex[:12]
 
 
 def clear_other_plans(storage: Storage, generation: Generation) -> None:
-    """Delete what other plans of this number wrote, which can't be committed any more."""
-    own = {*generation.parts(), generation.dropped_path}
+    """Delete the objects of other plans with this number: `generation` is committed."""
+    kept = {*generation.parts(), generation.dropped_path}
     for entry in list(storage.list(manifest_folder(generation.number))):
-        if entry.path not in own and not entry.path.endswith(f"/{PLAN_FILE}"):
+        if entry.path not in kept and not entry.path.endswith(f"/{PLAN_FILE}"):
             storage.delete(entry.path)
 
 
 def write_parts(
     storage: Storage, generation: int, shards: int, tables: Iterator[pa.Table], plan: str = ""
 ) -> tuple[int, ...]:
-    """Write manifest rows, sorted by hash, as parts with a row group per shard that has rows.
+    """Write manifest parts, with a row group per shard that has rows.
 
-    Returns the number of images of each shard.
+    tables: manifest rows, sorted by hash. Returns the number of images of each shard.
     """
     starts = np.array([shard_start(index, shards) for index in range(shards)], np.uint64)
     rows = [0] * shards
@@ -132,7 +136,7 @@ def write_parts(
 def _parts(
     starts: np.ndarray, tables: Iterator[pa.Table]
 ) -> Iterator[tuple[int, list[tuple[int, pa.Table]]]]:
-    """Whole parts in order, each a list of (shard, its rows)."""
+    """(part, [(shard, rows of the shard), ...]) in order."""
     part = -1
     pending: dict[int, list[pa.Table]] = {}
     for table in tables:

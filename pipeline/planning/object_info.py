@@ -1,8 +1,7 @@
-"""Object info (size, ETag, time) of single images, asked where no listing holds it.
+"""Object info (size, ETag, time) of images without a listing, by one HEAD an image.
 
-A list of URIs says nothing of sizes, and shards are bounded by bytes: so a sample of its images is
-asked, and the rest taken to be like it. An image that failed because another object has come under
-its name can only be had by its new object info: so a retry asks for that.
+Shards are bounded by bytes, but a list of URIs has no sizes: the bytes are estimated from the sizes
+of a sample. A retry of an image that was replaced needs the object info of the new object.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ SAMPLE: Final = 200
 
 
 def ask(uris: Sequence[str], options: Mapping[str, str]) -> list[Entry | None]:
-    """The object info of each image now; None for one that can't be asked."""
+    """The object info of each URI, in order; None if the request fails."""
 
-    def one(uri: str) -> Entry | None:
+    def info(uri: str) -> Entry | None:
         try:
             return info_uri(uri, options)
-        # Whatever it is, the fetch will meet it again and say so in the image's row.
+        # The fetch will fail alike, and write an error row.
         except Exception:  # noqa: BLE001
             return None
 
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(one, uris))
+        return list(pool.map(info, uris))
 
 
 def unknown_bytes(staging: Staging, view: str, options: Mapping[str, str]) -> int:
-    """An estimate of the bytes of those images whose size no listing told."""
+    """The estimated bytes of all images of `view` that have no size; 0 if no size can be read."""
     images = staging.count(f"select count(*) from {view} where size is null")
     if not images:
         return 0
@@ -51,14 +50,17 @@ def unknown_bytes(staging: Staging, view: str, options: Mapping[str, str]) -> in
 def stage_object_info(
     staging: Staging, name: str, images: Sequence[tuple[str, str]], options: Mapping[str, str]
 ) -> None:
-    """A table of the object info of these images (file_name, URI) now, where it can be had."""
+    """Create the table `name` with the object info of `images`, where a HEAD gives it.
+
+    images: (file_name, URI).
+    """
     asked = zip(images, ask([uri for _, uri in images], options), strict=True)
-    there = [(file_name, entry) for (file_name, _), entry in asked if entry is not None]
+    existing = [(file_name, entry) for (file_name, _), entry in asked if entry is not None]
     columns = {
-        "file_name": [file_name for file_name, _ in there],
-        "size": [entry.size for _, entry in there],
-        "etag": [entry.etag for _, entry in there],
-        "last_modified": [entry.last_modified for _, entry in there],
+        "file_name": [file_name for file_name, _ in existing],
+        "size": [entry.size for _, entry in existing],
+        "etag": [entry.etag for _, entry in existing],
+        "last_modified": [entry.last_modified for _, entry in existing],
     }
     schema = pa.schema([MANIFEST_SCHEMA.field(column) for column in columns])
     table = pa.table(columns, schema=schema)

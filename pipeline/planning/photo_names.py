@@ -1,9 +1,8 @@
-"""Which names of a folder are photos, and a count of what is left out, so that it can be said.
+"""Which file names of a folder are taken as photos, and counts of those that are left out.
 
-A suffix is a claim, not the truth: `.jfif` is a JPEG, and many a bucket's photos have none. So the
-set is generous, it is recorded in the run (a longer one in a later version adds nothing to a run
-that exists), and whatever it leaves out is counted by suffix. `--any-suffix` lets the
-fetch look at the first bytes of every file.
+The set of suffixes is recorded in the run, so that a larger set of a later version adds no images
+to an existing run. Files that are left out are counted by suffix. With `--any-suffix` the first
+bytes of a file decide in the fetch.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import Final
 
 from pipeline.config import IMAGE_SUFFIXES
 
-# What runs were listed by before the set was recorded.
+# The suffixes of runs that did not record them.
 FIRST_SUFFIXES: Final = (
     *("jpg", "jpeg", "png", "webp", "bmp", "gif"),
     *("tif", "tiff", "avif", "heic", "jp2"),
 )
-# What file systems and viewers leave beside photos, by name or by folder.
+# Files and folders that file systems and viewers make beside photos.
 COMPANION_NAMES: Final = frozenset(
     {".ds_store", "thumbs.db", "ehthumbs.db", "desktop.ini", ".picasa.ini", ".nomedia"}
 )
@@ -34,7 +33,7 @@ COMPANION_FOLDERS: Final = frozenset(
     }
 )
 COMPANION_PREFIX: Final = "._"
-# Kubernetes keeps a volume's files in such folders, and links to them beside.
+# Folders of a Kubernetes volume, to whose files there are links beside.
 MOUNT_FOLDER: Final = re.compile(r"\.\.(data|\d{4}_\d\d_\d\d_)")
 # Never photos, even with `--any-suffix`.
 OTHER_SUFFIXES: Final = frozenset(
@@ -51,7 +50,7 @@ SAID_SUFFIXES: Final = 8
 
 @dataclass(frozen=True)
 class PhotoNames:
-    """The rule: suffixes without their dots, in lower case; companions: left out."""
+    """Which names are photos. suffixes: in lower case, without the dot."""
 
     suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     any_suffix: bool = False
@@ -64,14 +63,14 @@ class PhotoNames:
 
 @dataclass
 class LeftOut:
-    """How many names a listing passed over, and which."""
+    """Counts of the names that a listing left out."""
 
     suffixes: Counter[str] = field(default_factory=Counter)
     companions: int = 0
-    run_folder: str = ""  # that lies in the source
+    run_folder: str = ""  # if it lies in the source
 
     def sentence(self, *, any_suffix: bool = False) -> str | None:
-        """Such as `left out: 3 other files (2 .txt, 1 without a suffix)`; None of nothing."""
+        """Such as `left out: 3 other files (2 .txt, 1 without a suffix)`; None if nothing was."""
         parts = []
         if self.run_folder:
             parts.append(f"the run folder {self.run_folder}, which lies in SOURCE")
@@ -94,14 +93,14 @@ class LeftOut:
 
 
 def suffix_of(path: str) -> str:
-    """In lower case, without the dot; empty where the name has none."""
+    """The suffix in lower case, without the dot; empty if the name has none."""
     name = path.rstrip("/").rpartition("/")[2]
     stem, dot, suffix = name.rpartition(".")
     return suffix.lower() if dot and stem else ""
 
 
 def is_companion(path: str) -> bool:
-    """Whether a file system or a viewer left this file there."""
+    """Whether the path is that of a file that file systems or viewers make (`COMPANION_...`)."""
     *folders, name = path.rstrip("/").lower().split("/")
     if ".." in path and any(MOUNT_FOLDER.match(folder) for folder in folders):
         return True
@@ -113,9 +112,9 @@ def is_companion(path: str) -> bool:
 
 
 def rule_of(recorded: Iterable[str] | None, any_suffix: bool) -> PhotoNames:
-    """The rule of a run: `recorded` are the suffixes in its `run.json`, None of an older one."""
+    """The `PhotoNames` of a run. recorded: the suffixes in `run.json`, None if there are none."""
     suffixes = FIRST_SUFFIXES if recorded is None else tuple(recorded)
-    # A run that was listed with the first set, or is the next of one, keeps its companions, too.
+    # A run with the first set of suffixes, or one that continues it, also keeps companions.
     older = set(suffixes) == set(FIRST_SUFFIXES)
     return PhotoNames(suffixes, any_suffix, leave_companions=any_suffix or not older)
 

@@ -1,11 +1,11 @@
-"""S3 Inventory as a listing: the bucket's own daily list of its keys, as CSV or Parquet files.
+"""S3 Inventory (a bucket's daily list of its keys, as CSV or Parquet files) as a listing.
 
-Listing a hundred million keys is a hundred thousand requests and hours; the inventory is a few
-hundred files that are there already. It is up to a day or two old: what has changed since then
-becomes an error row (`changed`, `not_found`), and the next inventory shows it to a refresh.
+A listing of 100 million keys takes 100,000 requests and hours; an inventory is a few hundred files.
+An inventory is up to two days old: an image that has changed since then becomes an error row
+(`changed`, `not_found`), and a refresh with the next inventory computes it again.
 
-S3 writes each one under a new dated key of its configuration's folder. The folder names the newest,
-and to a run all of them are one source.
+S3 writes each inventory under a new dated key in the folder of its configuration. A source may be
+that folder, which means its newest inventory; to a run all inventories of a folder are one source.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from pipeline.errors import UserError
 from pipeline.storage.entry import Entry, bare_etag
 from pipeline.storage.storage import Storage
 
-SOURCE_BUCKET: Final = "sourceBucket"  # the key that no other JSON of a source has
+SOURCE_BUCKET: Final = "sourceBucket"  # a key that a COCO JSON doesn't have
 ROWS: Final = 10_000
 CSV_BLOCK: Final = 4 << 20
-# Column of the CSV -> of the Parquet files.
+# Column of the CSV files -> column of the Parquet files.
 COLUMNS: Final = {
     "Key": "key",
     "Size": "size",
@@ -45,19 +45,19 @@ _DATED: Final = re.compile(r"(?:^|/)\d{4}-\d\d-\d\dT\d\d-\d\dZ/manifest\.(?:json
 
 
 def is_dated(path: str) -> bool:
-    """Whether S3 wrote this object beside one day's `manifest.json`, or it is that."""
+    """Whether `path` is the `manifest.json` or `manifest.checksum` of one day's inventory."""
     return _DATED.search(path) is not None
 
 
 def undated(source: Any) -> Any:
-    """A source without the day, if it is the manifest of one: the configuration's folder."""
+    """The folder of the configuration if `source` is a dated manifest, else `source`."""
     return _DATED.sub("", source) if isinstance(source, str) else source
 
 
 def newest_manifest(entries: Iterable[Entry]) -> str | None:
     """The path of the newest `manifest.json` in a configuration's folder; None if there is none.
 
-    entries: in key order, in which the dated ones come before the files that they name.
+    entries: in key order, in which dated manifests come before all other files.
     """
     dated = takewhile(lambda entry: is_dated(entry.path), entries)
     manifests = [entry.path for entry in dated if entry.path.endswith(".json")]
@@ -71,9 +71,9 @@ def is_inventory(data: Any) -> bool:
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a `manifest.json` says."""
+    """The content of an inventory's `manifest.json`."""
 
-    bucket: str  # whose keys are listed
+    bucket: str  # the listed bucket
     files: tuple[tuple[str, str | None], ...]  # key in `destination`, MD5
     destination: str  # the bucket that holds the files
     format: str
@@ -81,7 +81,7 @@ class Inventory:
 
     @classmethod
     def of(cls, data: Mapping[str, Any], url: str) -> Inventory:
-        """Raises UserError for an inventory that lacks what a manifest needs."""
+        """Raises UserError for an inventory in ORC or without the needed columns."""
         kind = str(data["fileFormat"])
         if kind not in ("CSV", "Parquet"):
             raise UserError(
@@ -103,7 +103,7 @@ class Inventory:
         )
 
     def entries(self, options: Mapping[str, str]) -> Iterator[Entry]:
-        """Every current object; keys within the bucket. Raises UserError for a damaged file."""
+        """Every current object, by its key in `bucket`. Raises UserError for a damaged file."""
         storage = Storage(f"s3://{self.destination}", options)
         for key, md5 in self.files:
             data = storage.read(key)
@@ -131,21 +131,21 @@ class Inventory:
             )
             for batch in reader:
                 for row in batch.to_pylist():
-                    key = row["Key"]  # percent-encoded in CSV, and only there
+                    key = row["Key"]  # percent-encoded, unlike in Parquet
                     row["Key"] = unquote_plus(key) if "%" in key or "+" in key else key
                     if entry := _entry({COLUMNS[name]: value for name, value in row.items()}):
                         yield entry
 
     def _parquet(self, data: bytes, key: str) -> Iterator[Entry]:
         file = pq.ParquetFile(pa.BufferReader(data))
-        there = file.schema_arrow.names
-        lacking = {"key", "size", "e_tag", "last_modified_date"} - set(there)
+        names = file.schema_arrow.names
+        lacking = {"key", "size", "e_tag", "last_modified_date"} - set(names)
         if lacking:
             raise UserError(
                 f"the inventory file {key} lacks {', '.join(sorted(lacking))}: add the optional "
                 "fields Size, ETag and LastModifiedDate to the inventory's configuration"
             )
-        columns = [name for name in COLUMNS.values() if name in there]
+        columns = [name for name in COLUMNS.values() if name in names]
         for batch in file.iter_batches(ROWS, columns=columns):
             for row in batch.to_pylist():
                 if entry := _entry(row):
@@ -153,7 +153,7 @@ class Inventory:
 
 
 def _entry(row: Mapping[str, Any]) -> Entry | None:
-    """None for an older version, a delete marker, or the empty object that stands for a folder."""
+    """The listed object; None for an old version, a delete marker, or a key that ends in `/`."""
     if str(row.get("is_latest", "true")).lower() == "false":
         return None
     if str(row.get("is_delete_marker", "false")).lower() == "true":

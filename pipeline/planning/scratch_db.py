@@ -1,7 +1,7 @@
-"""A scratch database of DuckDB on local disk, for what is larger than memory.
+"""A scratch DuckDB database on local disk, for tables that are larger than memory.
 
-Listings, manifests and truth are staged as Parquet in a temporary folder and sorted by DuckDB under
-a memory limit, so the driver's memory does not grow with the number of images.
+Listings, manifests and truth are written as Parquet to a temporary folder, and DuckDB sorts and
+joins them under a memory limit, so the driver's memory does not grow with the number of images.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from pipeline.sharding import shard_start
 
 MEMORY_LIMIT = "1GB"  # of DuckDB; Python and Arrow come on top
 READ_ROWS = 50_000
-PASS_ROWS = 100_000  # sorted or grouped at a time, for memory that does not grow
+PASS_ROWS = 100_000  # are sorted or grouped at a time
 MOST_PASSES = 64  # each reads the hashes of all rows
 SCRATCH = "panoptic-"
 
 
 class Staging:
-    """A scratch DuckDB database on local disk; tables are Parquet globs, sorted out of core."""
+    """A context manager: a scratch DuckDB database on local disk, with views of Parquet files."""
 
     def __enter__(self) -> Staging:
-        temporary_folder()  # a sentence where there is none
+        temporary_folder()  # raises UserError if there is none
         _sweep()
         self._folder = tempfile.TemporaryDirectory(prefix=f"{SCRATCH}{me()}-")
         self.path = Path(self._folder.name)
@@ -51,12 +51,12 @@ class Staging:
         self.close()
 
     def close(self) -> None:
-        """Give the disk back; a job of days needs no listing any more. May be called twice."""
+        """Delete the files, before a job of days begins. May be called twice."""
         self.connection.close()
         self._folder.cleanup()
 
     def stage(self, name: str, tables: Iterator[pa.Table]) -> int:
-        """Write tables under one view name; returns the number of rows. No row makes no view."""
+        """Create the view `name` of the tables' rows, if there are any; returns their number."""
         rows = 0
         writer: pq.ParquetWriter | None = None
         path = self.path / f"{name}.parquet"
@@ -74,7 +74,7 @@ class Staging:
         return rows
 
     def types(self, view: str) -> dict[str, str]:
-        """DuckDB's type of each column."""
+        """DuckDB's type of each column, by name."""
         rows = self.connection.execute(f"describe {view}").fetchall()
         return {row[0]: row[1] for row in rows}
 
@@ -83,28 +83,25 @@ class Staging:
         return int(count)
 
     def refuse_duplicates(self, view: str) -> None:
-        """Raises UserError naming a file name that stands twice."""
+        """Raises UserError for a repeated file_name."""
         for within in self._shares(view):
-            twice = self.connection.execute(
+            repeated = self.connection.execute(
                 f"select any_value(file_name), count(*) from {view} where {within} "
                 "group by hash, file_name having count(*) > 1 limit 1"
             ).fetchall()
-            for name, count in twice:
+            for name, count in repeated:
                 raise UserError(
                     f"{name!r} is listed {count} times: a name can have only one row, take the "
                     "others out or name a column of unique names with --name-column"
                 )
 
     def in_order(self, view: str) -> Iterator[pa.Table]:
-        """The rows by hash and name, as a manifest holds them."""
+        """The rows of a view, sorted by hash and file_name, as in a manifest."""
         for within in self._shares(view):
             yield from self.tables(f"from {view} where {within} order by hash, file_name")
 
     def _shares(self, view: str) -> Iterator[str]:
-        """Conditions that part the rows evenly, in the order of their hashes.
-
-        Hashes are uniform, so a pass for each share needs the memory of a share.
-        """
+        """SQL conditions for equal ranges of hashes, in order, of about `PASS_ROWS` rows each."""
         passes = min(MOST_PASSES, -(-self.count(f"select count(*) from {view}") // PASS_ROWS))
         for index in range(passes):
             low, next_low = shard_start(index, passes), shard_start(index + 1, passes)
@@ -116,7 +113,7 @@ class Staging:
 
 
 def parquet(path: Path, *, numbered: bool = False) -> str:
-    """DuckDB's reader of one file, whatever its path: a pattern's signs and `a=b` mean nothing.
+    """The SQL call that reads one Parquet file; patterns and `a=b` in the path have no meaning.
 
     numbered: with a column file_row_number.
     """
@@ -126,12 +123,12 @@ def parquet(path: Path, *, numbered: bool = False) -> str:
 
 
 def quoted(name: str) -> str:
-    """A column's name in SQL."""
+    """A column name as a quoted SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def _sweep() -> None:
-    """Delete the scratch folders of processes that were killed: a large listing is gigabytes."""
+    """Delete the scratch folders of killed processes, which may hold gigabytes."""
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*-*"):
         if is_gone(folder.name.removeprefix(SCRATCH).rpartition("-")[0]):
             shutil.rmtree(folder, ignore_errors=True)

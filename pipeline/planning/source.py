@@ -1,8 +1,8 @@
-"""What there is to segment: a folder, a list or a COCO JSON, streamed as manifest rows.
+"""The images of a source (folder, list, COCO JSON or S3 Inventory) as a stream of manifest rows.
 
-Rows come in tables of a few thousand, never all at once, so a listing of a hundred million keys
-holds one page in memory. `file_name` is the path within the source (COCO's own term); for a list
-of URIs it is the whole URI unless a column is named.
+Rows come in tables of at most 10,000, so memory does not grow with the number of images.
+`file_name` (COCO's term) is the path within the source; for a list it is the URI, unless
+--name-column is given.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LIST_SUFFIXES: Final = ("txt", "csv", "parquet")
 
 @dataclass(frozen=True)
 class Source:
-    """Where the images are and which of them count."""
+    """The images to segment: a URL and the filters."""
 
     url: str
     include: tuple[str, ...] = ()
@@ -54,14 +54,14 @@ class Source:
     name_column: str | None = None
     keep_columns: tuple[str, ...] = ()
     options: dict[str, str] = field(default_factory=dict)
-    output_url: str = ""  # excluded, when the run folder lies inside the source
+    output_url: str = ""  # of the run folder, whose files are no images
     keep_signed_urls: bool = False
     photos: PhotoNames = field(default_factory=PhotoNames)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)  # filled while listing
 
     @classmethod
     def of(cls, config: RunConfig, recorded: dict[str, Any] | None = None) -> Source:
-        """The source of some settings; recorded: what `run.json` says of it, if there is one."""
+        """The source of a config. recorded: `RunInfo.source` of an existing run."""
         photos = PhotoNames(any_suffix=config.any_suffix)
         if recorded is not None:
             photos = rule_of(recorded.get("suffixes"), config.any_suffix)
@@ -83,16 +83,16 @@ class Source:
     def kind(self) -> str:
         suffix = suffix_of(self.url)
         if "://" not in self.url and Path(self.url).is_dir():
-            return "folder"  # whatever its name
+            return "folder"  # also one named x.json
         if suffix in LIST_SUFFIXES:
             return "list"
         return "coco" if suffix == "json" else "folder"
 
     def tables(self, progress: Callable[[int], None] = lambda count: None) -> Iterator[pa.Table]:
-        """The manifest rows, unsorted. Raises UserError if the source can't be read.
+        """Manifest rows (`MANIFEST_SCHEMA` and kept columns), unsorted.
 
-        Only what a storage client raises is a failure of the store; what is wrong with the bytes
-        of a list is said of the list.
+        progress: gets the number of rows so far. Raises UserError if the source can't be read:
+        for an exception of a storage client about the store, for others about the list.
         """
         refuse_taken(self.keep_columns)
         count = 0
@@ -116,9 +116,9 @@ class Source:
             raise as_sentence(error, f"can't list {self.url}") from error
 
     def _without_secrets(self, rows: pa.Table) -> pa.Table:
-        """Rows whose names carry no signature. Raises UserError for one that must not be kept.
+        """The rows with signatures removed from names; the keys of a folder stay as they are.
 
-        A folder's keys are names, whatever they look like.
+        Raises UserError for a signed URL without --keep-signed-urls, or with a password.
         """
         if self.kind == "folder":
             return rows
@@ -158,17 +158,17 @@ class Source:
                 )
             if not path.is_dir():
                 raise FileNotFoundError(self.url)
-        found = storage.list()
-        if (first := next(found, None)) is None:
+        listed = storage.list()
+        if (first := next(listed, None)) is None:
             return
-        found = chain((first,), found)
-        if is_dated(first.path):  # in key order the first, where S3 writes its inventories
-            yield from self._newest_inventory(storage, found)
+        listed = chain((first,), listed)
+        if is_dated(first.path):  # the folder of an inventory: dated keys are the first
+            yield from self._newest_inventory(storage, listed)
             return
         local = storage.is_local
         entries = (
             entry
-            for entry in found
+            for entry in listed
             if (
                 self._counts_closed(entry.path)
                 if local and entry.path.endswith("/")
@@ -179,22 +179,25 @@ class Source:
             yield _manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
 
     def _counts(self, path: str, root: str) -> bool:
-        """Whether a path under `root` is wanted and isn't the run folder's own; counts the rest."""
-        own = f"{root}/{path}".startswith(self.output_url + "/") and self._holds_output(root)
-        return not own and self.wanted(path)
+        """Whether a path under `root` is `wanted` and is not in the run folder."""
+        in_run = f"{root}/{path}".startswith(self.output_url + "/") and self._holds_output(root)
+        return not in_run and self.wanted(path)
 
     def _holds_output(self, root: str) -> bool:
         return self.output_url.startswith(root + "/")
 
     def _counts_closed(self, folder: str) -> bool:
-        """Whether a folder that may not be read becomes a row: its photos are missed else."""
+        """Whether an unreadable folder becomes an error row; else nobody would miss its photos."""
         if self.photos.leave_companions and is_companion(f"{folder}x"):
             self.left_out.companions += 1
             return False
         return not any(_matches(folder, pattern) for pattern in self.exclude)
 
     def wanted(self, path: str) -> bool:
-        """The default takes image suffixes in any case; `include` replaces it, `exclude` wins."""
+        """Whether a path passes `exclude`, then `include` or, without `include`, `photos`.
+
+        Counts in `left_out` what is left out for its suffix or as a companion.
+        """
         if any(_matches(path, pattern) for pattern in self.exclude):
             return False
         if self.include and not any(_matches(path, pattern) for pattern in self.include):
@@ -211,7 +214,7 @@ class Source:
         file = CocoFile(self.url, self.options)
         root = self._image_root()
         seen: set[str] = set()
-        there = False
+        has_images = False
         chunk: list[str] = []
         for key, item in file.items():
             if key == SOURCE_BUCKET:
@@ -221,22 +224,22 @@ class Source:
                     return
             if key != "images":
                 continue
-            there = True
+            has_images = True
             name = file_name_of(item, file)
             if name in seen:
-                continue  # an image that is listed twice is one photo
+                continue  # one photo
             seen.add(name)
             chunk.append(name)
             if len(chunk) == CHUNK:
                 yield _coco_table(chunk, root)
                 chunk = []
-        if not there:
+        if not has_images:
             raise UserError(f"{self.url} is not a COCO JSON: it has no list `images` with an entry")
         if chunk:
             yield _coco_table(chunk, root)
 
-    def _newest_inventory(self, storage: Storage, found: Iterable[Entry]) -> Iterator[pa.Table]:
-        path = newest_manifest(found)
+    def _newest_inventory(self, storage: Storage, listed: Iterable[Entry]) -> Iterator[pa.Table]:
+        path = newest_manifest(listed)
         if path is None:
             raise UserError(
                 f"{self.url} has no complete inventory yet: S3 writes the first in a day or two"
@@ -244,7 +247,7 @@ class Source:
         yield from self._inventory(json.loads(storage.read(path)))
 
     def _inventory(self, data: dict[str, Any]) -> Iterator[pa.Table]:
-        """Names are relative to `--image-root`, which then also says which keys count."""
+        """Rows of the keys under --image-root, by default all; names are relative to it."""
         inventory = Inventory.of(data, self.url)
         root = normalize_url(self.image_root) if self.image_root else f"s3://{inventory.bucket}"
         bucket, _, folder = root.removeprefix("s3://").partition("/")
@@ -289,7 +292,7 @@ def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
 def _manifest_table(
     entries: Iterable[Entry], uris: list[str], kept: dict[str, Any] | None = None
 ) -> pa.Table:
-    """Manifest rows of listed entries; a size below 0 is unknown."""
+    """Manifest rows of listed entries. kept: values of kept columns, by name."""
     entries = list(entries)
     columns: dict[str, Any] = {
         "hash": np.array([name_hash(entry.path) for entry in entries], np.uint64),
@@ -307,7 +310,7 @@ def _manifest_table(
 
 
 def _renamed(rows: pa.Table, names: list[str]) -> pa.Table:
-    """Manifest rows under other file names, and their hashes."""
+    """Manifest rows with other file names, and the hashes of these names."""
     for column, values in (
         ("file_name", pa.array(names, pa.string())),
         ("hash", pa.array(np.array([name_hash(name) for name in names], np.uint64))),

@@ -1,1 +1,1 @@
-"""The run folder: its layout, its objects, its snapshots, and its one writer. Without Ray."""
+"""The run folder: its objects, rows, snapshots, and the lease of its one writer. Without Ray."""

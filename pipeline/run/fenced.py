@@ -1,9 +1,8 @@
-"""Small objects that say what others go by, and move: `latest.json`, of a run folder or of a folder
-of nights, and `baseline.json`.
+"""Fenced writes of the JSON objects that change: `latest.json` and `baseline.json`.
 
-A move replaces exactly what was read, or makes what was absent. It bears the epoch of the lease
-under which it was made (lease.py), and none is made over a higher one. So a write that comes late,
-from a job whose lease has passed to another, finds another content and does nothing.
+A move creates the object if absent, or replaces the content that was read. The new content holds
+the epoch of the writer's lease (lease.py), and never replaces a higher epoch. So a late write of a
+job that has lost its lease finds another content and changes nothing.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ Change = Callable[[dict[str, Any] | None], Mapping[str, Any]]
 
 
 class Fence(Protocol):
-    """What a writer holds: see `lease.Hold`.
+    """The lease of a writer, as a move needs it (`lease.Hold`).
 
-    unsure: a move of this writer's ended without an answer, so it may still be made.
+    unsure: a move of this writer ended without an answer, so the store may still carry it out.
     """
 
     epoch: int
     unsure: bool
 
     def check(self) -> None:
-        """Raises if the lease is no longer this writer's."""
+        """Raises LeaseError or TryAgainError if the writer no longer holds the lease."""
         ...
 
 
 def read(storage: Storage, path: str) -> dict[str, Any] | None:
-    """The object without its epoch, None if it is absent."""
+    """The content of a JSON object without its epoch; None if it is absent. Raises UserError."""
     try:
         return _bare(_parsed(storage, path, storage.read(path)))
     except (FileNotFoundError, NotADirectoryError):
@@ -45,7 +44,7 @@ def read(storage: Storage, path: str) -> dict[str, Any] | None:
 
 @contextmanager
 def undamaged(storage: Storage, path: str) -> Iterator[None]:
-    """Raises UserError naming an object that is absent, or not what this program writes."""
+    """Raises UserError naming `path` if the block finds the object missing or damaged."""
     try:
         yield
     except UserError:
@@ -61,17 +60,17 @@ def undamaged(storage: Storage, path: str) -> Iterator[None]:
 
 
 def epoch_of(storage: Storage, path: str) -> int:
-    """The epoch of the last move; 0 where there was none, or by an older version."""
+    """The epoch of the last move; 0 for an absent object or one of an older version."""
     content = storage.look(path)
     return 0 if content is None else _epoch(_parsed(storage, path, content))
 
 
 def move(storage: Storage, path: str, change: Change, fence: Fence | None) -> dict[str, Any]:
-    """Put what `change` makes of the object in its place; returns it.
+    """Replace the content of the object by change(content); returns the new content.
 
-    change: may be called several times; gets the object as it is, None if absent, and may raise.
-    fence: None for a folder that nobody else can write. Raises LeaseError if a later holder has
-    moved the object, and whatever ends this one's lease.
+    change: called again if another process wrote meanwhile; gets the content without its epoch,
+    None if absent, and may raise. fence: None for a folder that nobody else can write. Raises
+    LeaseError if a later holder of the lease has moved the object, and what `fence.check` raises.
     """
     while True:
         content = storage.look(path)
@@ -84,7 +83,7 @@ def move(storage: Storage, path: str, change: Change, fence: Fence | None) -> di
 
 
 def seal(storage: Storage, path: str, fence: Fence) -> None:
-    """Stamp the object with this holder's epoch: what an earlier one still has under way fails."""
+    """Write this holder's epoch into the object, so that late moves of earlier holders fail."""
     while (content := storage.look(path)) is not None:
         value = _parsed(storage, path, content)
         if _epoch(value) == fence.epoch or _put(storage, path, content, _bare(value), fence):
@@ -132,4 +131,4 @@ def _epoch(value: Mapping[str, Any]) -> int:
 
 
 def _bare(value: dict[str, Any]) -> dict[str, Any]:
-    return {name: own for name, own in value.items() if name != EPOCH}
+    return {name: field for name, field in value.items() if name != EPOCH}

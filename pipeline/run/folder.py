@@ -1,10 +1,10 @@
-"""The objects of a run folder: each read and written by one method, and by nothing else.
+"""The objects of a run folder, each with one method that reads and one that writes.
 
-`run.json` says what was asked; `manifest/000G/` holds the frozen work of generation G, complete
-once its `generation.json` is there; `snapshots/000G.parquet` lists the live shards of a finished
-generation; `latest.json` names the snapshot that readers see and moves last. Each of these is one
-atomic object and, but for `latest.json`, never changes. None is written over blindly: what is made
-once is made only if absent, what moves is replaced only as it was read.
+`run.json` holds the settings; `manifest/000G/` the planned work of generation G, complete once
+`generation.json` exists; `snapshots/000G.parquet` the live shards of a finished generation;
+`latest.json` names the snapshot that readers see, and is written last. Each of these objects is
+written atomically and, except `latest.json`, never changes: objects are created only if absent, and
+`latest.json` is replaced only if it holds what was read.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from pipeline.storage.storage import Storage
 
 @dataclass(frozen=True)
 class RunInfo:
-    """`run.json`: what was asked, once and for all. Never holds a credential.
+    """`run.json`: the settings of a run, which never change. Holds no credential.
 
-    withheld: the names of storage options that were given and are written nowhere, by setting.
+    withheld: by setting, the names of storage options that are not recorded.
     """
 
     schema_version: int
@@ -59,7 +59,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A live shard: its path in the run folder, and what it holds."""
+    """A live shard: its path in the run folder, its rows (all, ok, error) and bytes."""
 
     path: str
     rows: int
@@ -89,9 +89,9 @@ class Snapshot:
 
 
 class RunFolder:
-    """The objects of a run folder, read and written one by one. Pickles as its storage.
+    """Reads and writes the objects of a run folder. Pickles without its lease.
 
-    fence: the lease under which it is written; None to read it, or where nobody else can write.
+    fence: the lease of the writer; None to read, or where nobody else can write.
     """
 
     def __init__(self, storage: Storage, info: RunInfo, fence: fenced.Fence | None = None) -> None:
@@ -103,16 +103,16 @@ class RunFolder:
         return type(self), (self.storage, self.info)
 
     def held(self, fence: fenced.Fence) -> Self:
-        """The same folder, to be written under this lease."""
+        """The same folder, written under this lease."""
         return type(self)(self.storage, self.info, fence)
 
     def check(self) -> None:
-        """Raises if the lease is no longer held."""
+        """Raises LeaseError or TryAgainError if the lease is no longer held."""
         if self.fence is not None:
             self.fence.check()
 
     def generations(self) -> dict[int, Generation]:
-        """Every generation whose manifest is complete, oldest first."""
+        """Every committed generation by number, oldest first."""
         numbers = sorted(
             int(entry.path.split("/")[1])
             for entry in self.storage.list("manifest")
@@ -126,7 +126,7 @@ class RunFolder:
             return Generation.from_json(json.loads(self.storage.read(path)))
 
     def write_generation(self, generation: Generation) -> None:
-        """The commit of a planned generation: its manifest parts must be there already.
+        """Commit a planned generation, whose manifest parts must exist.
 
         Raises LeaseError if another plan of this number was committed.
         """
@@ -139,11 +139,11 @@ class RunFolder:
             )
 
     def manifest_files(self) -> list[str]:
-        """Every manifest part; an image that was computed again is in several of them."""
+        """Paths of all manifest parts; an image that was computed again is in several parts."""
         return [part for generation in self.generations().values() for part in generation.parts()]
 
     def present(self, generation: int) -> dict[str, int]:
-        """Shard objects in a generation's folder, with their bytes."""
+        """Bytes of the shard objects in a generation's folder, by path."""
         return {entry.path: entry.size for entry in self.storage.list(segments_folder(generation))}
 
     def read_unit(self, unit: WorkUnit) -> pa.Table:
@@ -152,7 +152,7 @@ class RunFolder:
             return pq.ParquetFile(file).read_row_group(unit.row_group, use_threads=False)
 
     def read_plan(self, path: str) -> pa.Table:
-        """A manifest part, or what was dropped. Raises UserError if it is absent or damaged."""
+        """A manifest part, or a list of dropped rows. Raises UserError if absent or damaged."""
         with fenced.undamaged(self.storage, path):
             return read_parquet(self.storage.read(path))
 
@@ -163,7 +163,7 @@ class RunFolder:
             return None if pointer is None else int(pointer["snapshot"])
 
     def pointer(self) -> dict[str, Any] | None:
-        """`latest.json` with its history (`latest.py`), None before the first publishing."""
+        """`latest.json` with its history (`latest.py`); None before a snapshot is published."""
         return read_pointer(self.storage)
 
     def snapshot_numbers(self) -> list[int]:
@@ -197,26 +197,26 @@ class RunFolder:
         path, data = snapshot_path(number), parquet_bytes(table)
         self.check()
         while not self.storage.write_if_absent(path, data):
-            before = self.storage.look(path)  # made before a shard of it was computed again
+            before = self.storage.look(path)  # written before a shard was computed again
             if before is not None and self.storage.swap(path, before, data):
                 break
         return Snapshot(number, tuple(ShardEntry(**row) for row in rows))
 
     def publish(self, number: int) -> None:
-        """Readers see this snapshot from now on. The last step of a generation."""
+        """Point `latest.json` at a snapshot: the last step of a generation."""
         self.move(lambda pointer: forward(pointer, "snapshot", number))
 
     def move(self, change: fenced.Change) -> None:
-        """Put what `change` makes of `latest.json` in its place. Raises LeaseError (fenced.py)."""
+        """Replace `latest.json` by change(content), as `fenced.move`."""
         fenced.move(self.storage, LATEST_FILE, change, self.fence)
 
     def mark_success(self, done: bool) -> None:
-        """`_SUCCESS` is there only while no generation is being made."""
-        there = self.storage.exists(SUCCESS_FILE)
+        """Create `_SUCCESS` if `done`, else delete it: a generation is being computed."""
+        exists = self.storage.exists(SUCCESS_FILE)
         self.check()
-        if done and not there:
+        if done and not exists:
             self.storage.write_if_absent(SUCCESS_FILE, b"")
-        elif there and not done:
+        elif exists and not done:
             self.storage.delete(SUCCESS_FILE)
 
     def read_shard(
@@ -226,9 +226,9 @@ class RunFolder:
         *,
         names: Collection[str] | None = None,
     ) -> pa.Table:
-        """The rows of one shard; with `names` only the row groups that hold one of these images.
+        """The rows of one shard; with `names`, of the row groups that hold one of these images.
 
-        Raises UserError naming the shard if it can't be read.
+        columns: all by default. Raises UserError naming the shard if it is missing or broken.
         """
         try:
             if columns is None and names is None:
@@ -246,7 +246,7 @@ class RunFolder:
                 "command again to recompute it"
             ) from None
         except (pa.ArrowInvalid, OSError) as error:
-            if of_client(error):  # the store failed, and says nothing of the shard
+            if of_client(error):  # the store failed, not the shard
                 raise
             raise UserError(f"shard {path} of {self.storage.url} is broken: {error}") from error
 
@@ -257,26 +257,26 @@ def _holds(shard: pq.ParquetFile, group: int, names: Collection[str]) -> bool:
 
 
 def read_pointer(storage: Storage) -> dict[str, Any] | None:
-    """`latest.json` of a run folder or of a folder of nights."""
+    """`latest.json` of a run folder or of a folder of nights; None if absent. Raises UserError."""
     return fenced.read(storage, LATEST_FILE)
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A small table as one Parquet object in memory."""
+    """A small table as the bytes of a Parquet file."""
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd", compression_level=3)
     return sink.getvalue()
 
 
 def read_parquet(data: bytes) -> pa.Table:
-    """A Parquet object in memory as a table, read by this thread alone.
+    """The table in the bytes of a Parquet file, read without Arrow's threads.
 
-    Threads of Arrow may still hold the bytes when a read returns; a process that ends at that
-    moment is aborted (signal 6) in place of its exit code.
+    Arrow's threads may still hold the bytes after a read returns, and abort the process (signal 6)
+    if it ends at that moment.
     """
     return pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
 
 
 def json_bytes(value: Any) -> bytes:
-    """A value as a small JSON object that people can read."""
+    """A value as indented JSON with a final newline."""
     return (json.dumps(value, indent=1) + "\n").encode()

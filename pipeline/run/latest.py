@@ -1,8 +1,8 @@
-"""`latest.json`: the one object that moves, and what it named before. Pure.
+"""The content of `latest.json`: the published snapshot or run folder, with its history. Pure.
 
-In a run folder it names a snapshot, in a folder of nights a run folder. It carries its own history,
-so that a move and the record of it are one atomic write: `previous` is what was published before,
-oldest first, `withdrawn` what a rollback took back and no job may publish again by itself.
+`latest.json` names a snapshot in a run folder, and a run folder in a folder of nights. `previous`
+lists what was published before, oldest first; `withdrawn` what a rollback withdrew and no job may
+publish again by itself. Pointer and history are one object, so that one atomic write changes both.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ REMEMBERED: Final = 100
 
 
 def forward(pointer: Mapping[str, Any] | None, key: str, value: Any) -> dict[str, Any]:
-    """The pointer after publishing `value`."""
+    """The content after publishing `value`. key: "snapshot" or "run"; pointer: None if absent."""
     if pointer is None:
         return {key: value}
     if pointer[key] == value:
         return dict(pointer)
-    previous = [own for own in pointer.get("previous", ()) if own != value]
-    withdrawn = [own for own in pointer.get("withdrawn", ()) if own != value]
+    previous = [entry for entry in pointer.get("previous", ()) if entry != value]
+    withdrawn = [entry for entry in pointer.get("withdrawn", ()) if entry != value]
     return _pointer(key, value, [*previous, pointer[key]], withdrawn)
 
 
 def back(pointer: Mapping[str, Any], key: str) -> dict[str, Any] | None:
-    """The pointer after the last snapshot is withdrawn; None where there is none before."""
+    """The content after a rollback to the last entry of `previous`; None if that list is empty."""
     previous = list(pointer.get("previous", ()))
     if not previous:
         return None
@@ -34,12 +34,12 @@ def back(pointer: Mapping[str, Any], key: str) -> dict[str, Any] | None:
 
 
 def instead(pointer: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
-    """The pointer after the last snapshot is withdrawn for `value`, whatever that was."""
+    """The content after a rollback to `value`, which may be any snapshot or run folder."""
     withdrawn = [*pointer.get("withdrawn", ()), pointer[key]]
-    previous = [own for own in pointer.get("previous", ()) if own != value]
-    return _pointer(key, value, previous, [own for own in withdrawn if own != value])
+    previous = [entry for entry in pointer.get("previous", ()) if entry != value]
+    return _pointer(key, value, previous, [entry for entry in withdrawn if entry != value])
 
 
 def _pointer(key: str, value: Any, previous: list[Any], withdrawn: list[Any]) -> dict[str, Any]:
     history = {"previous": previous[-REMEMBERED:], "withdrawn": withdrawn[-REMEMBERED:]}
-    return {key: value, **{name: own for name, own in history.items() if own}}
+    return {key: value, **{name: entries for name, entries in history.items() if entries}}

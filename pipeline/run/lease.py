@@ -1,17 +1,19 @@
-"""One writer per folder: a lease object that is renewed while the job works, and never deleted.
+"""One writer per folder: `lease.json`, which the holder renews while it works and never deletes.
 
-Time is the store's: an age is the difference of two of its own modification times, so clocks of
-two hosts need not agree. A lease is taken over when it was not renewed for `EXPIRES_SECONDS`, at
-once when its owner is a dead process of this machine, or an earlier try of the same submission to
-the same cluster. Where the store has no times, it is watched for as long instead.
+The age of a lease is the difference of two modification times of the store, so the clocks of hosts
+need not agree. Another process takes a lease over if it was not renewed for `EXPIRES_SECONDS`, or
+at once if the holder is a dead process of this machine or an earlier try of the same submission to
+the same cluster. If the store has no modification times, the other process watches the lease for
+`EXPIRES_SECONDS`.
 
-Each holder has an epoch, one higher than any before; what it moves bears it (fenced.py). Taking
-over and renewing replace exactly the content that was judged: of two processes that find the same
-dead owner one wins, and an owner that slept through its lease cannot take it back.
+Each holder has an epoch, higher than all earlier ones, and its moves write this epoch (fenced.py).
+Taking over and renewing replace only the content that was read: of two processes that find the same
+dead holder one wins, and a holder that did not renew in time cannot take its lease back.
 
-A holder stops itself at two thirds of `EXPIRES_SECONDS`, by a clock that runs while the machine is
-suspended, and asks that clock before each write that others go by. A write that began in time ends
-in time, since it is tried for a third of `EXPIRES_SECONDS` at most (s3.CONTROL_ALL_SECONDS).
+A holder stops itself after two thirds of `EXPIRES_SECONDS` without renewal, by a clock that runs
+while the machine is suspended, and reads that clock before each plan, snapshot or pointer that it
+writes. Such a write takes at most a third of `EXPIRES_SECONDS` (s3.CONTROL_ALL_SECONDS), so it ends
+before the lease expires.
 """
 
 from __future__ import annotations
@@ -40,38 +42,38 @@ LEASE_FILE: Final = "lease.json"
 CLOCK_FILE: Final = "lease.clock"
 RENEW_SECONDS: Final = 20.0
 EXPIRES_SECONDS: Final = 120.0
-HOLDS: Final = 2 / 3  # of the time to expiry; the last third is for writes that are under way
+HOLDS: Final = 2 / 3  # of EXPIRES_SECONDS; the last third is for writes that have begun
 WATCH_SECONDS: Final = 1.0
-ORPHAN_SECONDS: Final = 100.0  # Ray ends a driver that has not heard of its head for 60 s
-# Simulated to interrupt the main thread, never sent. SIGINT will not do: it is ignored in the
-# background of a script, and an ignored signal that is simulated does nothing.
+ORPHAN_SECONDS: Final = 100.0  # Ray ends a driver 60 s after it lost its head
+# Simulated in this process to interrupt the main thread. SIGINT would have no effect in the
+# background of a script, where it is ignored.
 LOST_SIGNAL: Final = signal.SIGUSR2
 CLUSTER_VARIABLE: Final = "PANOPTIC_CLUSTER"  # which cluster runs this; set by `submit`
 
 
 class Host(Protocol):
-    """The process that a holder lives in: its clock, its threads."""
+    """Clock, threads and interrupts of a holder; tests replace it."""
 
     def now(self) -> float: ...
     def sleep(self, seconds: float) -> None: ...
 
     def beside(self, hold: Hold) -> Callable[[], None]:
-        """Renew the lease and watch its time beside the block; returns what ends both."""
+        """Renew the lease and check it in threads; returns a function that ends them."""
         ...
 
     def interruptible(self) -> Any:
-        """A context in which a lost lease interrupts the block."""
+        """A context manager; a lost lease interrupts its block."""
         ...
 
 
 @contextmanager
 def lease(storage: Storage, *, of_nights: bool = False, host: Host | None = None) -> Iterator[Hold]:
-    """Hold the folder for the block. Raises LeaseError naming the holder.
+    """Hold the folder's lease within the block. Raises LeaseError naming another holder.
 
-    If the lease is lost in the block, the main thread is interrupted, and this raises LeaseError
-    (another job has it) or TryAgainError (the store can't be reached).
+    If the lease is lost in the block, the main thread is interrupted, and LeaseError (another job
+    has the lease) or TryAgainError (the store can't be reached) is raised.
 
-    of_nights: the folder is one of nights; its lease says so, from the first night on.
+    of_nights: record in the lease, for ever, that the folder is one of nights.
     """
     hold = Hold(storage, host or Process(), of_nights=of_nights)
     try:
@@ -95,10 +97,10 @@ def lease(storage: Storage, *, of_nights: bool = False, host: Host | None = None
 
 
 class Process:
-    """This process."""
+    """The `Host` outside tests: this process."""
 
     def now(self) -> float:
-        """Seconds of a clock that runs on while the machine is suspended, where there is one."""
+        """Seconds of a clock that, on Linux, also runs while the machine is suspended."""
         return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
     def sleep(self, seconds: float) -> None:
@@ -121,7 +123,7 @@ class Process:
                 return
 
         threads = [
-            threading.Thread(target=each, name="lease", daemon=True) for each in (renew, watch)
+            threading.Thread(target=loop, name="lease", daemon=True) for loop in (renew, watch)
         ]
         for thread in threads:
             thread.start()
@@ -135,7 +137,7 @@ class Process:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Make LOST_SIGNAL a KeyboardInterrupt; the main thread alone may, and is interrupted."""
+        """Make LOST_SIGNAL a KeyboardInterrupt; without effect outside the main thread."""
 
         def interrupt(number: int, frame: object) -> None:
             raise KeyboardInterrupt
@@ -151,7 +153,7 @@ class Process:
 
 
 class Hold:
-    """This process's hold on a folder."""
+    """This process's lease of a folder; the `Fence` of its moves."""
 
     def __init__(self, storage: Storage, host: Host, *, of_nights: bool = False) -> None:
         self.storage = storage
@@ -173,31 +175,31 @@ class Hold:
         }
 
     def take(self) -> None:
-        """Raises LeaseError naming the holder."""
+        """Take the lease. Raises LeaseError naming another holder."""
         while True:
             began = self.host.now()
-            found = self.storage.look(LEASE_FILE)
-            holder = _parsed(found)
-            if found is not None and not holder.get("released"):
-                self._check_abandoned(found, holder)
+            current = self.storage.look(LEASE_FILE)
+            holder = _parsed(current)
+            if current is not None and not holder.get("released"):
+                self._check_abandoned(current, holder)
             self.epoch = 1 + self._last_epoch(holder)
-            if holder.get("of_nights"):  # it stays one, whoever holds it
+            if holder.get("of_nights"):  # stays so under later holders
                 self._owner["of_nights"] = True
             content = self._next()
-            # Read first: a store that ignores conditions would write over a living lease.
-            if found is None and self.storage.write_if_absent(LEASE_FILE, content):
+            # Read before the write: a store that ignores conditions would overwrite a live lease.
+            if current is None and self.storage.write_if_absent(LEASE_FILE, content):
                 break
-            if found is not None and self.storage.swap(LEASE_FILE, found, content):
+            if current is not None and self.storage.swap(LEASE_FILE, current, content):
                 break
-        if self.storage.look(LEASE_FILE) != content:  # there the last of two that start wins
+        if self.storage.look(LEASE_FILE) != content:  # the store ignores conditions
             raise LeaseError(f"{self.storage.url}: another job took the lease at the same moment")
         self._content, self.renewed = content, began
-        if not holder.get("clean"):  # the one before may have something under way
+        if not holder.get("clean"):  # the earlier holder may have a write under way
             for path in (LATEST_FILE, BASELINE_FILE):
                 fenced.seal(self.storage, path, self)
 
     def check(self) -> None:
-        """Raises LeaseError or TryAgainError if the lease is no longer this process's."""
+        """Raises LeaseError or TryAgainError if this process no longer holds the lease."""
         held = HOLDS * EXPIRES_SECONDS
         if self.lost is None and self.host.now() - self.renewed > held:
             self.lost = TryAgainError(
@@ -208,28 +210,28 @@ class Hold:
             raise self.lost
 
     def renew(self) -> float:
-        """Renew the lease once; returns how many seconds from now it is to be done again."""
+        """Renew the lease once; returns the seconds until the next renewal."""
         began = self.host.now()
         content = self._next()
         try:
             while not self.storage.swap(LEASE_FILE, self._content, content):
-                found = self.storage.look(LEASE_FILE)
-                if _parsed(found).get("owner") != self._owner["owner"]:
+                current = self.storage.look(LEASE_FILE)
+                if _parsed(current).get("owner") != self._owner["owner"]:
                     self.lost = LeaseError(
                         f"{self.storage.url}: another job has taken the lease over, because this "
                         f"one did not renew it for {EXPIRES_SECONDS:.0f} s; this one stops"
                     )
                     return 0.0
-                assert found is not None  # it has an owner
-                self._content = found  # of a renewal whose answer was lost
-        # Whatever the store's client raises: it is tried again while the lease is still good.
+                assert current is not None  # it has an owner
+                self._content = current  # of a renewal whose answer was lost
+        # Any exception of the store's client: try again soon; `check` limits the time.
         except Exception:  # noqa: BLE001
             return RENEW_SECONDS / 4
         self._content, self.renewed = content, began
         return RENEW_SECONDS
 
     def release(self) -> None:
-        """Say that the lease is free; a store that fails now lets it expire."""
+        """Mark the lease as released; if the store fails now, the lease expires."""
         with suppress(Exception):
             kept = {
                 name: self._owner[name] for name in ("owner", "of_nights") if name in self._owner
@@ -237,31 +239,31 @@ class Hold:
             free = {**kept, "epoch": self.epoch, "released": True, "clean": not self.unsure}
             content = json.dumps(free).encode()
             while not self.storage.swap(LEASE_FILE, self._content, content):
-                found = self.storage.look(LEASE_FILE)
-                if found is None or _parsed(found).get("owner") != self._owner["owner"]:
+                current = self.storage.look(LEASE_FILE)
+                if current is None or _parsed(current).get("owner") != self._owner["owner"]:
                     return
-                self._content = found
+                self._content = current
 
     def _next(self) -> bytes:
-        """Every renewal is another content, so that no older one can be swapped for it."""
+        """The next content of the lease: unique, so that a late renewal can't replace it."""
         renewal = {"epoch": self.epoch, "renewal": uuid.uuid4().hex}
         return json.dumps({**self._owner, **renewal}).encode()
 
     def _last_epoch(self, holder: dict[str, Any]) -> int:
-        """The highest epoch so far, also where the lease was deleted by hand."""
+        """The highest epoch so far, also if the lease was deleted by hand."""
         if "epoch" in holder:
             return int(holder["epoch"])
         return max(fenced.epoch_of(self.storage, path) for path in (LATEST_FILE, BASELINE_FILE))
 
     def _check_abandoned(self, content: bytes, holder: dict[str, Any]) -> None:
-        """Raises LeaseError if the holder is alive as far as anybody can tell."""
+        """Raises LeaseError unless the holder is known to be dead or its lease has expired."""
         here = self._is_here(holder)
         if here and self._is_dead(holder):
             return
         again = bool(holder.get("submission")) and self._is_same(holder, "submission")
         same_cluster = self._is_same(holder, "cluster")
         if again and not here and holder.get("cluster") and same_cluster:
-            return  # a cluster runs one try at a time
+            return  # a cluster runs one try of a submission at a time
         age = _age(self.storage)
         if age is not None and age > EXPIRES_SECONDS:
             return
@@ -277,9 +279,9 @@ class Hold:
         )
 
     def _runs_out(self, content: bytes, seconds: float) -> bool:
-        """Wait for the lease of an earlier try, whose driver may outlive its head for a while.
+        """Wait until the lease of an earlier try expires: its driver may outlive the Ray head.
 
-        False if it is still renewed after that: the same command works on two clusters.
+        False if it is renewed for longer than `ORPHAN_SECONDS`: the command runs on two clusters.
         """
         until = self.host.now() + ORPHAN_SECONDS
         while self._is_renewed(content, seconds):
@@ -290,13 +292,13 @@ class Hold:
         return True
 
     def _is_renewed(self, content: bytes, seconds: float) -> bool:
-        """Watch the lease for so long; False if nobody renewed it, or it was given back."""
+        """Watch the lease for so many seconds; False if it was not renewed or is released."""
         until = self.host.now() + seconds
         while self.host.now() < until:
             self.host.sleep(min(RENEW_SECONDS / 4, seconds))
-            found = self.storage.look(LEASE_FILE)
-            if found != content:
-                return found is not None and not _parsed(found).get("released")
+            current = self.storage.look(LEASE_FILE)
+            if current != content:
+                return current is not None and not _parsed(current).get("released")
         return False
 
     def _is_same(self, holder: dict[str, Any], name: str) -> bool:
@@ -310,12 +312,12 @@ class Hold:
     def _is_dead(self, holder: dict[str, Any]) -> bool:
         if not alive(holder["pid"]):
             return True
-        # The number lives, but another process may bear it by now, as in a restarted container.
+        # Another process may have this number by now, as in a restarted container.
         return holder.get("process") not in (None, process_start(holder["pid"]))
 
 
 def submission() -> str:
-    """The Ray submission that this process is the driver of; empty if it is none."""
+    """The id of the Ray job submission whose driver is this process; empty if there is none."""
     with suppress(ValueError, AttributeError):
         config = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
         return str(config.get("metadata", {}).get("job_submission_id", ""))
@@ -323,7 +325,7 @@ def submission() -> str:
 
 
 def read_holder(storage: Storage) -> dict[str, Any] | None:
-    """Who is writing the folder now, as its lease says; None if nobody is."""
+    """The content of the folder's lease (host, pid ...); None if absent or released."""
     try:
         holder = _parsed(storage.read(LEASE_FILE))
     except FileNotFoundError:
@@ -332,21 +334,21 @@ def read_holder(storage: Storage) -> dict[str, Any] | None:
 
 
 def of_nights(storage: Storage) -> bool:
-    """True if a night has ever held the folder."""
+    """True if the folder's lease records that it is a folder of nights."""
     return bool(_parsed(storage.look(LEASE_FILE)).get("of_nights"))
 
 
 def _parsed(content: bytes | None) -> dict[str, Any]:
-    """A lease as it was written; empty for one that is absent, or was written in half."""
+    """The content of a lease; empty if it is absent or no JSON object."""
     with suppress(ValueError):
-        found = json.loads(content or b"{}")
-        if isinstance(found, dict):
-            return found
+        value = json.loads(content or b"{}")
+        if isinstance(value, dict):
+            return value
     return {}
 
 
 def _age(storage: Storage) -> float | None:
-    """Seconds since the lease was renewed, by the store's clock; None if the store has no times."""
+    """Seconds since the last renewal, by the store's clock; None if the store has no times."""
     storage.write(CLOCK_FILE, b"")
     renewed = storage.info(LEASE_FILE).last_modified
     now = storage.info(CLOCK_FILE).last_modified

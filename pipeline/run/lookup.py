@@ -1,9 +1,8 @@
-"""One image of a run, found by its name without an index.
+"""Rows of a run by file name, without an index.
 
-The hash of a file name is its place: in each generation it can only be in one shard, and the names
-of the shards say how many there are. So a lookup reads `latest.json`, the snapshot, and one shard
-per live generation at most, newest first, however many images there are; of a large shard only the
-names and one row group.
+The hash of a file name gives its shard in each generation, whose number of shards is part of the
+shards' names. So a lookup reads `latest.json`, the snapshot, and at most one shard per live
+generation, newest first; of a large shard only the names and one row group.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from pipeline.errors import UserError
 from pipeline.run.folder import RunFolder, Snapshot
 from pipeline.sharding import name_hash, origin_of, shard_of
 
-# A shard up to this size comes faster whole, by one GET, than by several ranges.
+# Up to this size one GET of the whole shard is faster than several ranged GETs.
 WHOLE_BYTES: Final = 8 << 20
 
 
@@ -27,8 +26,7 @@ class NoImageError(UserError):
 
 
 def has_row(run: RunFolder, file_name: str) -> bool:
-    """Whether the published snapshot has an image of this name. Raises UserError if its shard can't
-    be read."""
+    """Whether the published snapshot has this image. Raises UserError for an unreadable shard."""
     try:
         find_row(run, file_name)
     except NoImageError:
@@ -39,7 +37,7 @@ def has_row(run: RunFolder, file_name: str) -> bool:
 def find_row(run: RunFolder, file_name: str, *, snapshot: Snapshot | None = None) -> dict[str, Any]:
     """The row of one image in a snapshot (by default the published one), all columns.
 
-    Raises NoImageError if the run has no such image.
+    Raises NoImageError if the snapshot has no such image.
     """
     [row] = find_rows(run, [file_name], snapshot=snapshot)
     return row
@@ -48,9 +46,9 @@ def find_row(run: RunFolder, file_name: str, *, snapshot: Snapshot | None = None
 def find_rows(
     run: RunFolder, file_names: Iterable[str], *, snapshot: Snapshot | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The rows of some images, each once, shard by shard: a shard is read once for all of them.
+    """The rows of some images, all columns, in the order of shards; each shard is read once.
 
-    Raises NoImageError naming an image that the run doesn't have.
+    Raises NoImageError at the end, naming an image that the snapshot doesn't have.
     """
     for _, row in locate_rows(run, file_names, snapshot=snapshot):
         yield row
@@ -59,16 +57,16 @@ def find_rows(
 def locate_rows(
     run: RunFolder, file_names: Iterable[str], *, snapshot: Snapshot | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`find_rows`, with the path of the shard that holds each row."""
+    """`find_rows` with the path of each row's shard: (path, row)."""
     snapshot = run.snapshot() if snapshot is None else snapshot
     missing = set(file_names)
     sizes = {shard.path: shard.bytes for shard in snapshot.shards}
     for path, names in _candidates(run, snapshot, missing).items():
-        here = names & missing
-        if not here:
-            continue  # a newer generation had them
-        table = run.read_shard(path, names=here if sizes[path] > WHOLE_BYTES else None)
-        for row in table.filter(pc.field("file_name").isin(list(here))).to_pylist():
+        wanted = names & missing
+        if not wanted:
+            continue  # their rows were in newer generations
+        table = run.read_shard(path, names=wanted if sizes[path] > WHOLE_BYTES else None)
+        for row in table.filter(pc.field("file_name").isin(list(wanted))).to_pylist():
             missing.discard(row["file_name"])
             yield path, row
     if missing:
@@ -79,11 +77,11 @@ def locate_rows(
 
 
 def _candidates(run: RunFolder, snapshot: Snapshot, names: set[str]) -> dict[str, set[str]]:
-    """Which names each live shard may hold; shards of the newest generation first."""
+    """The names that each live shard may hold, by path; newest generation first."""
     paths = {origin_of(shard.path): shard.path for shard in snapshot.shards}
     candidates: dict[str, set[str]] = {}
     for generation in sorted({generation for generation, _ in paths}, reverse=True):
-        shards = _shards_in(run, [path for (own, _), path in paths.items() if own == generation])
+        shards = _shards_in(run, [path for (g, _), path in paths.items() if g == generation])
         for name in sorted(names):
             path = paths.get((generation, shard_of(name_hash(name), shards)))
             if path is not None:
@@ -92,9 +90,9 @@ def _candidates(run: RunFolder, snapshot: Snapshot, names: set[str]) -> dict[str
 
 
 def _shards_in(run: RunFolder, paths: Sequence[str]) -> int:
-    """How many shards a generation was planned with, from the name of any of its live ones.
+    """The number of shards of a generation, from the name of one of its live shards (`paths`).
 
-    Where only copies are left of them (`kept-...`), their generation's plan says it.
+    If only copies (`kept-...`) are live, from the generation's plan.
     """
     for path in paths:
         match = _OF.search(path)

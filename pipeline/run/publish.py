@@ -1,7 +1,7 @@
-"""The end of a generation: count, snapshot, judge the error rate, move `latest.json`, `_SUCCESS`.
+"""The end of a generation: snapshot, check of the error rate, `latest.json`, `_SUCCESS`.
 
-In this order, each step one atomic object, so a kill between any two leaves readers on the old
-snapshot and the next call finishes the rest.
+The steps have this order and write one atomic object each. If the process is killed between two
+steps, readers see the old snapshot, and the next call takes the remaining steps.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ def finish_generation(
     *,
     publish: bool = True,
 ) -> Snapshot:
-    """Make and publish the snapshot of a generation whose objects are all there.
+    """Write and publish the snapshot of a generation whose shards are all written.
 
-    sizes: bytes of every shard object of the run; publish: False only makes it, for whoever judges
-    it and publishes it then. A snapshot that was rolled back stays so.
+    sizes: bytes of every shard object of the run, by path (`shard_sizes`); publish: False leaves
+    publishing to the caller. A snapshot that was rolled back is not published again.
 
-    Raises ErrorBudgetError if too many images failed: the snapshot is then there for `retry` and
-    `errors`, but not published.
+    Raises ErrorBudgetError if too many images failed: the snapshot is then written, for `retry` and
+    `errors`, but not published; UserError if shards don't hold the planned rows.
     """
     snapshot = _snapshot(run, generation, sizes)
     if not publish:
@@ -59,7 +59,7 @@ def finish_generation(
 
 
 def _shown(pointer: dict[str, Any] | None, number: int) -> dict[str, Any]:
-    """The pointer at this snapshot; as it was if that was rolled back."""
+    """`latest.json` after publishing snapshot `number`; unchanged if it was rolled back."""
     if pointer is not None and number in pointer.get("withdrawn", ()):
         return pointer
     return forward(pointer, "snapshot", number)
@@ -69,13 +69,13 @@ def _snapshot(run: Run, generation: Generation, sizes: Mapping[str, int]) -> Sna
     known, expected = shards_of(run, generation)
     planned = {unit.path: unit.images for unit in generation.units()}
     planned |= {rewrite.path: rewrite.rows for rewrite in generation.rewrites}
-    # A shard of which nothing is known yet, or that was made again since, is asked itself.
-    fresh = [path for path, own in known.items() if own is None or own.bytes != sizes.get(path)]
-    asked = {entry.path: entry for entry in footers(run, fresh, sizes)}
-    entries = [entry for entry in ({**known, **asked}).values() if entry is not None]
+    # Read the footers of shards that no snapshot lists yet, or that were written again since.
+    fresh = [path for path, e in known.items() if e is None or e.bytes != sizes.get(path)]
+    read = {entry.path: entry for entry in footers(run, fresh, sizes)}
+    entries = [entry for entry in ({**known, **read}).values() if entry is not None]
     rows = sum(entry.rows for entry in entries)
-    other = [path for path, entry in asked.items() if entry.rows != planned.get(path, entry.rows)]
-    if other or rows != expected:
+    wrong = [path for path, entry in read.items() if entry.rows != planned.get(path, entry.rows)]
+    if wrong or rows != expected:
         raise UserError(
             f"{run.storage.url}: the shards of generation {generation.number} hold {rows} rows "
             f"where {expected} images are planned: a shard was replaced by hand; delete it and run "
@@ -87,13 +87,14 @@ def _snapshot(run: Run, generation: Generation, sizes: Mapping[str, int]) -> Sna
 
 
 def shards_of(run: Run, generation: Generation) -> tuple[dict[str, ShardEntry | None], int]:
-    """The shards of a generation's snapshot, by path, with what is known of each; and their rows.
+    """The shards of a generation's snapshot, by path, and the sum of their rows.
 
-    Taken from its own snapshot once it has one: what it was made from may be pruned by then.
+    An entry is None for a shard that this generation writes. If the snapshot exists, the entries
+    are the snapshot's, since the base may be pruned by then.
     """
     if generation.number in run.snapshot_numbers():
-        made = run.snapshot(generation.number)
-        return {entry.path: entry for entry in made.shards}, made.rows
+        snapshot = run.snapshot(generation.number)
+        return {entry.path: entry for entry in snapshot.shards}, snapshot.rows
     kept: dict[str, ShardEntry | None] = {}
     rows = generation.images
     if generation.base is not None:
@@ -101,19 +102,22 @@ def shards_of(run: Run, generation: Generation) -> tuple[dict[str, ShardEntry | 
         leaving = {*generation.gone, *(rewrite.source for rewrite in generation.rewrites)}
         kept = {entry.path: entry for entry in base.shards if entry.path not in leaving}
         rows += base.rows - generation.dropped
-    own = [each.path for each in (*generation.rewrites, *generation.units())]
-    return {**kept, **dict.fromkeys(own)}, rows
+    written = [shard.path for shard in (*generation.rewrites, *generation.units())]
+    return {**kept, **dict.fromkeys(written)}, rows
 
 
 def footers(run: Run, paths: Iterable[str], sizes: Mapping[str, int]) -> list[ShardEntry]:
-    """What shards say of themselves, many at a time. Raises UserError naming a broken one."""
+    """The entries of shards from their footers, read in threads, in the order of `paths`.
+
+    sizes: bytes by path. Raises UserError naming a broken shard.
+    """
 
     def read(path: str) -> ShardEntry:
         try:
             return read_footer(run.storage, path, sizes[path])
         except (OSError, ValueError) as error:  # pyarrow's errors are both
             if of_client(error) and not isinstance(error, FileNotFoundError):
-                raise  # the store failed, and says nothing of the shard
+                raise  # the store failed, not the shard
             raise UserError(
                 f"shard {path} of {run.storage.url} is broken ({error}): delete it and run again"
             ) from error
@@ -123,16 +127,16 @@ def footers(run: Run, paths: Iterable[str], sizes: Mapping[str, int]) -> list[Sh
 
 
 def failures(run: Run, snapshot: Snapshot) -> dict[str, Failures]:
-    """Failed images by code, over a snapshot; reads only shards that have errors."""
-    found: dict[str, Failures] = {}
+    """The failed images of a snapshot by error code; reads only shards that have errors."""
+    by_code: dict[str, Failures] = {}
     for entry in snapshot.shards:
         if entry.error:
             table = run.read_shard(entry.path, list(ERROR_COLUMNS))
             columns = (table[name].to_pylist() for name in ERROR_COLUMNS)
-            found = merged(found, failures_of(zip(*columns, strict=True)))
-    return found
+            by_code = merged(by_code, failures_of(zip(*columns, strict=True)))
+    return by_code
 
 
 def shard_sizes(run: Run) -> dict[str, int]:
-    """Bytes of every shard object of the run."""
+    """Bytes of every shard object of the run, by path; by one listing."""
     return {entry.path: entry.size for entry in run.storage.list("segments")}

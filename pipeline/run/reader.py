@@ -1,11 +1,11 @@
-"""Rows of a run as people want them: one image with its masks as arrays, or all rows as a table.
+"""Rows of a run: one image with its masks as numpy arrays, or all rows as an Arrow table.
 
     run = pipeline.open_run("s3://bucket/out")
-    image = run["holiday/0042.jpg"]          # three objects are read, however large the run
+    image = run["holiday/0042.jpg"]          # reads three objects of a run of any size
     image.segments[0].category.name, image.mask(1).sum()
     run.table(["file_name", "category_id", "area"]).to_pandas()
 
-Masks are decoded when they are asked for: most questions need only names, scores and areas.
+Masks are decoded only on access.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from pipeline.run.lookup import find_row
 from pipeline.schema import SHARD_SCHEMA
 
 READ_THREADS: Final = 16
-# What `panoptic_of` needs of a shard's row.
+# The columns that `panoptic_of` reads.
 PANOPTIC_COLUMNS = ("height", "width", "segment_id", "category_id", "isthing", "score", "counts")
 
 
 @dataclass(frozen=True)
 class ImageSegment:
-    """One segment of an image. `area` in pixels, `bbox` is x, y, width, height in pixels."""
+    """One segment of an image. area: pixels; bbox: x, y, width, height in pixels."""
 
     id: int
     category: Category
@@ -48,7 +48,7 @@ class ImageSegment:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image of a run. `row` holds every column of its shard, the user's own included."""
+    """One image of a run. row: all columns of the shard, with the user's own."""
 
     row: Mapping[str, Any]
     categories: Categories
@@ -75,7 +75,7 @@ class ImageRow:
 
     @property
     def segments(self) -> tuple[ImageSegment, ...]:
-        """Every segment, in the order of their ids; none on an error."""
+        """The segments, in the order of the row; empty for an error row."""
         names = ("segment_id", "category_id", "isthing", "score", "area", "bbox")
         return tuple(
             ImageSegment(number, self.categories.by_id(category), isthing, score, area, tuple(bbox))
@@ -86,26 +86,29 @@ class ImageRow:
 
     @cached_property
     def map(self) -> NDArray[np.int32]:
-        """(H, W): the id of the segment that each pixel belongs to, 0 where none is."""
+        """(H, W): the segment id of each pixel, 0 for void. Raises UserError for an error row."""
         height, width = self.size
         return rle.decode(self.row["counts"], height, width, self.row["segment_id"])
 
     def mask(self, segment_id: int) -> NDArray[np.bool_]:
-        """(H, W): where this segment is. Raises KeyError for an id that the image hasn't got."""
+        """(H, W) bool: the mask of one segment. Raises KeyError for an unknown id."""
         if segment_id not in self.row["segment_id"]:
             raise KeyError(segment_id)
-        place = self.row["segment_id"].index(segment_id)
+        index = self.row["segment_id"].index(segment_id)
         height, width = self.size
-        return rle.decode([self.row["counts"][place]], height, width, [1]).astype(bool)
+        return rle.decode([self.row["counts"][index]], height, width, [1]).astype(bool)
 
     @property
     def masks(self) -> NDArray[np.bool_]:
-        """(N, H, W): one mask per segment, in the order of `segments`."""
+        """(N, H, W) bool: the masks of the segments, in the order of `segments`."""
         return self.map[None] == np.array(self.row["segment_id"])[:, None, None]
 
 
 def panoptic_of(row: Mapping[str, Any]) -> Panoptic:
-    """The map and segments of an ok row. Raises RleError if its strings are damaged."""
+    """The (H, W) map and the segments of an ok row. Raises RleError for a damaged RLE string.
+
+    row: `PANOPTIC_COLUMNS` of a shard.
+    """
     counts: Sequence[str] = row["counts"]
     segment_map = rle.decode(counts, row["height"], row["width"], row["segment_id"])
     segments = tuple(
@@ -118,17 +121,17 @@ def panoptic_of(row: Mapping[str, Any]) -> Panoptic:
 
 
 def read_image(run: RunFolder, file_name: str) -> ImageRow:
-    """One image of the published snapshot. Raises UserError if the run hasn't got it."""
+    """One image of the published snapshot. Raises NoImageError if the snapshot lacks it."""
     return ImageRow(find_row(run, file_name), run.info.categories)
 
 
 def read_table(
     run: RunFolder, snapshot: Snapshot, columns: Sequence[str] | None = None
 ) -> pa.Table:
-    """The rows of a snapshot, shard by shard; every column but `counts` where none is named.
+    """The rows of a snapshot, in the order of shards. columns: by default all but `counts`.
 
-    A million images without masks are about half a gigabyte. Raises UserError for an unknown
-    column or a shard that can't be read.
+    A million images without `counts` take about 0.5 GB. Raises UserError for an unknown column or a
+    shard that can't be read.
     """
     if not snapshot.shards:
         return SHARD_SCHEMA.empty_table()

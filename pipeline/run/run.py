@@ -1,4 +1,4 @@
-"""A run as its readers hold it: its objects, and its rows by name or as a table."""
+"""`Run`, a run folder whose rows are read by name or as a table, and how to open or create it."""
 
 from __future__ import annotations
 
@@ -23,30 +23,33 @@ if TYPE_CHECKING:
 
 
 class Run(RunFolder):
-    """A run folder that exists. Pickles as its storage."""
+    """A run folder that exists. Pickles without its lease."""
 
     def __getitem__(self, file_name: str) -> ImageRow:
-        """One image of the published snapshot. Raises UserError if the run hasn't got it."""
-        from pipeline.run.reader import read_image  # here: it loads compiled code
+        """One image of the published snapshot. Raises NoImageError if the snapshot lacks it."""
+        from pipeline.run.reader import read_image  # imports numba
 
         return read_image(self, file_name)
 
     def __contains__(self, file_name: str) -> bool:
         return has_row(self, file_name)
 
-    __iter__ = None  # millions of rows are read by `table`; Python would ask for run[0], run[1] ...
+    __iter__ = None  # else Python would iterate by run[0], run[1] ...
 
     def table(
         self, columns: Sequence[str] | None = None, *, snapshot: int | None = None
     ) -> pa.Table:
-        """The rows of a snapshot, by default the published one; masks (`counts`) if asked for."""
+        """The rows of a snapshot (by default the published one). columns: all but `counts`."""
         from pipeline.run.reader import read_table
 
         return read_table(self, self.snapshot(snapshot), columns)
 
 
 def open_run(url: str, options: Mapping[str, str] | None = None) -> Run:
-    """The run folder at `url`. Raises UserError if it isn't one, or is of a newer schema."""
+    """The run at `url`: a run folder, or a folder of nights, whose published run is opened.
+
+    Raises UserError if there is no run, or one of a newer schema version.
+    """
     run = find_run(Storage(url, options))
     if run is None:
         raise UserError(f"{url} is not a run folder: it has no {RUN_FILE}")
@@ -54,7 +57,7 @@ def open_run(url: str, options: Mapping[str, str] | None = None) -> Run:
 
 
 def find_run(storage: Storage) -> Run | None:
-    """The run in this folder, or the published one of a folder of nights; None if there is none."""
+    """`open_run` of a storage; None if the folder holds no run."""
     try:
         data = json.loads(storage.read(RUN_FILE))
     except (FileNotFoundError, NotADirectoryError):
@@ -77,12 +80,12 @@ def find_run(storage: Storage) -> Run | None:
 
 
 def create_run(storage: Storage, info: RunInfo, fence: Fence | None = None) -> Run:
-    """Write `run.json`. One that was written before anything was planned is replaced.
+    """Write `run.json`; the caller makes sure that an existing one has no generation yet.
 
-    Raises LeaseError if another job wrote it just now.
+    Raises LeaseError if another job wrote `run.json` at the same moment.
     """
     values = dataclasses.asdict(info)
-    if not info.withheld:  # so that older versions read it
+    if not info.withheld:  # older versions don't know the field
         del values["withheld"]
     data = json_bytes(values)
     before = storage.look(RUN_FILE)

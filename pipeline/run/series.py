@@ -1,14 +1,13 @@
-"""A folder of nights: run folders by fingerprint, and the one pointer that says which is live.
+"""A folder of nights: run folders by fingerprint, and a pointer to the published one.
 
-    OUT/latest.json              {"run": "run-0123456789abcdef"}: moves last
-    OUT/run-0123456789abcdef/    a run folder, with a `latest.json` of its own
-    OUT/baseline.json            the snapshot that new weights must hold their own against
-    OUT/nights/TIME.json .txt    what each call did
+    OUT/latest.json              {"run": "run-0123456789abcdef"}: written last
+    OUT/run-0123456789abcdef/    a run folder, with its own `latest.json`
+    OUT/baseline.json            the snapshot that new weights are compared with
+    OUT/nights/TIME.json .txt    summary of each call
 
-New weights get a run folder of their own, so old rows stay whole while the new ones are made. What
-a night publishes is one PUT: the run's pointer, or, where the fingerprint changed, this folder's
-(the new run's own pointer is set before, while nobody reads it). Every reader that is given OUT
-follows both.
+New weights get a new run folder, so the old rows stay complete while the new ones are computed. A
+night publishes by one PUT: of the run's `latest.json`, or, if the fingerprint changed, of OUT's
+(the new run's `latest.json` is written before, while nobody reads it). Readers of OUT follow both.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ SUMMARY: Final = re.compile(r"nights/\d{4}-\d\d-\d\dT[^/]+\.(json|txt)")
 
 @dataclass(frozen=True)
 class Pinned:
-    """`baseline.json`: a run folder of this folder, a snapshot of it, and its evaluation."""
+    """`baseline.json`: the name of a run folder, a snapshot of it, and an evaluation of that."""
 
     run: str
     snapshot: int
@@ -43,9 +42,9 @@ class Pinned:
 
 
 class Nights:
-    """The folder. It need not exist yet.
+    """A folder of nights, which need not exist yet. Raises UserError for a run folder.
 
-    fence: the lease under which it is written; None to read it, or where nobody else can write.
+    fence: the lease of the writer; None to read, or where nobody else can write.
     """
 
     def __init__(self, storage: Storage, fence: Fence | None = None) -> None:
@@ -57,7 +56,7 @@ class Nights:
     # -- run folders
 
     def run_names(self) -> list[str]:
-        """Every run folder in it, published or not."""
+        """Names of the run folders, published or not, sorted."""
         tops = {entry.path.split("/")[0] for entry in self.storage.list() if "/" in entry.path}
         return sorted(top for top in tops if top.startswith(PREFIX))
 
@@ -73,7 +72,7 @@ class Nights:
     # -- what is live
 
     def pointer(self) -> dict[str, Any] | None:
-        """Raises UserError if a run was made in this folder meanwhile."""
+        """`latest.json`, None if absent. Raises UserError if the folder is now a run folder."""
         pointer = read_pointer(self.storage)
         if pointer is not None and "run" not in pointer:
             raise self._is_run()
@@ -86,7 +85,7 @@ class Nights:
         )
 
     def live(self) -> RunSnapshot | None:
-        """What readers see, None before the first publishing."""
+        """The published snapshot; None before the first."""
         pointer = self.pointer()
         run = self.run(pointer["run"]) if pointer else None
         number = run.latest() if run else None
@@ -96,7 +95,7 @@ class Nights:
         return (self.pointer() or {}).get("run")
 
     def publish(self, name: str, run: Run, number: int) -> None:
-        """Readers see this snapshot from now on. run: under its own lease."""
+        """Publish a snapshot of the run folder `name`. run: held under its own lease."""
         if run.latest() != number:
             run.publish(number)
         run.mark_success(True)
@@ -104,16 +103,16 @@ class Nights:
             self.move(lambda pointer: forward(pointer, "run", name))
 
     def move(self, change: Change) -> None:
-        """Put what `change` makes of `latest.json` in its place. Raises LeaseError (fenced.py)."""
+        """Replace `latest.json` by change(content), as `fenced.move`."""
         fenced.move(self.storage, LATEST_FILE, change, self.fence)
 
     def published(self) -> Iterator[tuple[str, int]]:
-        """(run folder, snapshot) of what was published and a rollback can reach, oldest first."""
+        """(run folder, snapshot) of every snapshot that a rollback can publish, oldest first."""
         pointer = self.pointer() or {}
         for name in [*pointer.get("previous", ()), *([pointer["run"]] if pointer else [])]:
             run = self.run(name)
-            own = run.pointer() if run else None
-            for number in [*own.get("previous", ()), own["snapshot"]] if own else ():
+            latest = run.pointer() if run else None
+            for number in [*latest.get("previous", ()), latest["snapshot"]] if latest else ():
                 yield name, int(number)
 
     # -- the baseline
@@ -135,7 +134,7 @@ class Nights:
         return RunSnapshot(run, pinned.snapshot)
 
     def last_summary(self) -> dict[str, Any] | None:
-        """What the call before said (its names are times), None before the first."""
+        """The summary of the newest call, by its name, which is a time; None before the first."""
         names = (entry.path for entry in self.storage.list(NIGHTS))
         newest = max((name for name in names if name.endswith(".json")), default=None)
         return None if newest is None else json.loads(self.storage.read(newest))

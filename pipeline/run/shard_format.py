@@ -1,4 +1,4 @@
-"""A shard as a Parquet object: rows to bytes, its one write, and what its footer says."""
+"""A shard as a Parquet object: encode rows, write once, read the counts of the footer."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.storage.storage import Storage
 
 ROW_GROUP_ROWS: Final = 1_000
 ERROR_COLUMNS: Final = ("error_code", "uri", "error_message")
-COUNTS_LEAF: Final = "counts.list.element"  # Parquet's path of the strings
+COUNTS_LEAF: Final = "counts.list.element"  # Parquet's path of the RLE strings
 COUNTS_LEVEL: Final = 16
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What a shard's Parquet metadata says of its making."""
+    """What a shard was made with: entries of its Parquet metadata."""
 
     fingerprint: str
     weights_sha256: str
@@ -42,16 +42,16 @@ class Provenance:
 
 
 def encode_shard(rows: pa.Table, provenance: Provenance, *, level: int = COUNTS_LEVEL) -> bytes:
-    """A shard as Parquet bytes. The same rows give the same bytes.
+    """A shard as the bytes of a Parquet file; the same rows give the same bytes.
 
-    level: zstd's, of the RLE strings.
+    level: of zstd, for the RLE strings.
     """
     error = rows.num_rows - rows["error_code"].null_count
     metadata = provenance.metadata(rows["error_code"].null_count, error)
     sink = io.BytesIO()
-    # RLE strings are over 90 % of a shard and written once: a strong level there costs about 1 ms
-    # an image and saves 5 % of the bytes; apart from their lengths, they compress better still.
-    # Statistics of lists serve no reader, and those of the strings hold two whole strings.
+    # RLE strings are over 90 % of a shard: a high level costs about 1 ms an image and saves 5 % of
+    # the bytes, and DELTA_LENGTH, which stores lengths apart from characters, saves more. No reader
+    # uses statistics of list columns, and those of RLE strings would hold two whole strings.
     flat: Any = [field.name for field in rows.schema if not pa.types.is_nested(field.type)]
     pq.write_table(
         rows.replace_schema_metadata(metadata),
@@ -67,23 +67,23 @@ def encode_shard(rows: pa.Table, provenance: Provenance, *, level: int = COUNTS_
 
 
 def put_shard(storage: Storage, path: str, rows: pa.Table, provenance: Provenance) -> int:
-    """Make a shard; returns its bytes. One that is there already is never written over.
+    """Create a shard; returns its size in bytes. An existing shard is never overwritten.
 
-    It is there where a worker died between its write and its report, or where two work on one plan:
-    it is accepted if its footer has this fingerprint and these weights, and its rows these names.
+    The shard exists if a worker died after its write, or if two workers compute one plan: then its
+    footer must have the fingerprint and weights of `provenance`, and its rows the names of `rows`.
     Raises UserError naming the shard if not.
     """
     data = encode_shard(rows, provenance)
     if storage.create_shard(path, data):
         return len(data)
-    found = storage.read(path)
-    if not _is_same(found, rows, provenance):
+    existing = storage.read(path)
+    if not _is_same(existing, rows, provenance):
         raise UserError(
             f"{storage.join(path)} is there already and holds something else than this job makes: "
             "see whether another version of the program writes this folder, then delete the shard "
             "and run again"
         )
-    return len(found)
+    return len(existing)
 
 
 def _is_same(data: bytes, rows: pa.Table, provenance: Provenance) -> bool:
@@ -99,12 +99,12 @@ def _is_same(data: bytes, rows: pa.Table, provenance: Provenance) -> bool:
 
 
 def shard_schema(kept: Sequence[pa.Field] = ()) -> pa.Schema:
-    """A shard's columns, the user's own kept ones last."""
+    """The schema of a shard: `SHARD_SCHEMA`, then the fields of --keep-columns."""
     return pa.schema([*SHARD_SCHEMA, *kept])
 
 
 def read_footer(storage: Storage, path: str, size: int) -> ShardEntry:
-    """Rows, ok and error of a shard from its footer. Raises ValueError if it isn't a shard."""
+    """The entry of a shard from its footer. size: of the object. Raises ValueError for no shard."""
     with storage.open(path) as file:
         footer = pq.ParquetFile(file).metadata
     metadata = footer.metadata or {}

@@ -1,6 +1,6 @@
-"""One snapshot of one run: what is compared, judged by the gates, kept, or rolled back to.
+"""One snapshot of a run with its evaluations, opened by URL.
 
-It is named by what is there: a run folder (its published snapshot), or one of its snapshot objects,
+The URL is that of a run folder (its published snapshot) or of a snapshot object, such as
 `OUT/snapshots/0003.parquet`.
 """
 
@@ -29,7 +29,7 @@ from pipeline.storage.storage import normalize_url
 
 
 class IncompleteError(UserError):
-    """An evaluation does not hold all that it is to say: it must be made again."""
+    """Files of an evaluation are missing: it must be made again."""
 
 
 @dataclass(frozen=True)
@@ -48,24 +48,24 @@ class RunSnapshot:
         return self.run.snapshot(self.number)
 
     def evaluations(self) -> list[str]:
-        """Names of the evaluations of this snapshot that are complete."""
+        """Names of the complete evaluations of this snapshot, sorted."""
         folder = evaluations_folder(self.number)
-        found = (entry.path.split("/") for entry in self.run.storage.list(folder))
-        return sorted(parts[2] for parts in found if len(parts) == 4 and parts[3] == PQ_FILE)
+        paths = (entry.path.split("/") for entry in self.run.storage.list(folder))
+        return sorted(parts[2] for parts in paths if len(parts) == 4 and parts[3] == PQ_FILE)
 
     def result(self, name: str) -> dict[str, Any]:
         """`pq.json` of an evaluation."""
         return json.loads(self.run.storage.read(f"{self._folder(name)}/{PQ_FILE}"))
 
     def categories(self, name: str | None = None) -> Categories:
-        """The run's label set; with an evaluation, then what only its truth has, or the label set
-        that its --map-categories made of both.
+        """The run's label set; with the evaluation `name`, the label set of that evaluation.
 
-        Truth of more categories than the model knows counts in PQ, as misses.
+        The latter is made by --map-categories, or is the run's followed by the categories that only
+        the truth has, whose segments count as misses.
         """
-        own = self.run.info.categories
+        of_run = self.run.info.categories
         if name is None:
-            return own
+            return of_run
         result = self.result(name)
         if "category_map" in result:
             return Categories.from_json(result["category_map"]["categories"])
@@ -76,23 +76,23 @@ class RunSnapshot:
             more = [
                 {"id": row["category_id"], "name": row["name"], "isthing": int(row["isthing"])}
                 for row in table.to_pylist()
-                if row["category_id"] not in own.ids
+                if row["category_id"] not in of_run.ids
             ]
-        return Categories([*own, *Categories.from_json(more)]) if more else own
+        return Categories([*of_run, *Categories.from_json(more)]) if more else of_run
 
     def per_image(self, name: str, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The per-image rows of an evaluation, a shard at a time."""
+        """The per-image rows of an evaluation, one table a shard."""
         for path in self.rows(name):
             yield self.run.read_shard(path, columns)
 
     def rows(self, name: str) -> list[str]:
-        """The objects that hold the per-image rows of an evaluation, relative to the run folder.
+        """Paths of the objects with per-image rows of an evaluation, relative to the run folder.
 
-        Raises IncompleteError if some of them are gone.
+        Raises IncompleteError if some are missing.
         """
         folder = self.rows_folder(name)
         paths = sorted(entry.path for entry in self.run.storage.list(folder))
-        written = self.result(name).get("files", 0)  # older versions did not say
+        written = self.result(name).get("files", 0)  # not recorded by older versions
         if len(paths) < written:
             raise IncompleteError(
                 f"the evaluation {name!r} of {self.url} has {len(paths):,} of {written:,} files of "
@@ -101,7 +101,7 @@ class RunSnapshot:
         return paths
 
     def rows_folder(self, name: str) -> str:
-        """The folder of these objects: the one that `pq.json` names."""
+        """The folder of per-image rows, which `pq.json` names, relative to the run folder."""
         return f"{self._folder(name)}/{self.result(name).get('per_image', 'per_image')}"
 
     def _folder(self, name: str) -> str:
@@ -109,7 +109,10 @@ class RunSnapshot:
 
 
 def open_snapshot(url: str, options: Mapping[str, str] | None = None) -> RunSnapshot:
-    """The snapshot that a URL names. Raises UserError if there is none."""
+    """The snapshot at a URL: of a snapshot object, or of a run folder (its published one).
+
+    Raises UserError if there is none.
+    """
     match = re.fullmatch(SNAPSHOT_PATTERN, normalize_url(url))
     if match:
         run = open_run(match[1], options)

@@ -1,4 +1,4 @@
-"""`stats/000G.json`: what each call that worked on a generation did, and on what."""
+"""`stats/000G.json`: progress, versions and device of each call that computed generation G."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from pipeline.version import versions
 
 
 def record_stats(run: Run, generation: int, progress: Progress, facts: dict[str, Any]) -> None:
-    """Add one call's work to `stats/000G.json`, a list with an entry a call."""
+    """Append one call's entry to `stats/000G.json`: facts, versions, progress.
+
+    Nothing is written if `progress.total` is 0.
+    """
     if not progress.total:
-        return  # stopped before anything was seen
+        return
     path = stats_path(generation)
     entry = {**facts, "versions": versions(), **asdict(progress)}
     entry = {name: value for name, value in entry.items() if name not in UNRECORDED}
-    while True:  # what another job adds meanwhile stays
+    while True:  # until no other job wrote in between
         before = run.storage.look(path)
         entries = [] if before is None else json.loads(before)
         data = json.dumps([*entries, entry]).encode()

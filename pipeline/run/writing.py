@@ -1,15 +1,15 @@
-"""Who may write what: the one rule, for every verb that changes shards, plans, snapshots or what
-readers see.
+"""The leases that a verb needs to write in a run folder or a folder of nights.
 
-1. A writer holds the lease of the run folder, and took before it that of the folder of nights that
-   holds the run folder, whichever of the two was typed.
-2. In a folder of nights only `nightly`, `rollback` and `prune` move what readers see: `segment` and
-   `retry` compute, and the next night judges and publishes.
-3. What moves is replaced only as it was read, and bears the lease's epoch (fenced.py). What is
-   planned and computed is made only if absent: a plan under names of its own, which its
-   `generation.json` makes valid; a shard under the name that follows from the plan.
+1. A writer holds the lease of the run folder. If the run folder lies in a folder of nights, the
+   writer takes the lease of the folder of nights first, whichever of the two paths the user gave.
+2. In a folder of nights only `nightly`, `rollback` and `prune` change what readers see: `segment`
+   and `retry` compute, and the next night checks and publishes.
+3. `latest.json` and `baseline.json` are replaced only if they hold what was read, and hold the
+   lease's epoch (fenced.py). Plans and shards are created only if absent: the objects of a plan
+   have unique names and are valid once `generation.json` is written; a shard's name follows from
+   the plan.
 
-`evaluate`, `report` and `export` write beside, under names of their own, and hold nothing.
+`evaluate`, `report` and `export` write other objects, and hold no lease.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from pipeline.storage.storage import Storage
 
 @dataclass(frozen=True)
 class Place:
-    """What a path means: a run folder, and the folder of nights that holds it, if one does."""
+    """A run folder, and the folder of nights that holds it, if any. typed: as the user gave it."""
 
     typed: Storage
     run: Storage
@@ -44,7 +44,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Writer:
-    """A place whose leases are held."""
+    """A `Place` whose leases this process holds."""
 
     place: Place
     hold: Hold  # of the run folder
@@ -52,19 +52,20 @@ class Writer:
 
     @property
     def may_publish(self) -> bool:
-        """Whether `segment` and `retry` move readers here."""
+        """Whether `segment` and `retry` publish here: not in a folder of nights."""
         return self.nights is None
 
     def run(self) -> Run | None:
-        """The run as it is now, None if there is none yet."""
+        """The run, read anew; None if there is none yet."""
         run = find_run(self.place.run)
         return None if run is None else run.held(self.hold)
 
 
 def locate(storage: Storage) -> Place:
-    """What a path that was typed means. Raises UserError for a folder of nights that has no run.
+    """The run folder and the folder of nights of a path that the user gave.
 
-    A path where nothing is yet means a run folder to be made.
+    An absent path is a run folder to be made. Raises UserError for a folder of nights without a
+    published run.
     """
     if not is_run(storage):
         name = (read_pointer(storage) or {}).get("run")
@@ -75,7 +76,7 @@ def locate(storage: Storage) -> Place:
                 f"{storage.url} is a folder of nights with nothing published yet: let `panoptic "
                 "nightly` finish a night, or name one of its run folders (run-...)"
             )
-    # A link may lead to a run folder, or stand for one in its folder of nights.
+    # A symbolic link may lead to a run folder, or lie in the folder of nights.
     for named in (storage.resolved(), storage):
         name = named.url.rpartition("/")[2]
         above = named.above() if name.startswith(PREFIX) else None
@@ -98,7 +99,7 @@ def is_run(storage: Storage) -> bool:
 
 
 def is_nights(storage: Storage) -> bool:
-    """Whether nights work here: a folder says so from the first moment of its first night on."""
+    """Whether `storage` is a folder of nights, also during its first night."""
     if is_run(storage):
         return False
     return (
@@ -110,15 +111,18 @@ def is_nights(storage: Storage) -> bool:
 
 
 def _has_summaries(storage: Storage) -> bool:
-    """Whether `nights/` is that of a night, and no other folder that somebody named so."""
+    """Whether `nights/` holds summaries of nights, not other files."""
     first = next(iter(storage.list("nights")), None)
     return first is not None and SUMMARY.fullmatch(first.path) is not None
 
 
 @contextmanager
 def writing(place: Place, *, host: Host | None = None) -> Iterator[Writer]:
-    """Hold what is needed to write there. Raises LeaseError naming the holder, or if the path came
-    to mean something else before the leases were had."""
+    """Hold the leases of `place` within the block.
+
+    Raises LeaseError naming another holder, or if the path meant another run before the leases were
+    taken.
+    """
     with ExitStack() as held:
         nights = None
         if place.nights is not None:

@@ -1,1 +1,1 @@
-"""Objects, wherever they lie: the only door to file systems and object stores."""
+"""Objects of local disks, S3 and fsspec URLs. Only this room uses file systems and stores."""

@@ -1,10 +1,10 @@
-"""Conditional writes, tried again by rules of their own: made if absent, replaced if unchanged.
+"""Conditional writes with retries: create an object if absent, replace it if unchanged.
 
-A failed try says nothing of the object: the request may have been carried out, may be carried out
-later, or never. Clients repeat an overwrite, which does no harm, but give these up (a repeated one
-would refuse its own first try), and a store may refuse one with 409 where nothing came to be. So
-each try is one request, and before the next one what is there is read back: one's own bytes are a
-success.
+After a failed try the state of the object is unknown: the store may have carried the request out,
+may do so later, or never. A store's client repeats plain writes but no conditional ones, since the
+repetition would be refused because of its own first try, and a store may answer 409 although it
+made nothing. So each try is one request here, and the object is read back before the next try: if
+the object holds the bytes to be written, the write has succeeded.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LONGEST_PAUSE: Final = 5.0
 
 @dataclass(frozen=True)
 class Limits:
-    """How long a conditional write is tried: the last try begins early enough to end in time."""
+    """Bounds of a conditional write; the last try begins early enough to end within `seconds`."""
 
     tries: int
     seconds: float  # all tries together
@@ -30,7 +30,7 @@ class Limits:
 
 
 class Conditional(Protocol):
-    """A store's conditional writes, each one request."""
+    """A store's requests for conditional writes. No method retries."""
 
     def limits(self, *, large: bool) -> Limits: ...
     def look(self, key: str) -> Fetched | None: ...
@@ -40,18 +40,18 @@ class Conditional(Protocol):
 
 
 class Clock(Protocol):
-    """Seconds that pass, and waiting for them."""
+    """A clock in seconds; tests replace it."""
 
     def now(self) -> float: ...
     def sleep(self, seconds: float) -> None: ...
 
 
 def look(objects: Conditional, key: str, clock: Clock) -> bytes | None:
-    """A small object as it is now, None if it is absent."""
+    """The content of a small object; None if it is absent."""
     for last in _tries(objects.limits(large=False), clock):
         try:
-            found = objects.look(key)
-            return None if found is None else found.data
+            current = objects.look(key)
+            return None if current is None else current.data
         except Exception as error:
             if last() or not passes(error):
                 raise
@@ -61,39 +61,42 @@ def look(objects: Conditional, key: str, clock: Clock) -> bytes | None:
 def create(
     objects: Conditional, key: str, data: bytes, clock: Clock, *, large: bool = False
 ) -> bool:
-    """Make an object. True if it holds these bytes now, False if it holds others.
+    """Create an object. True if the object then holds `data`, False if it holds other bytes.
 
-    large: the object may take minutes to send; else it is a small one that somebody waits for.
+    large: the object may take minutes to send. Raises TimeoutError, or what the client raises.
     """
     limits = objects.limits(large=large)
     for last in _tries(limits, clock):
         try:
             if objects.create(key, data, large=large):
                 return True
-            found = objects.look(key)
+            current = objects.look(key)
         except Exception as error:
             if last() or not passes(error):
                 raise
             continue
-        if found is not None:
-            return found.data == data
-        # It was refused, and nothing is there: another try was under way, or it was deleted.
+        if current is not None:
+            return current.data == data
+        # Refused although the object is absent: another write was under way, or it was deleted.
     raise TimeoutError(f"{key} can't be made: it is refused, and yet not there")
 
 
 def replace(objects: Conditional, key: str, old: bytes, new: bytes, clock: Clock) -> bool:
-    """Replace exactly `old` by `new`. False if the object holds anything else by now or is gone."""
+    """Replace `old` by `new`. False if the object holds other bytes or is absent.
+
+    Raises TimeoutError, or what the client raises.
+    """
     limits = objects.limits(large=False)
     for last in _tries(limits, clock, requests=2):
         try:
-            found = objects.look(key)
-            if found is None:
+            current = objects.look(key)
+            if current is None:
                 return False
-            if found.data == new:  # an earlier try was carried out, and its answer lost
+            if current.data == new:  # an earlier try was carried out, and its answer lost
                 return True
-            if found.data != old:
+            if current.data != old:
                 return False
-            if objects.replace(key, found, new):
+            if objects.replace(key, current, new):
                 return True
         except Exception as error:
             if last() or not passes(error):
@@ -102,9 +105,9 @@ def replace(objects: Conditional, key: str, old: bytes, new: bytes, clock: Clock
 
 
 def delete(objects: Conditional, key: str, clock: Clock) -> None:
-    """Delete an object, in the time of a small write: no condition would stop one that is late.
+    """Delete an object, within the limits of a small write: a late deletion has no condition.
 
-    Raises FileNotFoundError where the store says that there is none.
+    Raises FileNotFoundError if the store reports an absent object; S3 does not.
     """
     for last in _tries(objects.limits(large=False), clock):
         try:
@@ -116,7 +119,7 @@ def delete(objects: Conditional, key: str, clock: Clock) -> None:
 
 
 def _tries(limits: Limits, clock: Clock, requests: int = 1) -> Iterator[Callable[[], bool]]:
-    """Pauses between tries. What is yielded says whether the current try is the last."""
+    """Yield at each try a function that says whether the try is the last; pause between tries."""
     began = clock.now()
     pause = FIRST_PAUSE
     for turn in range(1, limits.tries + 1):

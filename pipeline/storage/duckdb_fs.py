@@ -1,4 +1,4 @@
-"""Objects of any store as files of DuckDB: local ones by their path, others through fsspec."""
+"""Objects of any store as files for DuckDB: local files by path, others through fsspec."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEME: Final = "panoptic"
 
 
 def url_of(connection: duckdb.DuckDBPyConnection, storage: Storage, path: str) -> str:
-    """What `read_parquet` on this connection takes for an object of the storage."""
+    """The name of the object `path` for DuckDB's `read_parquet` on this connection."""
     if storage.is_local:
         return storage.key(path)
     if not connection.filesystem_is_registered(SCHEME):
@@ -24,7 +24,7 @@ def url_of(connection: duckdb.DuckDBPyConnection, storage: Storage, path: str) -
 
 
 class _Files(fsspec.AbstractFileSystem):
-    """The run's file system under a scheme of its own, so that DuckDB leaves it to fsspec."""
+    """A file system under the scheme `SCHEME`, which DuckDB does not read by itself."""
 
     protocol = SCHEME  # type: ignore[assignment]
     cachable = False
@@ -40,7 +40,7 @@ class _Files(fsspec.AbstractFileSystem):
         return self._inner.info(self._strip_protocol(path))
 
     def modified(self, path: str) -> datetime:
-        return datetime.fromtimestamp(0, UTC)  # shards never change, and asking costs a request
+        return datetime.fromtimestamp(0, UTC)  # objects never change, and a HEAD costs a request
 
     def glob(self, path: str, **options: Any) -> list[str]:  # type: ignore[override]
-        return [path]  # the paths are exact: nothing to look for
+        return [path]  # paths hold no pattern

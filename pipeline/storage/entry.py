@@ -1,4 +1,4 @@
-"""What storage says of an object: a listed entry, a fetched body, and the code of a failure."""
+"""A listed object, a fetched body, and storage failures as error codes and sentences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLIENTS: Final = ("obstore", "botocore", "aiohttp")
 
 
 class Entry(NamedTuple):
-    """A listed object: key relative to what was listed, bytes, and its object info."""
+    """A listed object. path: relative to the listed folder; size: bytes, -1 unknown."""
 
     path: str
     size: int
@@ -31,40 +31,40 @@ class Fetched(NamedTuple):
 
 
 def bare_etag(etag: str | None) -> str | None:
-    """An ETag without its quotes, which some servers send in a GET and not in a listing."""
+    """An ETag without quotes and `W/`, which some servers send in a GET and not in a listing."""
     return etag.removeprefix("W/").strip('"') if etag else None
 
 
 _STATUS = re.compile(r"status code: (\d{3})|status=(\d{3})|\b(4\d\d|5\d\d), message=")
-# What obstore's own first line leaves out.
+# Text in obstore's message -> words that its first line lacks.
 _HINTS = {
     "IncompleteMessage": "the connection broke before an answer",
     "IncompleteBody": "the connection broke in the body",
     "TimedOut": "nothing came any more",
     "ConnectionRefused": "nobody listens there",
 }
-# What a disk says of a name that leads to no file, or that no file can have.
+# Of a path that leads to no file, or that no file can have.
 _NO_FILE: Final = frozenset(
     {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL}
 )
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-# What a client raises for a key that it can't ask for, before it asks.
+# Exceptions of clients for a key that they can't request.
 _INEXPRESSIBLE: Final = ("InvalidPathError", "ParamValidationError", "InvalidURL")
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
-# A store's own answer in a client's text, and what in it is for people.
+# The XML answer of a store within a client's message, and its parts.
 _XML = re.compile(r"<\?xml|<Error>")
 _MESSAGE = re.compile(r"<Message>([^<]+)</Message>")
 _BUCKET = re.compile(r"<BucketName>([^<]+)</BucketName>")
 _NO_BUCKET: Final = "there is no bucket"
-# At the first request these may be a mistyped endpoint or region as well as a store that is down.
+# Either the endpoint or region is mistyped, or the store is down.
 _NEVER_REACHED = ("kind: Connect", "Could not connect to the endpoint", "redirect without LOCATION")
 
 
 def classify(error: BaseException) -> tuple[str, str]:
-    """The error code of `schema.ERROR_CODES` and one line for a failed GET, PUT or listing.
+    """(error code of `schema.ERROR_CODES`, one line of text) for a failed GET, PUT or listing.
 
-    The message is the client's first line without any query string, since that is where a
-    presigned URL carries its signature, and without a store's XML.
+    The text is the first line of the client's message, without query strings, which may hold the
+    signature of a presigned URL, and without a store's XML.
     """
     text = str(error)
     if "NoSuchBucket" in text:
@@ -75,7 +75,7 @@ def classify(error: BaseException) -> tuple[str, str]:
     if s3_code and s3_code[1] not in line:
         line = f"{line} ({s3_code[1]})"
     status = _status(error)
-    hint = next((words for mark, words in _HINTS.items() if mark in text), None)
+    hint = next((words for name, words in _HINTS.items() if name in text), None)
     line = line[:500] + (f" ({hint})" if hint else "")
     if "InvalidObjectState" in text:
         return "archived", line
@@ -99,27 +99,27 @@ def classify(error: BaseException) -> tuple[str, str]:
 
 
 def _without_xml(line: str) -> str:
-    """The client's words, and of the store's answer its message alone."""
+    """The client's words, and only `<Message>` of the store's XML."""
     answer = _XML.search(line)
     if answer is None:
         return line
-    said = _MESSAGE.search(line, answer.start())
-    return line[: answer.start()].rstrip(" :") + (f": {said[1]}" if said else "")
+    message = _MESSAGE.search(line, answer.start())
+    return line[: answer.start()].rstrip(" :") + (f": {message[1]}" if message else "")
 
 
 def _no_bucket(error: BaseException, text: str) -> str:
-    said = _BUCKET.search(text)
+    bucket = _BUCKET.search(text)
     answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
-    name = said[1] if said else None
+    name = bucket[1] if bucket else None
     if name is None and isinstance(answer, dict):
         name = answer.get("Error", {}).get("BucketName")
     return f"{_NO_BUCKET} {name!r}" if name else f"{_NO_BUCKET} of this name"
 
 
 def _status(error: BaseException) -> str:
-    """The HTTP status that a client tells in its text or, botocore, in its answer; else empty."""
-    for each in (error, error.__cause__):  # s3fs makes an OSError of botocore's
-        answer = getattr(each, "response", None)
+    """The HTTP status in a client's message or in botocore's response; empty if there is none."""
+    for cause in (error, error.__cause__):  # s3fs wraps botocore's error in an OSError
+        answer = getattr(cause, "response", None)
         if isinstance(answer, dict):
             return str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
     groups = (group for match in _STATUS.finditer(str(error)) for group in match.groups())
@@ -127,7 +127,7 @@ def _status(error: BaseException) -> str:
 
 
 def is_of_disk(error: BaseException) -> bool:
-    """True for what the operating system says of a file of this machine."""
+    """True for an OSError of the operating system about a file of this machine."""
     if not isinstance(error, OSError) or error.errno is None or of_client(error):
         return False
     of_network = isinstance(error, (ConnectionError, TimeoutError, socket.gaierror))
@@ -147,14 +147,14 @@ class StorageError(UserError):
 
     @property
     def may_pass(self) -> bool:
-        """True if the same command may work later: the store or the way to it is down."""
+        """True if the same command may succeed later: the store or the network is down."""
         return self.code in ("timeout", "unavailable")
 
 
 def passes(error: BaseException) -> bool:
     """True for a failure of the store or the network after which the same request may succeed.
 
-    Nothing is known then of a write: it may have been made, or may still be made later.
+    A write that failed so may have been made, or may still be made later.
     """
     if isinstance(error, (TimeoutError, ConnectionError)):
         return True
@@ -165,17 +165,17 @@ def passes(error: BaseException) -> bool:
 
 
 def is_unsupported(error: BaseException) -> bool:
-    """True if the store answers that it doesn't implement what was asked for (501)."""
+    """True if the store answered 501 Not Implemented."""
     return of_client(error) and _status(error) == "501"
 
 
 def of_storage(error: BaseException) -> bool:
-    """True if a storage client raised this."""
+    """True for an OSError or the exception of a storage client (`of_client`)."""
     return isinstance(error, OSError) or of_client(error)
 
 
 def of_client(error: BaseException | None) -> bool:
-    """True for a client's own exception, and for what s3fs makes of one."""
+    """True for an exception of obstore, botocore or aiohttp, also where s3fs wrapped it."""
     if type(error).__module__.partition(".")[0] in CLIENTS:
         return True
     return isinstance(error, OSError) and error.__cause__ is not None and of_client(error.__cause__)
@@ -184,10 +184,10 @@ def of_client(error: BaseException | None) -> bool:
 def store_failure(
     error: BaseException, what: str = "a request to the store failed"
 ) -> UserError | None:
-    """The sentence if a request to a store failed behind `error`, such as in one of Ray's tasks.
+    """The UserError if a failed request to a store caused `error`, such as within a Ray task.
 
-    None if it is anything else. For whoever has reached the store before: one that nobody answers
-    for any more is down, so the same command may work later.
+    None for any other cause. Only for a store that has answered before: a store that does not
+    answer any more is then down, so the same command may succeed later (TryAgainError).
     """
     for cause in causes(error):
         if isinstance(cause, StorageError):
@@ -198,10 +198,9 @@ def store_failure(
 
 
 def machine_failure(error: BaseException) -> UserError | None:
-    """The sentence if this machine's disk is full, or may not be written, behind `error`.
+    """The UserError if a full or read-only disk of this machine caused `error`, in any library.
 
-    Whatever library met it: DuckDB, Ray and others say it in words of their own. None if it is
-    anything else.
+    None for any other cause.
     """
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.errno in (*_NO_ROOM, errno.EROFS):
@@ -215,7 +214,7 @@ def machine_failure(error: BaseException) -> UserError | None:
 
 
 def as_lost(error: BaseException, what: str) -> UserError:
-    """The same in the middle of a job: what another call may mend asks for one."""
+    """`as_user_error` in the middle of a job: a TryAgainError if the failure `may_pass`."""
     sentence = as_user_error(error, what)
     if sentence.may_pass:
         return TryAgainError(f"{sentence}; what is written stays: run the same command again")
@@ -223,10 +222,10 @@ def as_lost(error: BaseException, what: str) -> UserError:
 
 
 def as_user_error(error: BaseException, what: str) -> StorageError:
-    """The sentence for a storage failure outside the image stream, where it must stop the job.
+    """The sentence for a storage failure that stops the job. what: the beginning of the sentence.
 
-    Exit code 75 for a store that fails, 2 for what may be the caller's: an endpoint that is not
-    there, a bucket, credentials, a local path.
+    Exit code 75 for a store that is down, 2 where the user may be at fault: endpoint, bucket,
+    credentials, local path.
     """
     code, line = classify(error)
     if is_of_disk(error) and code in ("unavailable", "forbidden"):
@@ -246,7 +245,7 @@ def as_user_error(error: BaseException, what: str) -> StorageError:
     elif line.startswith(_NO_BUCKET):
         mend = "check its name and the endpoint"
     if type(error) is OSError and error.errno is None and not of_client(error):
-        mend = "check the file"  # Arrow's, of bytes that it can't read
+        mend = "check the file"  # Arrow can't read the bytes
     exit_code = EXIT_TRY_AGAIN if _is_down(error, code) else EXIT_USAGE
     return StorageError(f"{what}: {line} ({code}: {mend})", code, exit_code)
 
@@ -265,6 +264,6 @@ def _of_disk(error: BaseException, what: str, code: str, line: str) -> StorageEr
 def _is_down(error: BaseException, code: str) -> bool:
     if code != "unavailable" or not of_client(error):
         return code == "timeout"
-    mistyped = any(mark in str(error) for mark in _NEVER_REACHED)
+    mistyped = any(text in str(error) for text in _NEVER_REACHED)
     status = _status(error)
     return not mistyped and (status in ("", "408", "429") or status.startswith("5"))

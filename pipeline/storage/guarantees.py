@@ -1,9 +1,8 @@
-"""What a store guarantees to writers: tried on the store itself, and told in the words of
-docs/faults.md.
+"""Which guarantees of docs/faults.md a store gives to writers, tried on the store itself.
 
-Three things keep two jobs apart. *Create*: of two that make one object, the second is refused.
-*Replace*: a write over a version that is gone by then is refused. *Age*: the store tells when an
-object was written, so a lease that nobody renews runs out by one clock.
+Three guarantees keep two jobs apart. *Create*: of two requests to create one object, the second is
+refused. *Replace*: a write over a version that is no longer current is refused. *Age*: the store
+records when an object was written, so that a lease expires by one clock.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from pipeline.storage.storage import Storage
 
 @dataclass(frozen=True)
 class Guarantee:
-    """One of the three: whether the store keeps it, and what follows for writers."""
+    """Whether a store keeps one of the three guarantees, and what follows for writers."""
 
     name: str  # "create", "replace" or "age"
     kept: bool
@@ -44,12 +43,12 @@ NOT_KEPT = {
 
 
 def guarantees(storage: Storage) -> Iterator[Guarantee]:
-    """Try each with small objects of their own, which are deleted again.
+    """Try each guarantee with a small object in the folder, which is deleted afterwards.
 
-    Raises what the store's client raises where the folder can't be written.
+    Raises what the store's client raises if the folder can't be written.
     """
     name = f"doctor-{uuid.uuid4().hex}"
-    new = Path(storage.url) if storage.is_local and not Path(storage.url).exists() else None
+    new_folder = Path(storage.url) if storage.is_local and not Path(storage.url).exists() else None
     try:
         yield _judged("create", _creates(storage, name))
         yield _judged("replace", storage.objects.refuses_stale(storage.key(name)))
@@ -57,9 +56,9 @@ def guarantees(storage: Storage) -> Iterator[Guarantee]:
     finally:
         with suppress(FileNotFoundError):
             storage.delete(name)
-        if new is not None:
-            with suppress(OSError):  # somebody else writes there by now
-                new.rmdir()
+        if new_folder is not None:
+            with suppress(OSError):  # another process has written there
+                new_folder.rmdir()
 
 
 def _judged(name: str, kept: bool) -> Guarantee:

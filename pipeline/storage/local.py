@@ -1,11 +1,11 @@
 """A local disk as an object store: whole objects, atomic writes, listings that stream.
 
-A name on Linux is any bytes, a name in a table is text. One that isn't UTF-8 is listed with `\\xNN`
-for each odd byte, and read by that name.
+A Linux file name is bytes, a name in a table is text. A file name that isn't UTF-8 is listed with
+`\\xNN` for each invalid byte, and can be read by that name.
 
-A write is a temporary file and a rename, so a reader sees all of it or nothing, and both are on
-the disk (fsync) before it returns: after a loss of power a file is whole or absent. What a killed
-writer leaves begins with `.tmp-`, is never listed, and is swept by the next owner of the lease.
+A write is a temporary file and a rename, both on the disk (fsync) before the write returns: a
+reader sees the whole file or none, also after a loss of power. Temporary files begin with `.tmp-`
+and are never listed; `sweep` deletes those of killed writers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pipeline.storage.conditional import Limits
 from pipeline.storage.entry import Entry, Fetched
 
 TEMPORARY: Final = ".tmp-"
-LOCK_FILE: Final = f"{TEMPORARY}lock"  # in the folder of what is replaced, while it is
+LOCK_FILE: Final = f"{TEMPORARY}lock"  # in the folder of a file that is being replaced
 LIMITS: Final = Limits(tries=5, seconds=1.0, each=0.0)
 
 
@@ -35,7 +35,7 @@ class LocalObjects:
     """Files by absolute path."""
 
     def get(self, key: str) -> Fetched:
-        """Raises OSError for what is no plain file: reading a pipe would never end."""
+        """Raises OSError for anything but a plain file: reading a pipe would never end."""
         path = _path(key)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(descriptor, "rb") as file:
@@ -50,7 +50,7 @@ class LocalObjects:
         os.replace(self._write_temporary(key, data), key)
         _to_disk(Path(key).parent)
 
-    # -- conditional writes, each tried once
+    # -- requests of conditional.py: no retries
 
     def limits(self, *, large: bool) -> Limits:
         return LIMITS
@@ -64,7 +64,7 @@ class LocalObjects:
     def create(self, key: str, data: bytes, *, large: bool) -> bool:
         temporary = self._write_temporary(key, data)
         try:
-            os.link(temporary, key)  # refuses an existing name, unlike rename; on NFS, too
+            os.link(temporary, key)  # unlike rename, refuses an existing name, also on NFS
         except FileExistsError:
             return False
         finally:
@@ -80,7 +80,7 @@ class LocalObjects:
             return True
 
     def refuses_stale(self, key: str) -> bool:
-        """A lock keeps replacements apart, unless locks stay on this host."""
+        """True unless file locks are private to this host."""
         return not has_private_locks(Path(key).parent)
 
     def _write_temporary(self, key: str, data: bytes) -> Path:
@@ -92,7 +92,7 @@ class LocalObjects:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        except BaseException:  # a full disk must not be filled further
+        except BaseException:  # such as a full disk
             temporary.unlink(missing_ok=True)
             raise
         return temporary
@@ -104,7 +104,10 @@ class LocalObjects:
         os.unlink(key)
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """Every file under the folder; links are followed, a loop of them once."""
+        """Every file under the folder, in no order. Links are followed, a loop of links once.
+
+        A folder within, or a file, that can't be read has size -1; such a folder ends in `/`.
+        """
         for entry in _files(prefix):
             if entry.name.startswith(TEMPORARY):
                 continue
@@ -113,45 +116,45 @@ class LocalObjects:
                 yield Entry(f"{path}/", -1, None, None)
                 continue
             try:
-                found = entry.stat()
+                status = entry.stat()
             except FileNotFoundError:  # deleted meanwhile, or a link to nowhere
                 continue
-            except OSError:  # whoever reads it will meet the same, and say so of this file alone
+            except OSError:  # reading the file fails alike, and becomes its error row
                 yield Entry(path, -1, None, None)
             else:
-                yield _entry(path, found)
+                yield _entry(path, status)
 
     def sweep(self, prefix: str) -> int:
-        """Delete what killed writers left under the folder; returns how many files."""
-        found = [
+        """Delete temporary files of killed writers under the folder; returns their number."""
+        paths = [
             entry.path
             for entry in _files(prefix)
             if entry.name.startswith(TEMPORARY) and entry.name != LOCK_FILE
         ]
-        for path in found:
+        for path in paths:
             Path(path).unlink(missing_ok=True)
-        return len(found)
+        return len(paths)
 
 
 _ODD_BYTE: Final = re.compile(rb"\\x([0-9a-f]{2})")
 
 
 def _path(key: str) -> str | bytes:
-    """The file that is listed as `key`: a part that isn't there as it is written has odd bytes."""
+    """The file that is listed as `key`: `\\xNN` is a byte where no file has this literal name."""
     if "\0" in key:
         raise FileNotFoundError(errno.ENOENT, "no name of a file holds a zero byte", key)
     if "\\x" not in key or os.path.lexists(key):
         return key
     path = b""
     for part in os.fsencode(key).split(b"/"):
-        odd = _ODD_BYTE.sub(lambda found: bytes([int(found[1], 16)]), part)
+        odd = _ODD_BYTE.sub(lambda match: bytes([int(match[1], 16)]), part)
         literal = path + part
         path = (literal if os.path.lexists(literal) else path + odd) + b"/"
     return path[:-1]
 
 
 class ClosedFolder(NamedTuple):
-    """A folder within the one that is listed that this user may not read."""
+    """A folder, below the listed one, that this user may not read."""
 
     name: str
     path: str
@@ -168,10 +171,10 @@ def _files(folder: str) -> Iterator[os.DirEntry[str] | ClosedFolder]:
                         yield entry
                         continue
                     if entry.is_symlink():
-                        place = entry.stat()
-                        if (place.st_dev, place.st_ino) in seen:
+                        status = entry.stat()
+                        if (status.st_dev, status.st_ino) in seen:
                             continue
-                        seen.add((place.st_dev, place.st_ino))
+                        seen.add((status.st_dev, status.st_ino))
                     pending.append(entry.path)
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -184,16 +187,16 @@ def _files(folder: str) -> Iterator[os.DirEntry[str] | ClosedFolder]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that may not be followed: reading it says why
+    except OSError:  # a link that may not be followed: reading it raises
         return False
 
 
-def _entry(path: str, found: os.stat_result) -> Entry:
-    return Entry(path, found.st_size, None, datetime.fromtimestamp(found.st_mtime, UTC))
+def _entry(path: str, status: os.stat_result) -> Entry:
+    return Entry(path, status.st_size, None, datetime.fromtimestamp(status.st_mtime, UTC))
 
 
 def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each on the disk before what is put into it."""
+    """Make a folder and its parents, each on the disk (fsync) before the next."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -202,7 +205,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _to_disk(folder: Path) -> None:
-    """The names in a folder, too, must outlive a loss of power."""
+    """Make the names in a folder outlive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -212,10 +215,10 @@ def _to_disk(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Alone among the processes that replace a file in this folder.
+    """Keep other processes from replacing files in this folder within the block.
 
-    A lock on a file that is open for writing, because NFS carries no other to its server. The file
-    leaves with its lock; whoever waited for it finds that, and makes another.
+    The lock is on a file that is open for writing: NFS sends only such locks to its server. The
+    holder deletes the file; a process that waited for its lock then makes a new file.
     """
     path = folder / LOCK_FILE
     _make_folder(folder)
@@ -242,14 +245,14 @@ def _is(path: Path, descriptor: int) -> bool:
 
 
 def has_private_locks(folder: Path, mounts: str = "/proc/self/mounts") -> bool:
-    """True on an NFS mount whose options keep locks on this host (`nolock`, `local_lock=flock`)."""
+    """True on an NFS mount whose locks are private to this host (`nolock`, `local_lock=flock`)."""
     best, private = Path("/"), False
     with suppress(OSError):
         for line in Path(mounts).read_text().splitlines():
             _, where, kind, options = line.split(" ")[:4]
-            place = Path(where.replace("\\040", " "))
-            if folder.is_relative_to(place) and len(place.parts) >= len(best.parts):
+            mount = Path(where.replace("\\040", " "))
+            if folder.is_relative_to(mount) and len(mount.parts) >= len(best.parts):
                 given = set(options.split(","))
-                kept = {"nolock", "local_lock=flock", "local_lock=all"} & given
-                best, private = place, kind.startswith("nfs") and bool(kept)
+                local = {"nolock", "local_lock=flock", "local_lock=all"} & given
+                best, private = mount, kind.startswith("nfs") and bool(local)
     return private

@@ -1,4 +1,4 @@
-"""Remote files that a library needs as a local path (weights, lists, truth), kept once per node."""
+"""Local copies of remote files (weights, lists, truth), cached once per node."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.scratch import cache_folder
 from pipeline.storage.local import TEMPORARY
 from pipeline.storage.storage import Storage, normalize_url
 
-# What stores say of an object that changes when it is replaced, by their clients' own names.
+# Fields of fsspec's `info` that change when an object is replaced.
 OBJECT_INFO: Final = (
     *("ETag", "etag", "size", "LastModified", "Last-Modified", "last_modified", "mtime", "updated"),
     *("Content-MD5", "md5Hash", "generation", "VersionId"),
@@ -24,11 +24,11 @@ TRIES: Final = 3
 
 
 def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
-    """A local path with the content of `url`: itself if local, else a copy cached on this node.
+    """The path of a file or folder `url` if it is local, else of a copy cached on this node.
 
-    The cache key holds the object info (ETag, size, time) of the file, or of each file of a
-    folder, asked of the store at every call: what was replaced is fetched again, and what is
-    replaced while it is fetched, too. Raises FileNotFoundError, or UserError if it never rests.
+    The cache key holds the object info (ETag, size, time) of every file, which is read from the
+    store at each call: a file that was replaced before or during the download is fetched again.
+    Raises FileNotFoundError, or UserError if a file changes during every download.
     """
     if "://" not in normalize_url(url):
         path = Path(normalize_url(url))
@@ -56,7 +56,7 @@ def local_copy(url: str, options: Mapping[str, str] | None = None) -> Path:
 
 
 def _object_info(storage: Storage) -> list[str]:
-    """What tells this state of a file, or of a folder's files, from any other."""
+    """The object info of a file, or of each file of a folder, as text."""
     if storage.is_s3:
         try:
             entries = [storage.info("")]
@@ -66,7 +66,7 @@ def _object_info(storage: Storage) -> list[str]:
                 raise
         return [str(tuple(entry)) for entry in entries]
     filesystem = storage.fsspec
-    filesystem.invalidate_cache()  # a listing that this process made before says nothing of now
+    filesystem.invalidate_cache()  # an earlier listing may be out of date
     remote = str(filesystem._strip_protocol(storage.url))
     info = filesystem.info(remote)
     files: dict[str, Any] = {remote: info}
@@ -91,5 +91,5 @@ def _keep(fetched: Path, target: Path) -> None:
     try:
         os.replace(fetched, target)
     except OSError:
-        if not target.exists():  # another process of this node may have been quicker
+        if not target.exists():  # another process of this node made it first
             raise

@@ -1,4 +1,4 @@
-"""Objects by their absolute URIs, of any scheme and of as many stores as a manifest names."""
+"""Objects by absolute URI, of any scheme: GET, object info, and URIs of names in lists."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from pipeline.storage.storage import (
 
 
 def place_of(root: str, name: str) -> str:
-    """Where a file lies that a list or a JSON names: an absolute path or a URL is the file itself.
+    """The URI of a file that a list or a JSON names: a URL or an absolute path is taken as it is.
 
-    Any other name is relative to the folder `root`, with `./` and `../` before it as in a path.
+    Any other name is relative to the folder `root`, and may begin with `./` and `../`.
     """
     if "://" in name or name.startswith("/"):
         return name
@@ -34,9 +34,9 @@ def place_of(root: str, name: str) -> str:
 
 
 def open_object(uri: str, options: Mapping[str, str] | None = None) -> tuple[Storage, str]:
-    """A folder above an object, and the object's name in it, by an URI as a manifest holds it.
+    """(folder, name in the folder) of an object.
 
-    In a bucket each slash is part of a key, so the folder is the bucket itself.
+    In S3 a slash is part of a key, so the folder of an S3 URI is the bucket.
     """
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
@@ -46,25 +46,22 @@ def open_object(uri: str, options: Mapping[str, str] | None = None) -> tuple[Sto
 
 
 def read_named(folder: Storage, name: str) -> bytes:
-    """The file that `name` means beside `folder` (`place_of`). Raises FileNotFoundError."""
-    where = place_of(folder.url, name)
-    if where == folder.join(name):
+    """The content of the file `place_of(folder.url, name)`. Raises FileNotFoundError."""
+    uri = place_of(folder.url, name)
+    if uri == folder.join(name):
         return folder.read(name)
-    storage, last = open_object(where, folder.options)
+    storage, last = open_object(uri, folder.options)
     return storage.read(last)
 
 
 def info_uri(uri: str, options: Mapping[str, str]) -> Entry:
-    """The object info of an absolute URI of any scheme. Raises FileNotFoundError."""
+    """The object info (size, ETag, time) of an absolute URI. Raises FileNotFoundError."""
     folder, name = open_object(uri, options)
     return folder.info(name)
 
 
 class Gets:
-    """GETs of absolute URIs of any scheme, each tried once.
-
-    The client of each bucket or host is looked up once: for every image that would be felt.
-    """
+    """GETs of absolute URIs of any scheme, without retries; keeps one client per bucket or host."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
         self._settings = tuple(sorted(options.items()))
@@ -83,16 +80,16 @@ class Gets:
         return await objects.get_async(str(objects.filesystem._strip_protocol(uri)))
 
     async def is_encrypted(self, uri: str) -> bool:
-        """Whether the store says that it encrypts this object so that its ETag is no MD5.
+        """True if the object's encryption is not SSE-S3 (SSE-KMS ...), so that its ETag is no MD5.
 
-        Raises what the client raises, unless the store refuses to say.
+        Raises what the client raises, unless the store refuses the HEAD.
         """
         scheme, _, rest = uri.partition("://")
         host, _, key = rest.partition("/")
         objects = self._client(f"{scheme}://{host}")
         return isinstance(objects, S3Objects) and await objects.is_encrypted(key)
 
-    def _client(self, place: str) -> Objects:
-        if place not in self._clients:
-            self._clients[place], _ = filesystem_of(place, self._settings)
-        return self._clients[place]
+    def _client(self, url: str) -> Objects:
+        if url not in self._clients:
+            self._clients[url], _ = filesystem_of(url, self._settings)
+        return self._clients[url]

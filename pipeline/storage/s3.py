@@ -1,15 +1,15 @@
-"""S3 objects through obstore: a GET, a PUT or a listed key costs a tenth of the CPU it costs s3fs.
+"""S3 objects through obstore, which needs a tenth of the CPU of s3fs.
 
 Credentials come from botocore's chain (environment, profile, SSO, assumed role, instance role), so
-whatever `aws s3 ls` can read this can read, and an expiring token is renewed in mid-run; obstore's
-own chain knows neither profiles nor SSO. Retries are the client's alone and have one budget: a
-second layer on top would multiply them. Conditional writes alone are tried once here, and again by
-`conditional.py`.
+this module can read what `aws s3 ls` can read, and an expiring token is renewed during a run;
+obstore's own chain knows neither profiles nor SSO. Only the client retries, since a second layer
+would multiply the tries. Conditional writes are the exception: each is one request here, and
+`conditional.py` retries.
 
-Keys that obstore cannot express, or rewrites (an empty, `.` or `..` segment, as in `a//b.jpg`, a
-leading slash, control characters), are legal in S3 and do occur: those are fetched by botocore, and
-listings (`s3_listing`) are read from its answers, so that each object is listed once, by its name.
-None is written or deleted: it would be another object, which may be another job's lease.
+Some keys that S3 allows cannot be sent by obstore, or are changed by it (an empty, `.` or `..`
+segment, as in `a//b.jpg`, a leading slash, control characters). botocore fetches these objects and
+makes the listings (`s3_listing`). They are never written or deleted: obstore would change another
+object, which may be another job's lease.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from pipeline.storage.s3_options import usual_options
 if TYPE_CHECKING:
     from obstore import UpdateVersion
 
-REQUEST_SECONDS = 120  # one try, and all tries of a read
+REQUEST_SECONDS = 120  # one try; also all tries of a read
 WRITE_SECONDS = 300  # all tries of a write
-SILENT_SECONDS = 20  # without a byte
-IMAGE_SECONDS = 600
+SILENT_SECONDS = 20  # of an image's GET without a byte
+IMAGE_SECONDS = 600  # of an image's GET
 TRIES = 6
-WRITE_TRIES = 30  # where half of all tries fail, one write of a billion is lost
-# A small object that others wait for: a lease, a pointer, a plan. run/lease.py counts on both.
+WRITE_TRIES = 30  # if half of all tries fail, one write in a billion fails
+# Of small objects (lease, pointer, plan); run/lease.py relies on both limits.
 CONTROL_SECONDS = 10  # one try
 CONTROL_ALL_SECONDS = 40  # all tries
-# obstore asks for credentials that are good for less than 5 minutes again: so, after a minute.
+# obstore renews credentials that expire in less than 5 minutes: here every minute.
 CREDENTIALS_GOOD = timedelta(minutes=6)
 
 
@@ -58,19 +58,19 @@ class S3Objects:
     def __init__(self, bucket: str, options: Mapping[str, str]) -> None:
         self.bucket = bucket
         self.options = usual_options(options)
-        self.takes_conditions = True  # until the store says that it knows none
+        self.takes_conditions = True  # False once the store has answered 501
 
     @cached_property
     def _session(self) -> botocore.session.Session:
         session = botocore.session.Session(profile=self.options.get("profile"))
-        profile = session.profile  # of the option, else of AWS_PROFILE
+        profile = session.profile  # the option, else AWS_PROFILE
         if profile and profile not in session.available_profiles:
             raise UserError(f"AWS profile {profile!r} does not exist in ~/.aws/config")
         return session
 
     @cached_property
     def _of_profile(self) -> Mapping[str, Any]:
-        """What ~/.aws/config says for the profile."""
+        """The settings of the profile in ~/.aws/config."""
         return self._session.get_scoped_config()
 
     @property
@@ -83,7 +83,7 @@ class S3Objects:
 
     @property
     def verify(self) -> bool | str:
-        """Whether the certificate of the endpoint is checked, or a file of those to trust."""
+        """Whether the endpoint's certificate is checked; a path: with the CA bundle there."""
         stated = self.options.get("verify", "true")
         if stated in ("true", "false"):
             bundle = self._session.get_config_variable("ca_bundle")
@@ -104,7 +104,7 @@ class S3Objects:
 
     @property
     def addressing_style(self) -> str:
-        """path, virtual or auto: as the client thinks right for the endpoint."""
+        """path, virtual or auto (the client chooses)."""
         if style := self.options.get("addressing_style"):
             return style
         usual = self._of_profile.get("s3")
@@ -116,12 +116,12 @@ class S3Objects:
 
     @property
     def endpoint_url(self) -> str | None:
-        """Where the bucket is, if not at AWS: by the option, the environment or the profile."""
+        """From the option, the environment or the profile; None for AWS."""
         if stated := self._stated_endpoint:
             return stated
         if {"endpoint_url", "services"} & self._of_profile.keys():
-            found: str = self._client.meta.endpoint_url
-            return None if found.endswith(".amazonaws.com") else found
+            endpoint: str = self._client.meta.endpoint_url
+            return None if endpoint.endswith(".amazonaws.com") else endpoint
         return None
 
     @property
@@ -142,16 +142,16 @@ class S3Objects:
 
     @cached_property
     def store(self) -> S3Store:
-        """For all but images and writes; made on first use: it cannot travel between processes."""
+        """For reads and HEADs, except images; made at first use, because it cannot be pickled."""
         return self._retrying(TRIES, REQUEST_SECONDS)
 
     @cached_property
     def patient(self) -> S3Store:
-        """For writes: what they hold was computed, and a lost one ends the job."""
+        """For unconditional writes: many tries, because a failed one ends the job."""
         return self._retrying(WRITE_TRIES, WRITE_SECONDS)
 
     def _retrying(self, tries: int, seconds: float) -> S3Store:
-        """A client that tries a request so often, with backoff, and none anew after `seconds`."""
+        """A client with so many tries, with backoff; no try begins after `seconds`."""
         retries = {
             "max_retries": tries - 1,
             "backoff": {
@@ -165,7 +165,7 @@ class S3Objects:
 
     @cached_property
     def quick(self) -> S3Store:
-        """For conditional writes of small objects, and what is read for them: one try each."""
+        """For conditional writes of small objects and the reads before them: one try each."""
         return self._connect({"timeout": f"{CONTROL_SECONDS}s"}, {"max_retries": 0})
 
     @cached_property
@@ -175,8 +175,8 @@ class S3Objects:
 
     @cached_property
     def single(self) -> S3Store:
-        """For images: `pipeline.segmentation.fetch` counts tries itself and judges the body."""
-        # No limit on the whole request: a large image over a busy line is no error while it flows.
+        """For images: one try each; `pipeline.segmentation.fetch` retries and checks the body."""
+        # A large image over a slow network is no error as long as bytes arrive.
         limits = {"timeout": f"{IMAGE_SECONDS}s", "read_timeout": f"{SILENT_SECONDS}s"}
         return self._connect(limits, {"max_retries": 0})
 
@@ -218,7 +218,7 @@ class S3Objects:
 
         def provide() -> dict[str, Any]:
             frozen = credentials.get_frozen_credentials()
-            # What botocore is asked for again it renews in time, if it is about to expire.
+            # botocore renews credentials that are about to expire.
             return {
                 "access_key_id": frozen.access_key,
                 "secret_access_key": frozen.secret_key,
@@ -269,9 +269,9 @@ class S3Objects:
         return Fetched(answer["Body"].read(), bare_etag(answer["ETag"]))
 
     async def is_encrypted(self, key: str) -> bool:
-        """Whether an object's ETag is no MD5 because of how it is encrypted: SSE-KMS, not SSE-S3.
+        """True if the object's encryption is not SSE-S3 (SSE-KMS ...), so that its ETag is no MD5.
 
-        Asked by a HEAD of botocore's: obstore keeps such headers to itself.
+        By a HEAD of botocore: obstore does not give this header. False if the HEAD is refused.
         """
         try:
             answer = await asyncio.to_thread(
@@ -283,14 +283,14 @@ class S3Objects:
         except botocore.exceptions.ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
                 raise
-            return False  # it refuses to say
+            return False
         return answer.get("ServerSideEncryption", "AES256") != "AES256"
 
     def put(self, key: str, data: bytes) -> None:
         self._refuse_inexpressible(key)
         obstore.put(self.patient, key, data, use_multipart=False)
 
-    # -- conditional writes, each tried once
+    # -- requests of conditional.py: no retries
 
     def limits(self, *, large: bool) -> Limits:
         if large:
@@ -298,10 +298,10 @@ class S3Objects:
         return Limits(WRITE_TRIES, CONTROL_ALL_SECONDS, CONTROL_SECONDS)
 
     def look(self, key: str) -> Fetched | None:
-        """An object as it is now, with its ETag as the store wrote it."""
+        """The object with its ETag as the store sent it (quoted); None if it is absent."""
         try:
             if not _expressible(key):
-                return self._get_botocore(key)  # read only: nothing is made of its ETag
+                return self._get_botocore(key)  # is never replaced, so its ETag may be bare
             current = obstore.get(self.quick, key)
             return Fetched(bytes(current.bytes()), current.meta["e_tag"])
         except FileNotFoundError:
@@ -315,7 +315,7 @@ class S3Objects:
         return self._put_if(key, new, condition, self.quick)
 
     def refuses_stale(self, key: str) -> bool:
-        """Whether a replacement of a version that is gone is refused. Writes the object."""
+        """Whether the store refuses to replace a version that is not current. Writes the object."""
         self.put(key, b"first")
         stale = self.look(key)
         self.put(key, b"second")
@@ -324,7 +324,7 @@ class S3Objects:
     def _put_if(
         self, key: str, data: bytes, mode: Literal["create"] | UpdateVersion, client: S3Store
     ) -> bool:
-        """One conditional PUT; on a store that refuses all of them, as good as one can without."""
+        """One conditional PUT; a GET and a plain PUT once the store has answered 501."""
         self._refuse_inexpressible(key)
         if not self.takes_conditions:
             if mode == "create" and self.look(key) is not None:
@@ -337,7 +337,7 @@ class S3Objects:
             return False
         except Exception as error:
             if isinstance(error, FileNotFoundError) and mode != "create":
-                return False  # else it is the bucket that is not there
+                return False  # a missing bucket else
             if not is_unsupported(error):
                 raise
             self.takes_conditions = False
@@ -362,7 +362,7 @@ class S3Objects:
 
     def delete(self, key: str) -> None:
         self._refuse_inexpressible(key)
-        obstore.delete(self.quick, key)  # tried again by `conditional.py`
+        obstore.delete(self.quick, key)
 
     def _refuse_inexpressible(self, key: str) -> None:
         if not _expressible(key):
@@ -384,6 +384,6 @@ def _expressible(key: str) -> bool:
 
 
 def _plain(key: str) -> str:
-    """The folder of a key as obstore can express it."""
+    """The folder of a key without the parts that obstore can't send."""
     folder = "".join(letter for letter in key.rpartition("/")[0] if letter.isprintable())
     return "/".join(part for part in folder.split("/") if part not in ("", ".", ".."))

@@ -1,9 +1,9 @@
-"""A listing of a bucket in which every key is exactly the object's own.
+"""Listings of an S3 bucket with the exact key of every object.
 
-obstore's listing ends at `a//b.jpg`, strips a leading slash, and XML itself turns a carriage return
-into a line feed; so keys are asked for percent-encoded, which obstore can't. botocore asks so, but
-spends ten times obstore's CPU on making objects of the answer. So botocore signs, sends and tries
-again, and the entries are cut out of its answer here, before it parses the little that is left.
+obstore's listing stops at `a//b.jpg` and strips a leading slash, and XML turns a carriage return
+into a line feed, unless keys are requested percent-encoded, which obstore can't. botocore requests
+them so, but its parser takes ten times the CPU of obstore. So botocore signs, sends and retries the
+request; this module takes the entries out of the XML before botocore parses the remainder.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ _AMPERSAND: Final = {"&#38;": "&amp;", "&#x26;": "&amp;"}
 def list_objects(
     client: Any, bucket: str, prefix: str, settings: Mapping[str, str]
 ) -> Iterator[Entry]:
-    """Every object whose key begins with `prefix`, in the store's order; raises what botocore does.
+    """Every object whose key begins with `prefix`, in the store's order.
 
-    The empty object that stands for a folder (`a/`) is left out.
+    Empty objects that stand for a folder (`a/`) are left out. settings: further parameters of
+    ListObjectsV2. Raises what botocore raises.
     """
     request: dict[str, Any] = {"Bucket": bucket, "Prefix": prefix, "MaxKeys": PAGE, **settings}
     while True:
@@ -79,9 +80,9 @@ def _text(raw: bytes) -> str:
     if "&" not in text:
         return text
     text = _NUMBERED.sub(
-        lambda found: (
-            _AMPERSAND.get(found[0])
-            or chr(int(found[1][1:], 16) if found[1][0] == "x" else int(found[1]))
+        lambda match: (
+            _AMPERSAND.get(match[0])
+            or chr(int(match[1][1:], 16) if match[1][0] == "x" else int(match[1]))
         ),
         text,
     )

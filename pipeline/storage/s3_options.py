@@ -1,7 +1,6 @@
-"""Options of an S3 store by the names that boto3's, s3fs' and obstore's users know them by.
+"""Options of an S3 store: the names of boto3, s3fs and obstore -> one name each.
 
-One name each within the program; a key or a secret is refused here, so that none is ever written
-down. Values are text, as they come from a command line.
+A key or a secret is refused. Values are text, as on a command line.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from typing import Final
 
 from pipeline.errors import UserError
 
-# Name -> what it is called elsewhere.
+# Name -> its names in other programs.
 _ALIASES: Final = {
     "profile": ("profile_name", "aws_profile"),
     "region": ("region_name", "aws_region", "aws_default_region", "default_region"),
@@ -39,7 +38,10 @@ _STYLES: Final = ("auto", "path", "virtual")
 
 
 def usual_options(options: Mapping[str, str]) -> dict[str, str]:
-    """The same options under this program's names. Raises UserError for one that isn't known."""
+    """The options by this program's names (`NAMES`).
+
+    Raises UserError for an unknown or contradictory option or a bad value.
+    """
     chosen: dict[str, str] = {}
     for given, value in options.items():
         low = given.lower().replace("-", "_")

@@ -1,10 +1,9 @@
-"""The only door to file systems: a `Storage` is a folder on any fsspec URL.
+"""`Storage`: a folder on any fsspec URL, read, written and listed by relative path.
 
-A write is atomic or it did not happen: one PUT in object stores, temp file and rename on a local
-disk. Nothing is ever streamed to its final name, because a stream that fails half-way publishes
-the half (s3fs and pyarrow close the upload when the `with` block is left by an exception).
-S3 goes through `pipeline.storage.s3`, local paths through `pipeline.storage.local`, the rest
-through fsspec.
+A write is atomic: one PUT in object stores, temporary file and rename on a local disk. No object is
+streamed to its final name, because a stream that fails half-way would publish the half (s3fs and
+pyarrow complete the upload when an exception leaves the `with` block). `pipeline.storage.s3` serves
+S3, `pipeline.storage.local` local paths, fsspec all other schemes.
 """
 
 from __future__ import annotations
@@ -47,12 +46,12 @@ AWS_VARIABLES = (
 S3_SCHEMES = ("s3", "s3a", "s3n")
 
 
-# file:/x, file:///x and file://localhost/x are one file; what follows file:// may be relative.
+# file:/x, file:///x and file://localhost/x are one file; a path after file:// may be relative.
 LOCAL_URL = re.compile(r"^(?:file|local):(?://(?:localhost(?=/))?|(?=/))", re.IGNORECASE)
 
 
 class Objects(Protocol):
-    """What a store must do; keys are absolute within it."""
+    """The requests that a store answers; keys are absolute within the store."""
 
     def get(self, key: str) -> Fetched: ...
     async def get_async(self, key: str) -> Fetched: ...
@@ -68,7 +67,7 @@ class Objects(Protocol):
 
 
 class FsspecObjects:
-    """Memory, HTTP, and every other scheme that fsspec knows."""
+    """Objects through fsspec: memory, HTTP and every other scheme except S3 and local files."""
 
     def __init__(self, filesystem: fsspec.AbstractFileSystem) -> None:
         self.filesystem = filesystem
@@ -82,7 +81,7 @@ class FsspecObjects:
     def put(self, key: str, data: bytes) -> None:
         self.filesystem.pipe_file(key, data)
 
-    # -- conditional writes, each tried once
+    # -- requests of conditional.py: no retries
 
     def limits(self, *, large: bool) -> Limits:
         return Limits(tries=6, seconds=40.0, each=10.0)
@@ -101,7 +100,7 @@ class FsspecObjects:
         return True
 
     def replace(self, key: str, old: Fetched, new: bytes) -> bool:
-        """As good as the scheme allows: two replacements at the same moment may both succeed."""
+        """Compare, then write: two replacements at the same moment may both succeed."""
         if self.look(key) != old:
             return False
         self.put(key, new)
@@ -110,7 +109,7 @@ class FsspecObjects:
     def refuses_stale(self, key: str) -> bool:
         return False
 
-    # What a file system has listed before says nothing of what is there now.
+    # fsspec caches listings, which may be out of date.
 
     def info(self, key: str) -> Entry:
         self.filesystem.invalidate_cache()
@@ -137,10 +136,10 @@ class SystemClock:
 
 
 class Storage:
-    """A folder on any fsspec URL; every path is relative to it and uses `/`.
+    """A folder on any fsspec URL; paths are relative to the folder and use `/`.
 
-    `options` for s3:// are those of `s3_options` (never a key or a secret); for
-    other schemes they go to fsspec as they are. Pickles as its URL and options.
+    options: for s3:// those of `s3_options` (never a key or a secret); for other schemes passed to
+    fsspec. Pickles as its URL and options.
     """
 
     clock: conditional.Clock = SystemClock()
@@ -159,7 +158,7 @@ class Storage:
         return f"Storage({self.url!r})"
 
     def key(self, path: str) -> str:
-        if self.is_s3:  # where each slash is part of a name
+        if self.is_s3:  # a trailing slash is part of an S3 key
             return f"{self.root}/{path}" if self.root and path else self.root or path
         return f"{self.root}/{path}".rstrip("/")
 
@@ -168,15 +167,15 @@ class Storage:
         return f"{self.url}/{path}"
 
     def below(self, path: str) -> Storage:
-        """A folder in this one."""
+        """The folder `path` within this folder."""
         return type(self)(self.join(path), self.options)
 
     def resolved(self) -> Storage:
-        """The same folder, named without links."""
+        """The same folder by its path without symbolic links."""
         return Storage(os.path.realpath(self.url), self.options) if self.is_local else self
 
     def above(self) -> Storage | None:
-        """The folder that holds this one; None for the root of a bucket or of a disk."""
+        """The parent folder; None for the root of a bucket or of a disk."""
         parent, _, name = self.url.rpartition("/")
         if not name or not parent or parent.endswith(":/"):
             return None
@@ -191,40 +190,43 @@ class Storage:
         return isinstance(self.objects, LocalObjects)
 
     def read(self, path: str) -> bytes:
-        """The whole object. Raises FileNotFoundError."""
+        """The content of an object. Raises FileNotFoundError."""
         return self.objects.get(self.key(path)).data
 
     async def read_async(self, path: str) -> Fetched:
         return await self.objects.get_async(self.key(path))
 
     def write(self, path: str, data: bytes) -> None:
-        """One PUT (local: temp file and rename): the object is there whole, or not at all."""
+        """Write or overwrite an object atomically: one PUT (local: temporary file and rename)."""
         self.objects.put(self.key(path), data)
 
     def write_if_absent(self, path: str, data: bytes) -> bool:
-        """True if this call made the object, False if it was there already with other bytes."""
+        """True if the object now holds `data`, False if it exists with other bytes."""
         return conditional.create(self.objects, self.key(path), data, self.clock)
 
     def create_shard(self, path: str, data: bytes) -> bool:
-        """`write_if_absent` for an object that may take minutes to send, and is tried as long."""
+        """`write_if_absent` with longer limits, for an object that may take minutes to send."""
         return conditional.create(self.objects, self.key(path), data, self.clock, large=True)
 
     def look(self, path: str) -> bytes | None:
-        """A small object as it is now, None if it is absent; tried as shortly as `swap`."""
+        """The content of a small object, None if it is absent; with the short limits of `swap`."""
         return conditional.look(self.objects, self.key(path), self.clock)
 
     def swap(self, path: str, old: bytes, new: bytes) -> bool:
-        """Replace `old` by `new`; False if the object holds anything else by now, or is gone."""
+        """Replace `old` by `new`; False if the object holds other bytes or is absent."""
         return conditional.replace(self.objects, self.key(path), old, new, self.clock)
 
     def sweep(self, path: str) -> int:
-        """Delete what killed writers left under a folder: only local disks hold such files."""
+        """Delete temporary files of killed writers under a folder; returns their number.
+
+        Only local disks hold such files.
+        """
         if isinstance(self.objects, LocalObjects):
             return self.objects.sweep(self.key(path))
         return 0
 
     def info(self, path: str) -> Entry:
-        """Object info of one object: size, ETag, time. Raises FileNotFoundError."""
+        """The object info (size, ETag, time) of an object. Raises FileNotFoundError."""
         return self.objects.info(self.key(path))._replace(path=path)
 
     def size(self, path: str) -> int:
@@ -267,7 +269,7 @@ class Storage:
 
 
 def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
-    """s3fs with the same profile, region and endpoint."""
+    """An s3fs file system with the settings of `objects`."""
     return fsspec.filesystem(
         "s3",
         anon=objects.anonymous,
@@ -288,9 +290,9 @@ def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
 
 
 def normalize_url(url: str | os.PathLike[str]) -> str:
-    """A URL without a trailing slash; a local path becomes absolute and loses `file://`.
+    """A URL without trailing slash; a local path becomes absolute and loses `file://`.
 
-    One folder has one name: what guards it goes by that.
+    One folder has one URL, which its lease relies on. Raises UserError.
     """
     text = os.fspath(url)
     if not text.strip():
@@ -313,9 +315,9 @@ def normalize_url(url: str | os.PathLike[str]) -> str:
 
 
 def filesystem_of(url: str, options: tuple[tuple[str, str], ...]) -> tuple[Objects, str]:
-    """The store behind a URL, and the key of the URL within it.
+    """(store, key within the store) of a URL. Raises UserError.
 
-    One client for each URL, options and AWS environment of a process.
+    Cached within a process by URL, options and AWS environment variables.
     """
     return _connect(url, options, tuple((name, os.environ.get(name)) for name in AWS_VARIABLES))
 
@@ -341,7 +343,7 @@ def _connect(
 
 
 def open_file(url: str, options: Mapping[str, str] | None = None) -> tuple[Storage, str]:
-    """The folder that holds a file, and the file's name in it."""
+    """(folder, name in the folder) of a file."""
     parent, _, name = normalize_url(url).rpartition("/")
     return Storage(parent or "/", options), name
 
@@ -351,7 +353,13 @@ def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
 
-MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")  # by whose client
+MODIFIED = (
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "updated",
+    "created",
+)  # in `info` of fsspec's clients
 
 
 def _entry(info: dict[str, Any]) -> Entry:
