@@ -182,7 +182,7 @@ def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Dice loss (Milletari et al. 2016): (N, pixels) -> 1 - (2 |p m| + 1) / (|p| + |m| + 1), (N,)."""
+    """(N,) dice loss 1 - (2 |p m| + 1) / (|p| + |m| + 1) of (N, pixels) (Milletari et al. 2016)."""
     probability = logits.sigmoid()
     overlap = 2 * (probability * masks).sum(1)
     return 1 - (overlap + 1) / (probability.sum(1) + masks.sum(1) + 1)

@@ -105,9 +105,8 @@ def open_checkpoint(
         if kind == "hugging face" and recipe is None:
             file_labels = own_labels(path.parent, config.num_classes)
     _check_shapes(path, config, shapes)
-    labels = categories or file_labels
-    if labels is None and config.num_classes == COCO_CLASSES:
-        labels = COCO_PANOPTIC
+    published_labels = COCO_PANOPTIC if config.num_classes == COCO_CLASSES else None
+    labels = categories or file_labels or published_labels
     if labels is None:
         raise ModelError(
             f"{path.name} has {config.num_classes} classes and no label set: give it with "
