@@ -14,9 +14,9 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# OpenMP's threads wait asleep, not spinning: as fast on a quiet machine (1.11 against 1.13 s an
-# image), and on a shared one they don't burn the core that their siblings, the decoder or another
-# actor need (2.0 against 4.2 CPU seconds). Read once, when torch is first imported.
+# Idle OpenMP threads sleep instead of spinning: as fast on a quiet machine (1.11 against 1.13 s an
+# image), and half the CPU time on a shared one (2.0 against 4.2 CPU seconds). OpenMP reads the
+# variable once, when torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a name when it is used: who needs only `detr.categories` should not wait for torch."""
+    """Import a public name on first use: `detr.categories` alone does not import torch."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"detr.{_HOME[name]}"), name)

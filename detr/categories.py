@@ -1,10 +1,10 @@
 """Label sets: what a class index of the model means.
 
 A `Categories` is the `categories` list of a COCO JSON, checked once and frozen: id, name, thing or
-stuff, colour. COCO panoptic's own 133 are shipped; a user's set comes from the user's JSON and
-travels inside the project's weight files. The published models' head is indexed by COCO category id
-(250 classes, most of them no category), one's own models' head by position in the list; `class_ids`
-states which, so that nothing else in the project knows about it.
+stuff, colour. COCO panoptic's 133 are shipped; a user's set comes from the user's JSON and is kept
+in the project's weight files. The head of the published models is indexed by COCO category id (250
+classes, 133 of them categories), the head of a user's model by position in the list. `class_ids`
+alone decides between the two.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from detr.config import ModelError
 class Category:
     """One entry of a label set. `isthing`: countable objects; otherwise stuff.
 
-    Its colour is how it is drawn, not what it is: COCO's own truth files leave it out.
+    `color` is for drawing only and no part of equality: COCO's own truth files leave colours out.
     """
 
     id: int
@@ -48,9 +48,8 @@ class Categories(Sequence[Category]):
     def from_json(cls, categories: Sequence[Mapping[str, Any]]) -> Categories:
         """A label set from the `categories` list of a COCO JSON.
 
-        Without `isthing` (instance files have none) a category is a thing; without a `color` that
-        can be drawn it gets one from its id, the same in every process. Raises ModelError naming
-        the entry at fault.
+        A category without `isthing` (as in instance files) is a thing; a category without a valid
+        `color` gets a colour computed from its id. Raises ModelError naming the entry at fault.
         """
         if not isinstance(categories, Sequence) or isinstance(categories, (str, bytes)):
             raise ModelError(f"`categories` must be a list, not {str(categories)[:80]!r}")
@@ -114,10 +113,10 @@ class Categories(Sequence[Category]):
 
 
 def as_int(value: Any) -> int | None:
-    """A JSON's whole number: 7 and 7.0 are 7; None for whatever isn't plainly one.
+    """A whole number of a JSON as int: 7 and 7.0 give 7; strings, booleans, fractions give None.
 
-    Tables that went through pandas write ids as floats, which Python's dicts, and so panopticapi,
-    take for the same. "7" is another key there, and `true` a mistake worth naming.
+    pandas writes ids as floats, and 7.0 and 7 are one key of a Python dict, hence one id for
+    panopticapi.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -127,9 +126,9 @@ def as_int(value: Any) -> int | None:
 
 
 def as_flag(value: Any) -> bool | None:
-    """0 or 1 as panopticapi tests it, `== 1`; None where that test and the meaning may differ.
+    """A flag of a JSON as bool: 0, 1, true, false and "0"; any other value gives None.
 
-    "0" is no 1 by both; "1" would be a crowd to its writer and none to panopticapi.
+    panopticapi tests `== 1`. The string "1" fails that test, though its writer means true: None.
     """
     if isinstance(value, str):
         return False if value == "0" else None
@@ -137,7 +136,7 @@ def as_flag(value: Any) -> bool | None:
 
 
 def is_text(value: str) -> bool:
-    """Whether text can be written down: JSON's escapes can hold half of a surrogate pair."""
+    """Whether `value` can be encoded: JSON's escapes can hold half of a surrogate pair."""
     return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
@@ -168,15 +167,14 @@ def _category(index: int, entry: Mapping[str, Any]) -> Category:
 def _stated_color(value: Any) -> tuple[int, int, int] | None:
     """RGB of a list of three or four numbers, or of "#rrggbb"; None of anything else.
 
-    A colour says how a class is drawn, and nothing of what it is: an odd one is no reason to refuse
-    a label set.
+    An invalid colour is no error, since colours are for drawing only.
     """
     if isinstance(value, str) and re.fullmatch(r"#?[0-9a-fA-F]{6}", value):
         digits = value.removeprefix("#")
         red, green, blue = (int(digits[k : k + 2], 16) for k in (0, 2, 4))
         return red, green, blue
     if isinstance(value, (list, tuple)) and len(value) in (3, 4):
-        numbers = [as_int(each) for each in value[:3]]
+        numbers = [as_int(channel) for channel in value[:3]]
         if all(number is not None and 0 <= number <= 255 for number in numbers):
             red, green, blue = (number or 0 for number in numbers)
             return red, green, blue
@@ -184,7 +182,7 @@ def _stated_color(value: Any) -> tuple[int, int, int] | None:
 
 
 def _color(category_id: int) -> tuple[int, int, int]:
-    """A colour per id; steps of the golden ratio keep neighbouring ids apart on the wheel."""
+    """RGB of an id: hues in steps of the golden ratio, so that neighbouring ids differ."""
     hue = category_id * 0.6180339887498949 % 1.0
     lightness = (0.45, 0.6, 0.35)[category_id % 3]
     red, green, blue = colorsys.hls_to_rgb(hue, lightness, 0.75)

@@ -1,7 +1,7 @@
-"""What a DETR panoptic model is made of, as one frozen value, and the three published recipes.
+"""The architecture of a DETR panoptic model (`DetrConfig`), and the three published checkpoints.
 
 Everything that decides the shape of a weight or the geometry of an input stands here and nowhere
-else, is checked once when the value is made, and travels inside our weight files as JSON.
+else. A config is checked once, when it is made; our weight files carry it as JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ THRESHOLD: Final = 0.85  # least class probability of a segment, as published
 
 
 class ModelError(ValueError):
-    """One sentence about weights or settings that can't be used, and what to do about it."""
+    """Weights or settings can't be used; the message says why, and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class DetrConfig:
 
     @property
     def backbone(self) -> str:
-        """The backbone's usual name, or its stages where it has none."""
+        """The backbone's usual name ("resnet50-dc5"), else its block and depths."""
         for name, depths in RESNET_DEPTHS.items():
             if self.depths == depths and self.widths == (64, 128, 256, 512):
                 return name + ("-dc5" if self.dilation else "")
@@ -101,7 +101,7 @@ class DetrConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DetrConfig:
-        """Raises ModelError for a field that this version doesn't know."""
+        """The config that `to_dict` wrote. Raises ModelError for an unknown field."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ModelError(f"the model's config has unknown fields {', '.join(unknown)}")
@@ -131,7 +131,7 @@ class Recipe:
     name: str
     config: DetrConfig
     url: str
-    sha256_prefix: str  # first 8 hex digits, which the file's name carries too
+    sha256_prefix: str  # first 8 hex digits, also part of the file's name
     pq: float  # on COCO panoptic val2017, as published
     megabytes: int
 

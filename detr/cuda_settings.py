@@ -1,4 +1,4 @@
-"""How torch computes on a GPU, and why it may not: settings of the process, and of the machine."""
+"""Torch's CUDA settings for this process, and the reason where torch can't use the GPU."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ _DEVICE_FILES: Final = Path("/dev")
 
 
 def settle_cuda(dtype: torch.dtype) -> None:
-    """For a model of `dtype`, in inference and in training, before it is built.
+    """Set torch's CUDA options for a model of `dtype`, for inference and training alike.
 
-    Photos of many sizes would leave the device's memory in pieces: it is taken in segments that
-    grow (read by torch at the first allocation).
+    Call this before the model is built: torch reads the allocator's setting at the first
+    allocation. Images of many sizes would fragment device memory, so segments are expandable.
 
-    Attention is left to FlashAttention and its like: on Hopper torch prefers cuDNN's, which plans
-    anew (50 to 400 ms) for every shape, and photos have hundreds of shapes. float32 means float32:
-    TF32 keeps 10 bits of mantissa. Set by torch's older names, for after the newer ones
-    (`fp32_precision`) the older can't be read any more, as torch's compiler does.
+    cuDNN attention is off: on Hopper torch prefers it, but cuDNN plans again (50 to 400 ms) for
+    every new shape, and photos have hundreds of shapes. TF32 is off for float32, because TF32
+    keeps 10 bits of mantissa. The older names of the TF32 switches are used on purpose: torch's
+    compiler reads them, and they can't be read after the newer ones (`fp32_precision`) are set.
     """
     os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -30,12 +30,12 @@ def settle_cuda(dtype: torch.dtype) -> None:
 
 
 def why_no_gpu() -> str | None:
-    """A sentence where this machine has an NVIDIA GPU that torch can't use; else None.
+    """An error message if this machine has an NVIDIA GPU that torch can't use; else None.
 
-    None also where the GPUs are hidden from this process, as Ray hides them from its tasks.
+    Also None if `CUDA_VISIBLE_DEVICES` hides all GPUs, as Ray sets it for tasks without a GPU.
     """
-    there = any(_DEVICE_FILES.glob("nvidia[0-9]*"))
-    if not there or _hidden() or torch.cuda.is_available():
+    has_gpu = any(_DEVICE_FILES.glob("nvidia[0-9]*"))
+    if not has_gpu or _hidden() or torch.cuda.is_available():
         return None
     if torch.version.cuda is None:
         cause = f"torch {torch.__version__} is a build for CPUs: install one for CUDA"
@@ -53,7 +53,7 @@ def _hidden() -> bool:
 
 
 def _complaint() -> str:
-    """What torch says of the driver, without the advice that follows."""
+    """The first sentence of torch's error about the driver."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:

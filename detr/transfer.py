@@ -1,4 +1,4 @@
-"""Tensors between host and device, without either waiting for the other."""
+"""Asynchronous copies of tensors between host and device, and page-locked memory for images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Pixels of the batches under way, and of those decoded ahead: photos of a phone take the most.
+# Page-locked memory at most: images of the batches in progress and of those decoded ahead.
 MOST_LOCKED_BYTES: Final = 4 << 30
 
 
@@ -24,35 +24,32 @@ def _locked(size: int) -> Tensor:
 
 
 def upload(host: Tensor, device: torch.device) -> Tensor:
-    """To the device without waiting for it: only page-locked memory is copied in passing."""
+    """`host` on `device`; the host does not wait. CUDA needs page-locked memory for that."""
     if device.type == "cuda":
         host = host.pin_memory()
     return host.to(device, non_blocking=True)
 
 
 class Slots:
-    """Page-locked memory for images, which is used again: locking takes as long as decoding.
+    """A bounded pool of page-locked buffers ("slots") for images.
 
-    What is decoded into a slot needs no copy on the host before it goes to a GPU. A slot is free
-    again when nothing refers to its array any more, so whoever begins a copy keeps the array until
-    the copy is over. Unlike torch's cache of such memory it has a bound, and a large slot also
-    serves a small image.
+    Slots are used again, because locking memory takes as long as decoding an image. An image that
+    is decoded into a slot is copied to a GPU without another copy on the host. A slot becomes free
+    when its array is garbage: keep a reference to the array until the copy is over. Unlike torch's
+    cache of page-locked memory, this pool has a bound, and a large slot also serves a small image.
     """
 
     def __init__(
         self, most_bytes: int = MOST_LOCKED_BYTES, lock: Callable[[int], Tensor] = _locked
     ) -> None:
-        """`lock(size)` makes a buffer of `size` bytes; all of them have `most_bytes` at most."""
+        """`lock(size)` makes a buffer of `size` bytes; all buffers have `most_bytes` at most."""
         self._most, self._lock_pages = most_bytes, lock
         self._free: list[Tensor] = []  # by size
         self._returned: deque[Tensor] = deque()  # by a finaliser, which may interrupt any line
         self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An array of this shape with any content; plain memory where no more may be locked.
-
-        Safe in threads.
-        """
+        """An uninitialised array, in plain memory if no more may be locked. Thread-safe."""
         count = max(1, math.prod(shape))
         buffer = self._take_free(count)
         if buffer is None:
@@ -68,26 +65,27 @@ class Slots:
         with self._lock:
             while self._returned:
                 insort(self._free, self._returned.popleft(), key=len)
-            place = bisect_left(self._free, count, key=len)
-            return self._free.pop(place) if place < len(self._free) else None
+            index = bisect_left(self._free, count, key=len)
+            return self._free.pop(index) if index < len(self._free) else None
 
     def _make(self, count: int) -> Tensor | None:
-        size = 1 << (count - 1).bit_length()  # torch locks no other sizes
+        size = 1 << (count - 1).bit_length()  # torch locks powers of two only
         with self._lock:
             if size > self._most:
                 return None
             self._most -= size
         try:
             return self._lock_pages(size)
-        except RuntimeError:  # the machine locks no more, or the next call tells what it is
+        except RuntimeError:  # no more memory can be locked; another CUDA error shows later
             self._most = 0
             return None
 
 
 def use_here(tensor: Tensor) -> Tensor:
-    """A tensor made under another stream: its memory stays until what is queued here has read it.
+    """Let the current CUDA stream read a tensor of another stream; returns the tensor.
 
-    What wrote the tensor must be over (as after `decode_nvjpeg`).
+    The tensor's memory is kept until the work queued on the current stream is done. The work that
+    writes the tensor must be done before (as after `decode_nvjpeg`).
     """
     if tensor.device.type == "cuda":
         tensor.record_stream(torch.cuda.current_stream(tensor.device))
@@ -95,7 +93,7 @@ def use_here(tensor: Tensor) -> Tensor:
 
 
 class Download:
-    """Tensors on their way to the host; `wait` gives them once they are there."""
+    """An asynchronous copy of tensors to the host; `wait` returns the host tensors."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._host = [tensor.to("cpu", non_blocking=True) for tensor in tensors]  # page-locked

@@ -1,7 +1,6 @@
-"""`panoptic`: one verb a module; errors as a sentence and an exit code.
+"""Entry point of the program `panoptic`: runs a verb; errors give a sentence and an exit code.
 
-Only the module of the verb that was asked for is imported: Ray and torch take seconds to load, and
-`panoptic --help` should not.
+Only the module of the requested verb is imported, because Ray and torch take seconds to load.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from jobs.verbs import make_app
 from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, UserError
 from pipeline.storage.entry import machine_failure, store_failure
 
-EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE  # what a shell makes of that signal
-EXIT_INTERRUPTED = 130  # what typer makes of a KeyboardInterrupt, ours at SIGTERM included
+EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE  # as a shell reports SIGPIPE
+EXIT_INTERRUPTED = 130  # typer's exit code for KeyboardInterrupt (Ctrl-C, and SIGTERM by `_stop`)
 
 
 def main() -> None:
-    """Entry point. Everything the user can mend is one sentence on stderr."""
+    """Run the process's command line and exit; an error that the user can mend is one sentence."""
     _open_streams()
     _use_utf8()
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of tags that cost no picture
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # on tags that do not affect pixels
     signal.signal(signal.SIGTERM, _stop)
     code = run(sys.argv[1:])
     try:
         sys.stdout.flush()
-    except OSError:  # said already; Python would say it again in its own words
+    except OSError:  # already reported; without this, Python would report it again at exit
         _drop_output()
     sys.exit(code)
 
@@ -63,8 +62,8 @@ def run(arguments: Sequence[str]) -> int:
         raise
     except (BrokenPipeError, SystemExit) as error:
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
-            raise  # typer itself makes an exit of a pipe that broke
-        _drop_output()  # whoever read the answer has read enough, as `head` does
+            raise  # typer turns a broken pipe into SystemExit
+        _drop_output()  # the reader, such as `head`, has closed the pipe
         return EXIT_BROKEN_PIPE
     except Exception as error:
         sentence = store_failure(error) or machine_failure(error)
@@ -77,8 +76,8 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _open_streams() -> None:
-    """Open what is closed (`>&-`), and let each stream take any text: names are of all kinds."""
-    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # the lowest that is free
+    """Open closed standard streams (`>&-`), and let stdout and stderr write any text."""
+    while (number := os.open(os.devnull, os.O_RDWR)) < 3:  # os.open takes the lowest free number
         os.set_inheritable(number, True)
     os.close(number)
     sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
@@ -89,14 +88,14 @@ def _open_streams() -> None:
 
 
 def _drop_output() -> None:
-    """What can't be written any more goes nowhere."""
+    """Send further output to /dev/null."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _use_utf8() -> None:
-    """Start again in Python's UTF-8 mode under a locale of another encoding.
+    """Restart the process in Python's UTF-8 mode if the locale has another encoding.
 
-    Else names of files, texts and what is printed would be taken for that encoding's, in silence.
+    Otherwise Python would read and write file names and texts in the locale's encoding.
     """
     if sys.flags.utf8_mode or codecs.lookup(locale.getencoding()).name == "utf-8":
         return

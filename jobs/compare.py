@@ -1,4 +1,4 @@
-"""`panoptic compare`: is B better or worse than A, how surely, and on which images?"""
+"""`panoptic compare`: the change of PQ from run A to run B, with intervals and a quality gate."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.amounts import counted
 from pipeline.errors import EXIT_QUALITY_GATE, UserError
 from pipeline.evaluation.agreement import SAMPLE, Agreement, agree
 from pipeline.evaluation.compare import Change, Comparison, shared_evaluation
-from pipeline.evaluation.compare import compare as compare_editions
+from pipeline.evaluation.compare import compare as compare_snapshots
 from pipeline.evaluation.quality_gate import MIN_SEGMENTS, Verdict, judge
 from pipeline.run.snapshots import open_snapshot
 
@@ -22,9 +22,12 @@ LISTED = 10
 
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="Run folder, or OUT/snapshots/N.parquet.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The one to be judged, named alike.")],
+    b: Annotated[
+        str, typer.Argument(metavar="B", help="The candidate: run folder, or snapshot as for A.")
+    ],
     name: Annotated[
-        str | None, typer.Option(help="Which evaluation. Default: the only one that both have.")
+        str | None,
+        typer.Option(help="Name of the evaluation. Default: the only one that A and B both have."),
     ] = None,
     max_pq_drop: Annotated[
         float | None,
@@ -32,49 +35,49 @@ def compare(
     ] = None,
     max_class_drop: Annotated[
         float | None,
-        typer.Option(min=0, help="Fail if a class is shown to have dropped by more points."),
+        typer.Option(min=0, help="Fail if a class has surely dropped by more points than this."),
     ] = None,
     decide_by: Annotated[
-        str, typer.Option(help="interval, or estimate: take the differences as measured.")
+        str, typer.Option(help="interval, or estimate: ignore intervals, use measured differences.")
     ] = "interval",
     min_class_segments: Annotated[
-        int, typer.Option(min=1, help="Judge only classes with so many true segments.")
+        int, typer.Option(min=1, help="Least true segments of a class for --max-class-drop.")
     ] = MIN_SEGMENTS,
     without_truth: Annotated[
-        bool, typer.Option("--without-truth", help="Compare the segments themselves.")
+        bool, typer.Option("--without-truth", help="Compare the segments of A and B directly.")
     ] = False,
     limit: Annotated[
-        int, typer.Option(min=1, help="Without truth: about so many images, a uniform sample.")
+        int, typer.Option(min=1, help="Without truth: size of the uniform sample, in images.")
     ] = SAMPLE,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Compare B with A: PQ by class with paired intervals, and a verdict.
+    """Compare B with A: PQ by class with paired intervals, and a quality gate.
 
-    With evaluations of the same truth: differences on the images that both scored, the images that
-    changed most, and exit 3 if B dropped by more than allowed. Without: how far B agrees with A,
-    how the shares of classes moved, and the images worth labelling.
+    If A and B have evaluations of the same truth: differences on the images scored in both, the
+    images that changed most, and exit 3 if B dropped by more than allowed. Otherwise: the agreement
+    of B with A, the change in the classes' shares, and the images worth labelling.
 
         panoptic compare s3://bucket/old s3://bucket/new --max-pq-drop 0.5
 
         panoptic compare OUT/snapshots/0001.parquet OUT/snapshots/0002.parquet --without-truth
 
-    Exit codes: 0 compared (and good enough), 2 bad input, 3 not good enough.
+    Exit codes: 0 compared (and the gate passed), 2 bad input, 3 the gate failed.
     """
     if decide_by not in ("interval", "estimate"):
         raise UserError(f"--decide-by {decide_by!r} must be interval or estimate")
     options = parse_options(out_option, "--out-option")
-    one, two = open_snapshot(a, options), open_snapshot(b, options)
+    snapshot_a, snapshot_b = open_snapshot(a, options), open_snapshot(b, options)
     judged = max_pq_drop is not None or max_class_drop is not None
-    if without_truth or (name is None and shared_evaluation(one, two) is None):
+    if without_truth or (name is None and shared_evaluation(snapshot_a, snapshot_b) is None):
         if judged:
             raise UserError(
                 "--max-pq-drop and --max-class-drop need ground truth: run `panoptic evaluate` on "
                 "both first"
             )
-        show_agreement(agree(one, two, limit), json_output)
+        show_agreement(agree(snapshot_a, snapshot_b, limit), json_output)
         return
-    comparison = compare_editions(one, two, name)
+    comparison = compare_snapshots(snapshot_a, snapshot_b, name)
     verdict = judge(
         comparison,
         max_pq_drop=max_pq_drop,
@@ -89,19 +92,20 @@ def compare(
 
 def show_comparison(comparison: Comparison, verdict: Verdict | None, json_output: bool) -> None:
     if json_output:
-        found = {"verdict": verdict.to_json()} if verdict else {}
-        print_json({**comparison.to_json(), **found})
+        gate = {"verdict": verdict.to_json()} if verdict else {}
+        print_json({**comparison.to_json(), **gate})
         return
     console = plain_console()
     table = Table("", "PQ of A", "PQ of B", "change", "95 % interval", box=None)
     for group, figures in comparison.groups.items():
         table.add_row(group, *_cells(figures["pq"]))
     console.print(table)
-    moved = [own for own in comparison.classes if own.pq.difference]
+    moved = [entry for entry in comparison.classes if entry.pq.difference]
     classes = Table("category", "PQ of A", "PQ of B", "change", "95 % interval", box=None)
-    worst, best = moved[:LISTED], [own for own in moved[LISTED:][::-1] if own.pq.difference > 0]  # type: ignore[operator]
-    for own in [*worst, *best[:LISTED][::-1]]:
-        classes.add_row(f"{own.category_id} {own.name}", *_cells(own.pq))
+    worst, rest = moved[:LISTED], moved[LISTED:][::-1]
+    best = [entry for entry in rest if entry.pq.difference > 0]  # type: ignore[operator]
+    for entry in [*worst, *best[:LISTED][::-1]]:
+        classes.add_row(f"{entry.category_id} {entry.name}", *_cells(entry.pq))
     if moved:
         console.print(classes)
     console.print(
@@ -123,8 +127,10 @@ def show_agreement(agreement: Agreement, json_output: bool) -> None:
         print_json(agreement.to_json())
         return
     console = plain_console()
-    for group, own in agreement.groups.items():
-        text = f"{100 * own['pq']:.2f} ({own['n']} classes)" if own["n"] else "no classes"
+    for group, figures in agreement.groups.items():
+        text = "no classes"
+        if figures["n"]:
+            text = f"{100 * figures['pq']:.2f} ({figures['n']} classes)"
         console.print(f"{group}: PQ of B with A as truth {text}")
     before, after = agreement.drift.empty_rate
     console.print(
@@ -132,10 +138,10 @@ def show_agreement(agreement: Agreement, json_output: bool) -> None:
         f"{100 * before:.1f} % -> {100 * after:.1f} %"
     )
     table = Table("category", "images of A", "of B", "pixels of A", "of B", box=None)
-    for own in agreement.drift.classes[:LISTED]:
-        parts = (own.before, own.after, own.pixels_before, own.pixels_after)
+    for entry in agreement.drift.classes[:LISTED]:
+        parts = (entry.before, entry.after, entry.pixels_before, entry.pixels_after)
         shown = (f"{100 * part:.2f} %" for part in parts)
-        table.add_row(f"{own.category_id} {own.name}", *shown)
+        table.add_row(f"{entry.category_id} {entry.name}", *shown)
     console.print(table)
     if agreement.disagreements:
         console.print("worth labelling, most disagreement first:")

@@ -1,6 +1,6 @@
-"""What people see while a job works: a live line on a terminal, a plain line now and then in a log.
+"""Output for people: progress as a live line on a terminal, as a line every 15 seconds in a log.
 
-Everything here goes to stderr, so that stdout holds results alone.
+Notes and progress go to stderr, so that stdout has results only.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ LOG_SECONDS: Final = 15.0
 
 
 def plain_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
-    """A console that writes text as it is: names of files and classes hold brackets and colons,
-    which rich takes for styles and pictures."""
+    """A rich console without markup, emoji and highlighting, because names of files and classes may
+    contain brackets and colons."""
     options: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
     return _Console(stderr=stderr, soft_wrap=soft_wrap, **options)
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Leave it to `cli.run`, which ends as other programs do: rich would exit with 1."""
+        """Raise the error again, for `cli.run`; rich would exit with code 1."""
         raise
 
 
@@ -54,13 +54,13 @@ class ConsoleReporter(Reporter):
         ended = progress.done >= progress.total
         if ended and self._finished:
             return
-        self._finished = ended  # a night may have two jobs, one after the other
+        self._finished = ended  # a night may run two jobs in sequence
         self._say(progress_line(progress), final=self._finished)
         if self._finished:
             self.close()
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the live line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -77,8 +77,10 @@ class ConsoleReporter(Reporter):
 
 
 def progress_line(progress: Progress) -> str:
-    """Such as `1,024 of 5,000 images (20 %), 12.3 images/s, 5 min left, 64 in work, 3 errors (empty
-    3)`; images count as the model finishes them."""
+    """`1,024 of 5,000 images (20 %), 12.3 images/s, 5 min left, 64 in work, 3 errors (empty 3)`.
+
+    An image counts when the model has finished it.
+    """
     total, finished = progress.total, progress.finished
     parts = [f"{finished:,} of {counted(total, 'image')}"]
     if total:
@@ -100,6 +102,6 @@ def progress_line(progress: Progress) -> str:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on stdout."""
+    """Write one line of JSON to stdout; non-ASCII characters escaped unless stdout is UTF-8."""
     wide = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     sys.stdout.write(json.dumps(value, ensure_ascii=not wide) + "\n")

@@ -1,4 +1,4 @@
-"""`panoptic demo`: the whole job on made scenes, on this machine, with nothing to download."""
+"""`panoptic demo`: segment, evaluate and report synthetic scenes on this machine, no downloads."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from pipeline.errors import UserError
 from pipeline.train.synthetic import write_scenes
 
 DEMO_RECORD = DEMO_WEIGHTS.with_suffix(".json")  # what benchmarks/demo_weights.py measured
-DEMO_THRESHOLD = 0.5  # as the file recommends: so small a model is less sure than DETR
+DEMO_THRESHOLD = 0.5  # the weight file's recommendation; a small model has lower scores than DETR
 SEED = 2026  # not a seed of training
 BROKEN = 4
-POINTS = 5.0  # of PQ: so near the recorded figure the demo is to come
+POINTS = 5.0  # largest expected difference from the recorded PQ, in points
 MARK = "MADE_BY_DEMO.txt"
 MARK_TEXT = "`panoptic demo` made scenes/ and run/, and makes them anew for another --images.\n"
 
@@ -32,15 +32,15 @@ def demo(
     folder: Annotated[Path, typer.Option(help="Where the scenes and the run folder go.")] = Path(
         "demo"
     ),
-    images: Annotated[int, typer.Option(min=1, help="How many scenes to make.")] = 60,
+    images: Annotated[int, typer.Option(min=1, help="Number of scenes to make.")] = 60,
     json_output: JsonOutput = False,
     verbose: Verbose = False,
 ) -> None:
-    """Segment and score made scenes on this machine; start here.
+    """Segment and score synthetic scenes on this machine; start here.
 
-    No bucket, no GPU, no network: synthetic scenes of things and stuff, and a few broken files, as
-    a real bucket has them. Run it again and it finds nothing left to compute; with another --images
-    it makes its scenes and its run anew.
+    Needs no bucket, no GPU and no network. The scenes show things and stuff; a few files are
+    broken, as in a real bucket. The same command again computes nothing; another --images replaces
+    the scenes and the run.
 
         panoptic demo --images 200
     """
@@ -61,7 +61,7 @@ def demo(
             "out": str(out),
             "weights": str(DEMO_WEIGHTS),
             "images_per_shard": 16,
-            "max_error_rate": 1.0,  # a demo of broken files, too, beside however few scenes
+            "max_error_rate": 1.0,  # there are broken files beside any number of scenes
             "device": "cpu",
         }
     )
@@ -115,7 +115,7 @@ def demo(
 
 
 def beside_record(pq: float, record: Mapping[str, Any]) -> str:
-    """The PQ of this demo beside the recorded one, and whether it is within POINTS of it."""
+    """A sentence that compares `pq` (0..1) with the recorded PQ: within POINTS of it or not."""
     recorded = 100 * record["All"]["pq"]
     near = abs(100 * pq - recorded) <= POINTS
     return (
@@ -125,19 +125,19 @@ def beside_record(pq: float, record: Mapping[str, Any]) -> str:
 
 
 def make_demo_scenes(folder: Path, images: int, note: Callable[[str], None]) -> None:
-    """So many scenes in `folder`/scenes; where an earlier demo made others, they and its run go.
+    """Make `images` scenes in `folder`/scenes, unless the folder already has this number.
 
-    A run's images are frozen with it, so a run of other scenes can't be kept. Raises UserError
-    where scenes/ or run/ is of anybody else.
+    Deletes scenes/ and run/ of an earlier demo with another number, since a run's list of images is
+    frozen. Raises UserError if scenes/ or run/ was not made by a demo.
     """
     data, mark = folder / "scenes", folder / MARK
     truth = data / "panoptic.json"
     if truth.exists() and len(json.loads(truth.read_text())["images"]) == images:
         return
-    there = [path for path in (data, folder / "run") if path.exists()]
-    if there and not mark.exists():
-        raise UserError(f"{there[0]} was not made by this demo: choose another --folder")
-    for path in there:
+    existing = [path for path in (data, folder / "run") if path.exists()]
+    if existing and not mark.exists():
+        raise UserError(f"{existing[0]} was not made by this demo: choose another --folder")
+    for path in existing:
         shutil.rmtree(path)
     folder.mkdir(parents=True, exist_ok=True)
     mark.write_text(MARK_TEXT)

@@ -1,4 +1,4 @@
-"""`panoptic doctor`: can this machine do the job? A line a check, and how to mend what fails."""
+"""`panoptic doctor`: checks of machine, source, run folder and weights, one line per check."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from pipeline.storage.storage import Storage
 
 @dataclass(frozen=True)
 class Check:
-    """One line: what was tried, whether it works, and what was found or how to mend it.
+    """The result of one check; `found` is what the check saw, or the error with its mend.
 
-    store: what the store guarantees to writers; what it lacks is no reason against it.
+    `store`: the guarantees of OUT's store to writers; a missing guarantee does not fail the check.
     """
 
     name: str
@@ -58,15 +58,15 @@ def doctor(
     ] = None,
     address: Annotated[
         str | None,
-        typer.Option(help="Check a worker of this Ray cluster; its dashboard (http://) or auto."),
+        typer.Option(help="Check on a worker of this Ray cluster: dashboard (http://) or auto."),
     ] = None,
     json_output: JsonOutput = False,
 ) -> None:
     """Check this machine, the bucket and the weights.
 
-    A line a check: versions, device, disk, listing and decoding the source, writing to OUT and what
-    its store guarantees to writers, the weights. Writes and deletes a small probe object in OUT.
-    Exits 2 if a check fails.
+    One line per check: versions, device, disk, listing and decoding the source, writing to OUT, the
+    guarantees of OUT's store to writers, the weights. Writes and deletes a small probe object in
+    OUT. Exits 2 if a check fails.
 
         panoptic doctor s3://bucket/images s3://bucket/out --weights r50
 
@@ -93,18 +93,18 @@ def doctor(
     checks: list[Check] = []
     console = plain_console()
     with_weights = weights is not None
-    found = _checks(config, with_weights=with_weights)
+    results = _checks(config, with_weights=with_weights)
     if address is not None:
-        found = _on_worker(config, address, with_weights=with_weights)
-    for check in found:
+        results = _on_worker(config, address, with_weights=with_weights)
+    for check in results:
         checks.append(check)
         if not json_output:
             mark = Text("ok  ", "green") if check.ok else Text("FAIL", "red")
             console.print(mark, f"{check.name}:", end=" ")
             console.print(check.found, markup=False, soft_wrap=True)
-            for each in check.store:
-                kept = "yes" if each.kept else "no"
-                line = f"       {each.name:8}{kept:4}{each.meaning}"
+            for guarantee in check.store:
+                kept = "yes" if guarantee.kept else "no"
+                line = f"       {guarantee.name:8}{kept:4}{guarantee.meaning}"
                 console.print(line, markup=False, soft_wrap=True)
     if json_output:
         print_json({"ok": all(check.ok for check in checks), "checks": [*map(asdict, checks)]})
@@ -113,12 +113,12 @@ def doctor(
 
 
 def _submit(address: str, words: list[str]) -> int:
-    """The same checks as a job of the cluster, where `auto` is the cluster itself."""
+    """Run the checks as a job of the cluster; there, the address is `auto`."""
     return submit(words, address)
 
 
 def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterator[Check]:
-    """The checks where the work will be: on a GPU node if the cluster has or may start one."""
+    """The checks on a worker of the cluster: on a GPU node if the cluster has or can start one."""
     import ray
     from ray.exceptions import GetTimeoutError
 
@@ -157,7 +157,7 @@ def _try(name: str, check: Callable[[], str]) -> Check:
         return Check(name, True, check())
     except (UserError, ModelError) as error:
         return Check(name, False, str(error))
-    except Exception as error:  # noqa: BLE001  # whatever a storage back end raises is the answer
+    except Exception as error:  # noqa: BLE001  # any exception of a storage back end is a result
         return Check(name, False, str(as_user_error(error, name)))
 
 
@@ -202,18 +202,18 @@ def _source(config: RunConfig) -> str:
         try:
             height, width, _ = decode_image(data).shape
         except ImageError:
-            continue  # a broken image is a row of the run, not a reason against it
+            continue  # a broken image is an error row, not a failed check
         return f"listed, and read and decoded {name} ({width} x {height})"
     raise UserError(f"none of the first images of {config.source} can be decoded")
 
 
 def _out(config: RunConfig, store: list[Guarantee]) -> str:
-    """store: gets what the store guarantees to writers."""
+    """Appends the guarantees of OUT's store to `store`."""
     storage = Storage(config.out, config.out_options)
     run = find_run(storage)
     store.extend(guarantees(storage))
     state = "holds a run" if run else "is new"
-    missing = ", ".join(each.name for each in store if not each.kept)
+    missing = ", ".join(guarantee.name for guarantee in store if not guarantee.kept)
     if missing:
         return f"{state}; can be written, but lacks conditional writes that jobs need: {missing}"
     return f"{state}; can be written, and honours conditional writes (the lease holds)"

@@ -1,4 +1,4 @@
-"""`panoptic evaluate`: panoptic quality of a run, or of any model's COCO files."""
+"""`panoptic evaluate`: panoptic quality (PQ) of a run, or of any model's COCO panoptic files."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="TOML: names of [truth] and [model] in one label set; "
-            "renames, merges, leaves out.",
+            help="TOML with [truth] and [model]: map both label sets to one; "
+            "renames, merges or leaves out classes.",
         ),
     ] = None,
     name: Annotated[
@@ -48,7 +48,7 @@ def evaluate(
         int | None, typer.Option(help="Score this snapshot. Default: the published one.")
     ] = None,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Score shards as a running job commits them.")
+        bool, typer.Option("--follow", help="Score each shard when a running job has written it.")
     ] = False,
     address: Annotated[
         str | None, typer.Option(help="Ray cluster. Default: RAY_ADDRESS, else this machine.")
@@ -64,9 +64,9 @@ def evaluate(
 ) -> None:
     """Score predictions against ground truth: PQ, SQ and RQ with 95 % intervals.
 
-    A run's shards are scored by Ray where they lie; figures, per-class and per-image tables go to
-    OUT/evaluation/. Before a run is finished, the shards that are there are scored: each is a
-    uniform sample of the images.
+    Ray tasks read and score the shards of a run; figures, per-class and per-image tables go to
+    OUT/evaluation/. Of an unfinished run, the existing shards are scored; each shard is a uniform
+    sample of the images.
 
         panoptic evaluate s3://bucket/out --truth s3://bucket/panoptic_val2017.json
 
@@ -131,7 +131,7 @@ def _refuse(**flags: Any) -> None:
 
 
 def print_result(result: dict[str, Any], json_output: bool) -> None:
-    """The result for machines, or as tables for people."""
+    """Print the result as JSON, or as tables."""
     if json_output:
         print_json(result)
         return
@@ -180,7 +180,7 @@ def _worst_classes(result: dict[str, Any]) -> Table:
 
 
 def counts_lines(result: dict[str, Any]) -> list[str]:
-    """Images by kind, a few of each named, and what is odd about the truth."""
+    """Lines of text: images by kind with some names, and problems of the truth."""
     counts, named = result["images"], result["named"]
     lines = [f"{counted(counts['scored'], 'image')} scored in {duration(result['seconds'])}"]
     for kind, words in {

@@ -1,4 +1,4 @@
-"""`panoptic export`: a run as COCO files that other tools read."""
+"""`panoptic export`: a run as COCO JSON for other tools."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def export(
     ] = "panoptic",
     truth: Annotated[
         str | None,
-        typer.Option(help="COCO JSON whose image ids to use; default: the number a name is."),
+        typer.Option(help="COCO JSON with the image ids; default: the number in the file name."),
     ] = None,
     files: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this image; repeatable. @FILE: one name a line."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="At most so many images.")] = None,
-    snapshot: Annotated[int | None, typer.Option(min=1, help="Default: the published one.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most images to export.")] = None,
+    snapshot: Annotated[
+        int | None, typer.Option(min=1, help="Default: the published snapshot.")
+    ] = None,
     source_option: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Storage option of the truth; repeatable."),

@@ -1,7 +1,7 @@
-"""Local files of a submitted job on their way into OUT/inputs/, under a hash of their contents.
+"""Upload of a submitted job's local files to OUT/inputs/, under a hash of their contents.
 
-What is there already is not sent again, and what has changed in any byte gets another name: the
-job's settings, and with them its identity, change as the file does.
+A file that exists there is not uploaded again. A changed file gets another name, so the job's
+settings, and with them the submission id, change with the file's contents.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ FILES: Final = (
     "source",
 )  # settings that may be one local file
 FOLDERS: Final = ("weights", "truth_masks")  # or a local folder
-# Settings whose local files stay here: too much to send, or worked on best where they lie.
+# Settings whose local files are never uploaded: too large, or better used on this machine.
 STAY: Final = ("image_root", "predictions", "prediction_masks", "dataset", "photo")
 PLACES: Final = frozenset((*FILES, *FOLDERS, *STAY, "out"))
 
 
 class Inputs:
-    """The local files of one job, whose bucket is that of its run folder."""
+    """Uploads local files of one job to its run folder `out`; `options` are storage options."""
 
     def __init__(self, out: str | None, options: Mapping[str, str]) -> None:
         self.out = out
         self.options = options
 
     def travel(self, name: str, value: str) -> str:
-        """The value of a setting as the cluster sees it. Raises UserError if it can't travel."""
+        """The value of setting `name` for the cluster: the URL of the uploaded local path.
+
+        A URL or an unknown path stays as it is. Raises UserError for a path that can't travel.
+        """
         if name not in PLACES or not value or "://" in value:
             return value
         if name == "out":
@@ -57,11 +60,11 @@ class Inputs:
             _refuse_signed(path)
         together = [path]
         if name == "truth" and path.with_suffix("").is_dir():
-            together.append(path.with_suffix(""))  # its PNGs, found by its name
-        place = input_folder(content_hash(*together))
-        for each in together:
-            self._upload(each, f"{place}/{each.name}")
-        return self._storage().join(f"{place}/{path.name}")
+            together.append(path.with_suffix(""))  # the folder of the truth's PNGs
+        target = input_folder(content_hash(*together))
+        for item in together:
+            self._upload(item, f"{target}/{item.name}")
+        return self._storage().join(f"{target}/{path.name}")
 
     def _upload(self, path: Path, target: str) -> None:
         storage = self._storage()
@@ -92,7 +95,7 @@ class Inputs:
 
 
 def _refuse_signed(path: Path) -> None:
-    """Raises UserError for a list that would put credentials into the bucket beside the run."""
+    """Raises UserError for a list with signed URLs, which are credentials."""
     if path.suffix.lower() == ".parquet":
         rows = pq.read_table(path).to_pylist()
         signed = any(is_signed(text) for row in rows for text in texts(row))
@@ -106,7 +109,7 @@ def _refuse_signed(path: Path) -> None:
 
 
 def content_hash(*paths: Path) -> str:
-    """sha256 over the names and contents of these files, and of all files in these folders."""
+    """sha256 (hex) over names and contents of files; of a folder, over all files below it."""
     whole = hashlib.sha256()
     for path in paths:
         for file in _files(path):

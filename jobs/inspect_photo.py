@@ -1,6 +1,7 @@
-"""`panoptic inspect`: how the model finds the segments of one photo.
+"""`panoptic inspect`: the stages of DETR on one photo, as a table and an HTML page.
 
-Not called inspect.py: as a script beside it, any other would import it for the standard library's.
+The file is not named inspect.py: scripts in this folder would import it instead of the standard
+library's module.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ def inspect(
         str | None, typer.Option(help="COCO categories JSON of the weights' classes.")
     ] = None,
     queries: Annotated[
-        int, typer.Option(min=0, max=100, help="How many kept queries to follow, surest first.")
+        int, typer.Option(min=0, max=100, help="Number of kept queries to show, best score first.")
     ] = 8,
     output: Annotated[
         str | None, typer.Option(help="Where to write. Default: NAME.inspect.html here.")
     ] = None,
-    open_it: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     threshold: Annotated[
         float | None,
         typer.Option(
@@ -57,11 +58,12 @@ def inspect(
     ] = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Show the model's way on one photo: every stage with its shape, and a page of pictures.
+    """Show how the model segments a photo: every stage with its shape, and a page of pictures.
 
     panoptic inspect photo.jpg --weights r50 --open
 
-    The page shows attention maps, masks on their way and the map; docs/model.md explains it.
+    The page shows attention maps, intermediate masks and the panoptic map; docs/model.md explains
+    the stages.
     """
     from detr.inference.predictor import Predictor
     from pipeline.report.inspect import inspect_image
@@ -102,7 +104,7 @@ def inspect(
 
 def _print(seen: Inspection, output: str) -> None:
     console = plain_console()
-    table = Table("stage", "shape", "in letters", box=None)  # what happens: in the page
+    table = Table("stage", "shape", "in letters", box=None)
     part = ""
     for stage in seen.stages:
         if stage.part != part:

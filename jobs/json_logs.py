@@ -1,11 +1,11 @@
-"""Progress as one JSON object a line on stderr, for whatever collects a job's logs.
+"""Progress as one JSON object per line on stderr (`--json-logs`), for log collectors.
 
     {"time": "2026-11-21T10:00:00.123+00:00", "event": "progress", "done": 1024, "total": 5000, ...}
 
 `event` is `note` (with `message`), `listed` (with `images`), `progress` (with the fields of
-`pipeline.progress.Progress`, and what follows from them) or `error` (with `message` and
-`exit_code`, the last line of a job that fails). Lines of Ray's own workers stay where Ray keeps
-them, as JSON too.
+`pipeline.progress.Progress`, `finished`, `images_per_second`, `remaining_seconds`) or `error` (with
+`message` and `exit_code`, the last line of a job that fails). Ray's workers log to Ray's files,
+also as JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.storage.entry import store_failure
 
 
 class JsonReporter(Reporter):
-    """Every note, and progress about every 15 seconds and at the end."""
+    """Logs every note; progress about every 15 seconds and at the end."""
 
     def __init__(self, *, verbose: bool = False) -> None:
         self.verbose = verbose
@@ -60,7 +60,7 @@ class JsonReporter(Reporter):
 
 
 def log(event: str, **fields: Any) -> None:
-    """One line on stderr, written whole."""
+    """Write one JSON line to stderr."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     line = json.dumps({"time": now, "event": event, **fields}, ensure_ascii=False)
     sys.stderr.write(line + "\n")
@@ -69,15 +69,18 @@ def log(event: str, **fields: Any) -> None:
 
 @contextmanager
 def reporting(*, verbose: bool, json_logs: bool) -> Iterator[Reporter]:
-    """Whoever tells the person, or the log, how a job goes."""
+    """The reporter of a job: JSON lines or the console, closed at the end.
+
+    With `json_logs`, an error with an exit code is also logged.
+    """
     if json_logs:
-        # Not RAY_DATA_LOG_ENCODING: with it Ray 2.60 fails when a second dataset ends.
+        # RAY_DATA_LOG_ENCODING is not set: Ray 2.60 would fail when a second dataset ends.
         try:
             yield JsonReporter(verbose=verbose)
         except Exception as error:
-            told = error if isinstance(error, UserError) else store_failure(error)
-            if told is not None:
-                log("error", message=str(told), exit_code=told.exit_code)
+            failure = error if isinstance(error, UserError) else store_failure(error)
+            if failure is not None:
+                log("error", message=str(failure), exit_code=failure.exit_code)
             raise
         return
     reporter = ConsoleReporter(verbose=verbose)

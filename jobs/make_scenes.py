@@ -1,4 +1,4 @@
-"""`panoptic scenes`: made scenes with panoptic truth, to try the program on or to train from."""
+"""`panoptic scenes`: a synthetic COCO panoptic dataset, for trying the program or training."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from pipeline.train.synthetic import write_scenes
 
 def scenes(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder on this machine.")],
-    images: Annotated[int, typer.Option(min=1, help="How many scenes.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the series; the demo's is 2026.")] = 1,
-    broken: Annotated[int, typer.Option(min=0, help="Unreadable files to add.")] = 0,
+    images: Annotated[int, typer.Option(min=1, help="Number of scenes.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Random seed; the demo's is 2026.")] = 1,
+    broken: Annotated[int, typer.Option(min=0, help="Number of unreadable files to add.")] = 0,
     json_output: JsonOutput = False,
 ) -> None:
     """Make a small COCO panoptic dataset of synthetic scenes.

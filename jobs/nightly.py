@@ -1,4 +1,4 @@
-"""`panoptic nightly`: what cron, Kubernetes or Airflow calls every night."""
+"""`panoptic nightly`: the nightly update of a folder of runs, for cron, Kubernetes or Airflow."""
 
 from __future__ import annotations
 
@@ -16,35 +16,36 @@ from pipeline.nightly.settings import load_nightly
 def nightly(
     config: Annotated[str, typer.Argument(metavar="NIGHTLY.TOML", help="The night's settings.")],
     max_removed_rate: Annotated[
-        float | None, typer.Option(help="Stop if a larger part of the images is gone.")
+        float | None, typer.Option(help="Stop if a larger share of the images was removed.")
     ] = None,
     max_recompute: Annotated[
-        float | None, typer.Option(help="Stop if a larger part of the images must be computed.")
+        float | None, typer.Option(help="Stop if a larger share of the images must be computed.")
     ] = None,
     allow_full: Annotated[
-        bool, typer.Option("--allow-full", help="Compute all that must be, however much.")
+        bool, typer.Option("--allow-full", help="Compute any number of images.")
     ] = False,
     pin: Annotated[
-        bool, typer.Option("--pin", help="Make what is live afterwards the baseline.")
+        bool, typer.Option("--pin", help="Make the snapshot published at the end the baseline.")
     ] = False,
     address: Annotated[str | None, typer.Option(help="Ray cluster, as for segment.")] = None,
     example: Annotated[bool, example_option("nightly.toml")] = False,
     json_output: JsonOutput = False,
     verbose: Verbose = False,
 ) -> None:
-    """Bring a folder of nights up to date: list, compute the difference, judge, publish.
+    """Bring a folder of nights up to date: list, compute the difference, check, publish.
 
-    Safe to call at any time and as often as you like: it continues what was stopped, and on a quiet
-    night finds nothing to do. Readers of OUT are moved last, and only if the gate passes.
+    Safe to call at any time, any number of times: a stopped night is continued, and without changes
+    nothing is computed. Publishing is the last step, and needs a passed release gate.
 
         panoptic nightly nightly.toml
 
-        panoptic nightly nightly.toml --allow-full        # new weights are meant
+        panoptic nightly nightly.toml --allow-full        # for new weights
 
         panoptic nightly --example > nightly.toml
 
-    Exit codes: 0 published or nothing to do, 2 a brake or a bad setting, 3 the gate stopped it, 4
-    too many images failed, 5 another call is at work, 75 the store or the cluster is down.
+    Exit codes: 0 published or nothing to do, 2 a bad setting or a limit exceeded, 3 the release
+    gate failed, 4 too many images failed, 5 another call is running, 75 the store or the cluster is
+    down.
     """
     flags = {
         "max_removed_rate": max_removed_rate,

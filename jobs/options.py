@@ -1,7 +1,6 @@
-"""Command-line options, said once: those of `RunConfig` are made from its fields.
+"""Command-line options that several verbs share, and options made from the fields of `RunConfig`.
 
-A setting therefore has one name, one description and one default, whether it is a flag, a line of
-a TOML file or an argument in Python.
+A setting has one name, one description and one default, as a flag, in a TOML file and in Python.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ _FLAGS = {"source_options": "--source-option", "out_options": "--out-option"}
 
 
 def example_option(name: str) -> Any:
-    """The option `--example`, which prints a commented file that works, and ends."""
+    """The option `--example`, which prints the file `name` of jobs/examples and exits."""
 
     def show(wanted: bool) -> None:
         if wanted:
@@ -56,14 +55,14 @@ def example_option(name: str) -> Any:
             raise typer.Exit
 
     return typer.Option(
-        "--example", is_eager=True, callback=show, help=f"Print a {name} that works, and end."
+        "--example", is_eager=True, callback=show, help=f"Print a {name} that works, and exit."
     )
 
 
 def from_file(context: typer.Context, path: str | None) -> str | None:
-    """Callback of an eager `--config`: the file's values are the defaults of all other options.
+    """Callback of an eager `--config`: the file's values become the defaults of other options.
 
-    Raises UserError for a file that can't be read or names no such setting.
+    Raises UserError for a file that can't be read, or that has an unknown setting.
     """
     if path is None:
         return None
@@ -83,11 +82,12 @@ def from_file(context: typer.Context, path: str | None) -> str | None:
 
 
 def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that takes `settings: RunConfig` first one option per setting.
+    """Replace a command's first parameter, `settings: RunConfig`, by one option per setting.
 
-    SOURCE is an argument, everything else an option; a TOML file may hold any of them.
+    SOURCE is an argument, and every other setting an option; `--config` reads any of them from a
+    TOML file.
     """
-    own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+    others = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
     settings = [_parameter(name) for name in RunConfig.model_fields]
     config = inspect.Parameter(
         "config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=ConfigFile
@@ -100,7 +100,7 @@ def takes_settings(function: Callable[..., Any]) -> Callable[..., Any]:
             flags[name] = parse_options(flags[name], _FLAGS[name])
         return function(make_config(flags, toml), **arguments)
 
-    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own]
+    keyword = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in others]
     command.__signature__ = inspect.Signature([*settings, config, *keyword])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in [*settings, config, *keyword]}
     command.__name__ = function.__name__
@@ -141,9 +141,9 @@ def _parameter(name: str) -> inspect.Parameter:
 
 
 def refuse_absent(settings: RunConfig) -> None:
-    """Raises UserError for a local SOURCE that isn't there, before anything slow is loaded.
+    """Raises UserError if a local SOURCE does not exist; called before slow imports.
 
-    A run that exists needs its source only for a refresh.
+    An existing run needs its source only for `--refresh`.
     """
     if "://" in settings.source or "://" in settings.out or os.path.exists(settings.source):
         return
@@ -154,7 +154,7 @@ def refuse_absent(settings: RunConfig) -> None:
 
 
 def parse_options(pairs: list[str] | None, flag: str) -> dict[str, str]:
-    """`KEY=VALUE` texts as a dict. Raises UserError."""
+    """`KEY=VALUE` texts as a dict; `flag` is for error messages. Raises UserError."""
     options = {}
     for pair in pairs or ():
         key, separator, value = pair.partition("=")

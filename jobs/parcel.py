@@ -1,9 +1,9 @@
-"""What travels with a submitted job: the code, the config file, local inputs, the environment.
+"""The parcel of a submitted job: arguments, code, config file and environment for the cluster.
 
-Code goes as Ray's working_dir, only what the verb needs, so the code that was tried here is the
-code that runs there. A local file means nothing to a cluster: weights and truth are put into the
-run folder once (inputs.py), a config file travels rewritten, and what can't travel is refused in a
-sentence. Credentials never travel: nodes have roles of their own.
+Our packages travel as Ray's working_dir, so the cluster runs the code of this machine. A local path
+means nothing on a cluster: weights and truth are uploaded to the run folder (inputs.py), the config
+file is rewritten, and other local paths raise UserError. Credentials never travel: nodes have their
+own roles.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONFIG: Final = "config.toml"
 SYSTEM: Final = ("/bin/", "/opt/", "/sbin/", "/usr/")  # programs that the nodes have too
 SCRIPTS: Final = (".py", ".sh")
 OPTIONS: Final = ("source_option", "out_option")
-# Where the data is, not who may read it.
+# Variables that travel: they say where the data is, and are no credentials.
 ENVIRONMENT: Final = (
     *("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_PROFILE", "AWS_REQUEST_CHECKSUM_CALCULATION"),
     *("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "PANOPTIC_CACHE"),
@@ -48,57 +48,57 @@ class Parcel:
     """A job as the cluster gets it."""
 
     words: tuple[str, ...]  # the verb and its arguments
-    config: str | None  # the text of CONFIG, where the verb takes one
+    config: str | None  # the text of CONFIG, if the verb has a config file
     environment: dict[str, str]
-    files: dict[str, Path]  # what goes beside the code, by its name there
+    files: dict[str, Path]  # name in the working_dir -> local file
 
     @property
     def submission_id(self) -> str:
-        """The same for the same job: Ray refuses a second one while the first runs."""
+        """A hash of words and config: Ray refuses a second job of one id while the first runs."""
         text = json.dumps([self.words, self.config])
         return f"panoptic-{self.words[0]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 def pack(words: Sequence[str], *, shared_files: bool) -> Parcel:
-    """Make a job's arguments mean on the cluster what they mean here; uploads local inputs.
+    """The parcel of a verb and its arguments; uploads local inputs and puts URLs for their paths.
 
-    shared_files: local paths are the same on every node (NFS, or a cluster of this machine), so
-    they stay. Raises UserError naming what can't travel.
+    shared_files: local paths are the same on every node (NFS, or a cluster on this machine) and
+    stay as they are. Raises UserError for a path or credential that can't travel.
     """
-    found = given(words)
-    values = {each.name: each.value for each in found}
+    arguments = given(words)
+    values = {entry.name: entry.value for entry in arguments}
     config = values.get("config")
     settings = _read(config) if config is not None else {}
     out = values.get("out") or settings.get("out")
-    pairs = [each.value.partition("=") for each in found if each.name == "out_option"]
+    pairs = [entry.value.partition("=") for entry in arguments if entry.name == "out_option"]
     options = {key: value for key, _, value in pairs} or settings.get("out_options", {})
     environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
-    _refuse_secrets(found, settings, environment)
+    _refuse_secrets(arguments, settings, environment)
     inputs = Inputs(out, options)
     sent = list(words)
     files: dict[str, Path] = {}
     if not shared_files:
-        for each in found:
-            travelled = inputs.travel(each.name, each.value)
-            sent[each.place] = each.replaced(sent[each.place], travelled)
+        for entry in arguments:
+            travelled = inputs.travel(entry.name, entry.value)
+            sent[entry.place] = entry.replaced(sent[entry.place], travelled)
         for name, value in settings.items():
             if isinstance(value, str):
                 settings[name] = inputs.travel(name, value)
     if isinstance(settings.get("report"), list):
         settings["report"] = [*_report(settings["report"], files)]
-    for each in found:
-        if each.name == "config":
-            sent[each.place] = each.replaced(words[each.place], CONFIG)
+    for entry in arguments:
+        if entry.name == "config":
+            sent[entry.place] = entry.replaced(words[entry.place], CONFIG)
     environment["PANOPTIC_CODE_VERSION"] = code_version()
     text = tomli_w.dumps(settings) if config is not None else None
     return Parcel(tuple(sent), text, environment, files)
 
 
 def _refuse_secrets(
-    found: Sequence[Given], settings: Mapping[str, Any], environment: Mapping[str, str]
+    arguments: Sequence[Given], settings: Mapping[str, Any], environment: Mapping[str, str]
 ) -> None:
-    """Raises UserError for whatever would show a credential in the cluster's dashboard."""
-    options = [each.value.partition("=")[0] for each in found if each.name in OPTIONS]
+    """Raises UserError for a credential, which the cluster's dashboard would show."""
+    options = [entry.value.partition("=")[0] for entry in arguments if entry.name in OPTIONS]
     for name in OPTIONS:
         options += settings.get(f"{name}s", {})
     for option in withheld(dict.fromkeys(options, "")):
@@ -107,15 +107,15 @@ def _refuse_secrets(
             "job is given: let the nodes have a role, or the credentials in their own environment "
             f"(what travels: {', '.join(KEPT_OPTIONS)})"
         )
-    for each in found:
-        refuse_secrets(each.value, f"--{each.name.replace('_', '-')}")
+    for entry in arguments:
+        refuse_secrets(entry.value, f"--{entry.name.replace('_', '-')}")
     for name, value in (*settings.items(), *environment.items()):
         for text in texts(value):
             refuse_secrets(text, name)
 
 
 def check_runtime_env(environment: Mapping[str, Any]) -> None:
-    """Raises UserError if a runtime environment of the user's own holds a credential."""
+    """Raises UserError if the user's runtime environment holds a credential."""
     for name in secret_names(environment.get("env_vars") or {}):
         raise UserError(
             f"--runtime-env: {name} in env_vars is shown by the cluster's dashboard: let the nodes "
@@ -126,12 +126,12 @@ def check_runtime_env(environment: Mapping[str, Any]) -> None:
 
 
 def _report(command: Sequence[str], files: dict[str, Path]) -> Iterator[str]:
-    """The report command as the job runs it: its scripts go along, under names of their own."""
-    for place, word in enumerate(command):
+    """The words of the report command on the cluster; adds its local scripts to `files`."""
+    for index, word in enumerate(command):
         path = Path(word)
-        if word.startswith(SYSTEM) or (place == 0 and "/" not in word):
+        if word.startswith(SYSTEM) or (index == 0 and "/" not in word):
             yield word
-        elif path.is_file() and place == 0:
+        elif path.is_file() and index == 0:
             raise UserError(
                 f"report: {word!r} does not travel as a program: put what runs it before it, as in "
                 '["python", "send.py"]'
@@ -149,7 +149,7 @@ def _report(command: Sequence[str], files: dict[str, Path]) -> Iterator[str]:
 
 
 def stage_code(folder: Path, parcel: Parcel) -> None:
-    """Copy the packages, the user's own model if one is named, the config and its scripts."""
+    """Copy our packages, the package of `--model`, requirements.lock, config and files."""
     sources = [ROOT / package for package in PACKAGES]
     sources += [path for path in (_model_package(parcel),) if path is not None]
     for source in sources:
@@ -167,8 +167,8 @@ def stage_code(folder: Path, parcel: Parcel) -> None:
 
 
 def _model_package(parcel: Parcel) -> Path | None:
-    """Where `--model package.module:load` lives, if it is neither ours nor installed."""
-    values = {each.name: each.value for each in given(parcel.words)}
+    """The path of the package of `--model package.module:load`, if neither ours nor installed."""
+    values = {entry.name: entry.value for entry in given(parcel.words)}
     settings = tomllib.loads(parcel.config) if parcel.config else {}
     package = (
         str(values.get("model") or settings.get("model") or "").partition(":")[0].split(".")[0]
@@ -178,50 +178,50 @@ def _model_package(parcel: Parcel) -> Path | None:
     spec = importlib.util.find_spec(package)
     if spec is None:
         raise UserError(f"--model: {package!r} can't be imported here, so it can't travel")
-    place = spec.submodule_search_locations[0] if spec.submodule_search_locations else spec.origin
-    path = Path(str(place))
+    folders = spec.submodule_search_locations
+    path = Path(str(folders[0] if folders else spec.origin))
     return None if "site-packages" in path.parts else path
 
 
 @dataclass(frozen=True)
 class Given:
-    """A value on the command line: of which setting, and which word holds it."""
+    """A value on the command line; `place` is the index of the word that contains the value."""
 
     name: str
     value: str
     place: int
 
     def replaced(self, word: str, value: str) -> str:
-        """The word with another value; `--flag=value` is one word."""
+        """`word` (such as `--flag=value`) with another value."""
         return word.removesuffix(self.value) + value
 
 
 def given(words: Sequence[str]) -> list[Given]:
-    """The values on a verb's command line; the verb itself says what its words mean."""
+    """The values on a verb's command line, by the verb's typer parameters; words[0] is the verb."""
     group = get_command(make_app(words))
     assert isinstance(group, TyperGroup)
     parameters = group.commands[words[0]].params
-    arguments = [each.name for each in parameters if each.param_type_name == "argument"]
+    arguments = [option.name for option in parameters if option.param_type_name == "argument"]
     switches = {
         flag
-        for each in parameters
-        for flag in (*each.opts, *each.secondary_opts)
-        if getattr(each, "is_flag", False)
+        for option in parameters
+        for flag in (*option.opts, *option.secondary_opts)
+        if getattr(option, "is_flag", False)
     }
-    found = []
-    places = iter(range(1, len(words)))
-    for place in places:
-        word = words[place]
+    values = []
+    indices = iter(range(1, len(words)))
+    for index in indices:
+        word = words[index]
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
             if not equals:
-                place = next(places, None) if flag not in switches else None
-                value = "" if place is None else words[place]
-            if place is not None:
-                found.append(Given(flag[2:].replace("-", "_"), value, place))
+                index = next(indices, None) if flag not in switches else None
+                value = "" if index is None else words[index]
+            if index is not None:
+                values.append(Given(flag[2:].replace("-", "_"), value, index))
         elif arguments:
-            found.append(Given(str(arguments.pop(0)), word, place))
-    return found
+            values.append(Given(str(arguments.pop(0)), word, index))
+    return values
 
 
 def _read(path: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`panoptic plan`: what `segment` with the same arguments would do. Writes nothing."""
+"""`panoptic plan`: the images, shards, hours and cost of `segment` with the same arguments."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from pipeline.storage.storage import Storage
 def plan(
     settings: RunConfig,
     rate: Annotated[
-        float | None, typer.Option(min=1e-6, help="Images per second, to say how long it takes.")
+        float | None, typer.Option(min=1e-6, help="Images per second, to estimate the hours.")
     ] = None,
     price: Annotated[
         float | None, typer.Option(min=0, help="Price of the whole cluster per hour.")
     ] = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Say what `segment` would do, and write nothing.
+    """Show what `segment` would do; write nothing.
 
-    How many images and shards, how many are done, why the others are not; with --rate the hours,
-    with --price too the cost. A run that has worked already knows its own rate.
+    Shows the numbers of images and shards, how many are done, and why the others are not; with
+    --rate also the hours, with --price also the cost. Without --rate, an existing run's measured
+    rate is used.
 
         panoptic plan s3://bucket/images --out s3://bucket/out --rate 120 --price 4.10
     """
@@ -47,8 +48,8 @@ def plan(
         facts = facts or _listed(settings, reporter)
     finally:
         reporter.close()
-    known = rate or facts["images_per_second"]
-    hours = facts["images_to_do"] / known / 3600 if known else None
+    speed = rate or facts["images_per_second"]
+    hours = facts["images_to_do"] / speed / 3600 if speed else None
     facts["hours"] = hours
     facts["cost"] = hours * price if hours is not None and price is not None else None
     if json_output:
@@ -65,11 +66,11 @@ def plan(
         console.print("how long? give --rate IMAGES_PER_SECOND, or run --shards 0:1 to measure it")
     elif facts["images_to_do"]:
         cost = f", about {facts['cost']:.2f} at {price:g} an hour" if price is not None else ""
-        console.print(f"about {duration(hours * 3600)} at {known:.3g} images/s{cost}")
+        console.print(f"about {duration(hours * 3600)} at {speed:.3g} images/s{cost}")
 
 
 def _listed(settings: RunConfig, reporter: ConsoleReporter) -> dict[str, Any]:
-    """A run that isn't there yet: everything in the source."""
+    """The facts of a new run: all images of the source are to do."""
     with Staging() as staging:
         images, size = stage_listing(
             staging, Source.of(settings), settings.limit, reporter.listed, reporter.note
@@ -86,7 +87,7 @@ def _listed(settings: RunConfig, reporter: ConsoleReporter) -> dict[str, Any]:
 
 
 def _planned(run: Run, settings: RunConfig, reporter: ConsoleReporter) -> dict[str, Any]:
-    """A run that is under way: its newest generation, as it was frozen."""
+    """The facts of an existing run's newest generation, whose list of images is frozen."""
     generation = run.generation(max(run.generations()))
     todo = owed(run, generation, shard_sizes(run), settings.shards)
     stats = read_stats(run, generation.number)

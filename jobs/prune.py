@@ -1,4 +1,4 @@
-"""`panoptic prune`: old shards leave the bucket."""
+"""`panoptic prune`: delete the shards of old snapshots."""
 
 from __future__ import annotations
 
@@ -17,19 +17,17 @@ LISTED = 20
 
 def prune(
     out: Annotated[str, typer.Argument(metavar="OUT", help="Run folder, or folder of nights.")],
-    keep: Annotated[
-        int, typer.Option(min=1, help="Keep so many of the last published snapshots.")
-    ] = 7,
+    keep: Annotated[int, typer.Option(min=1, help="Number of published snapshots to keep.")] = 7,
     delete: Annotated[
-        bool, typer.Option("--delete", help="Remove them. Without it only say what would go.")
+        bool, typer.Option("--delete", help="Delete. Without --delete, only list the objects.")
     ] = False,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Remove what no kept snapshot of OUT names; says so first.
+    """List or delete objects of OUT that no kept snapshot uses.
 
-    Kept are the last published snapshots, the pinned baseline, and what is being made. A
-    rollback reaches what is kept.
+    The last published snapshots, the pinned baseline and unfinished work are kept. `panoptic
+    rollback` can go back to kept snapshots only.
 
         panoptic prune s3://bucket/nights --keep 7
 

@@ -23,18 +23,18 @@ def report(
         typer.Argument(metavar="OUT", help="Run folder, or one of its snapshots/000N.parquet."),
     ],
     evaluation: Annotated[
-        str | None, typer.Option(help="Which evaluation of it. Default: the newest.")
+        str | None, typer.Option(help="Name of the evaluation. Default: the newest.")
     ] = None,
     compare: Annotated[
         str | None,
-        typer.Option(metavar="OTHER", help="Another run or snapshot, evaluated alike: before."),
+        typer.Option(metavar="OTHER", help="Earlier run or snapshot with the same truth."),
     ] = None,
-    gallery: Annotated[int, typer.Option(min=0, max=100, help="Images a gallery.")] = CARDS,
+    gallery: Annotated[int, typer.Option(min=0, max=100, help="Images per gallery.")] = CARDS,
     output: Annotated[
         str | None, typer.Option(help="Where to write. Default: OUT/report/000N.html.")
     ] = None,
     open_it: Annotated[
-        bool, typer.Option("--open", help="Show it in the browser; from a bucket, a copy.")
+        bool, typer.Option("--open", help="Open the report in the browser; from a bucket, a copy.")
     ] = False,
     source_option: Annotated[
         list[str] | None,
@@ -43,7 +43,7 @@ def report(
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Write what a run holds and how good it is as one HTML file with pictures.
+    """Write a run's contents and quality as one HTML file with pictures.
 
     panoptic report runs/photos --open
 
@@ -72,7 +72,7 @@ def report(
 
 
 def _local(url: str, options: dict[str, str]) -> Path:
-    """The file itself, or a copy of it from a bucket."""
+    """The file's local path; a file in a bucket is copied to a temporary folder."""
     storage, name = open_file(url, options)
     if storage.is_local:
         return Path(storage.key(name))

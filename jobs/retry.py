@@ -1,4 +1,4 @@
-"""`panoptic retry`: the failed images of a finished run, computed again as its next generation."""
+"""`panoptic retry`: compute the failed images of a finished run again, as its next generation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pipeline.schema import ERROR_CODES, TRANSIENT_CODES
 def retry(
     out: OutFolder,
     every: Annotated[
-        bool, typer.Option("--all", help="Also errors that only a new file can mend.")
+        bool, typer.Option("--all", help="Also permanent errors, which only a new file can mend.")
     ] = False,
     code: Annotated[list[str] | None, typer.Option(help="Only this code; repeatable.")] = None,
     weights: Annotated[
@@ -45,8 +45,8 @@ def retry(
 ) -> None:
     """Compute the failed images of OUT again.
 
-    Takes the transient errors (network, memory, changed files); the new rows come in full shards
-    of their own, old shards are copied without the failed rows, and nothing else is touched.
+    By default only images with transient errors (network, memory, changed files). The new rows are
+    written to new shards, and shards with failed rows are copied without those rows.
 
         panoptic retry s3://bucket/out
 

@@ -1,4 +1,4 @@
-"""`panoptic rollback`: readers back to what they saw before."""
+"""`panoptic rollback`: publish an earlier snapshot (or night) again."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def rollback(
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Let readers of OUT see what was published before.
+    """Set OUT back to what was published before.
 
-    One small object moves; nothing is computed or deleted. What is taken back is not published
-    again unless it is named with --to.
+    Only the small object that names the published snapshot changes; nothing is computed or deleted.
+    A snapshot that was rolled back is published again only by --to.
 
         panoptic rollback s3://bucket/nights
 

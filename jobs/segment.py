@@ -1,4 +1,4 @@
-"""`panoptic segment`: every image of a source as one row of a Parquet shard."""
+"""`panoptic segment`: segment all images of a source, one row per image in Parquet shards."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def segment(
 ) -> None:
     """Segment every image of SOURCE into a run folder.
 
-    Continues whatever is there: stop it, kill it, run the same command again, and only the shards
-    that are missing are computed. Nothing already written is ever lost.
+    A run that was stopped or killed is continued by the same command: only missing shards are
+    computed, and written shards are kept.
 
         panoptic segment s3://bucket/images --out s3://bucket/out --weights r50 --limit 200
 

@@ -1,4 +1,4 @@
-"""`panoptic sql`: ask a run folder anything, with DuckDB over its shards."""
+"""`panoptic sql`: SQL queries over a run folder's shards, by DuckDB."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _LONGEST_CELL: Final = 60
 def sql(
     out: OutFolder,
     text: Annotated[
-        str | None, typer.Argument(metavar="QUERY", help="SQL; without it the views are listed.")
+        str | None, typer.Argument(metavar="QUERY", help="SQL. Without QUERY, views are listed.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=0, help="Print at most so many rows; 0 is all.")] = 50,
+    limit: Annotated[int, typer.Option(min=0, help="Most rows to print; 0 prints all.")] = 50,
     output: Annotated[
-        Path | None, typer.Option(help="Write every row to this .parquet or .csv file instead.")
+        Path | None, typer.Option(help="Write all rows to this .parquet or .csv file.")
     ] = None,
     snapshot: Annotated[
-        int | None, typer.Option(min=1, help="Of the run; default: the published one.")
+        int | None, typer.Option(min=1, help="Snapshot of the run; default: the published one.")
     ] = None,
     evaluation: Annotated[
-        str | None, typer.Option(help="Which evaluation is per_image. Default: the newest.")
+        str | None, typer.Option(help="The evaluation that per_image shows. Default: the newest.")
     ] = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
@@ -83,14 +83,14 @@ def _list_views(
 ) -> None:
     with connect(run, snapshot=snapshot, evaluation=evaluation) as connection:
         names = ("images", "segments", "categories", "per_image")
-        there = {name for (name,) in connection.execute("show tables").fetchall()}
+        tables = {name for (name,) in connection.execute("show tables").fetchall()}
         views = {
             name: [
                 (column, kind)
                 for column, kind, *_ in connection.execute(f"describe {name}").fetchall()
             ]
             for name in names
-            if name in there
+            if name in tables
         }
     if json_output:
         print_json(views)
@@ -121,5 +121,5 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has a word for; dates and blobs as text."""
+    """A value for JSON; dates and blobs as text."""
     return value if isinstance(value, (str, int, float, list, dict, type(None))) else str(value)

@@ -1,4 +1,4 @@
-"""`panoptic status` and `panoptic errors`: what a run folder holds, without Ray."""
+"""`panoptic status` and `panoptic errors`: progress and failed images of a run folder (no Ray)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pipeline.sharding import Generation, missing
 
 
 def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutput = False) -> None:
-    """Say how far a run is and what is published.
+    """Show the progress of a run and what is published.
 
     panoptic status s3://bucket/out
     """
@@ -50,7 +50,7 @@ def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutpu
 
 
 def print_generation(run: Run) -> dict[str, Any]:
-    """The newest generation's counts, as `status --json` gives them."""
+    """The object that `status --json` prints, with the newest generation's counts."""
     generations = run.generations()
     stats = [entry for number in generations for entry in read_stats(run, number)]
     seconds = sum(entry["seconds"] for entry in stats)
@@ -82,11 +82,12 @@ def _counts(run: Run, generation: Generation) -> dict[str, int]:
         values = (snapshot.rows, snapshot.ok, snapshot.error, shards, shards)
         return dict(zip(_COUNTS, values, strict=True))
     sizes = shard_sizes(run)
-    left = {unit.path for unit in missing(generation, sizes)}
-    there = [unit.path for unit in generation.units() if unit.path not in left]
-    found = footers(run, there, sizes)
-    ok, error = sum(f.ok for f in found), sum(f.error for f in found)
-    values = (generation.images, ok, error, len(there) + len(left), len(there))
+    missing_paths = {unit.path for unit in missing(generation, sizes)}
+    done_paths = [unit.path for unit in generation.units() if unit.path not in missing_paths]
+    done = footers(run, done_paths, sizes)
+    ok, error = sum(f.ok for f in done), sum(f.error for f in done)
+    shards = len(done_paths) + len(missing_paths)
+    values = (generation.images, ok, error, shards, len(done_paths))
     return dict(zip(_COUNTS, values, strict=True))
 
 
@@ -103,7 +104,7 @@ def errors(
 
     panoptic errors runs/photos --code truncated --limit 0
 
-    `panoptic retry OUT` computes the transient ones again.
+    `panoptic retry OUT` computes images with transient errors again.
     """
     check_codes(code)
     run = open_run(out, parse_options(out_option, "--out-option"))
@@ -133,14 +134,14 @@ def errors(
 
 
 def error_rows(run: Run) -> Iterator[dict[str, Any]]:
-    """`file_name`, `uri`, `error_code` and `error_message` of every image that failed."""
+    """Rows of the failed images: `file_name`, `uri`, `error_code`, `error_message`."""
     for path in failed_shards(run):
         table = run.read_shard(path, ["file_name", "uri", "error_code", "error_message"])
         yield from (row for row in table.to_pylist() if row["error_code"])
 
 
 def failed_shards(run: Run) -> list[str]:
-    """Shards with error rows: of the newest snapshot, or written so far where there is none."""
+    """Shards with error rows: of the newest snapshot, or all shards if there is no snapshot."""
     numbers = run.snapshot_numbers()
     if numbers:
         return [entry.path for entry in run.snapshot(numbers[-1]).shards if entry.error]

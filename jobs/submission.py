@@ -1,9 +1,9 @@
-"""A job on a Ray cluster over HTTP: submitted once, followed, tried again, its exit code ours.
+"""Ray's job API over HTTP (`JobServer`): submit a job once, follow its log, return its exit code.
 
-The submission id is the job's identity: a running one is attached to, a finished one cleared and
-submitted anew. A head that is starting, a dropped log stream and a cluster that lost the driver, or
-the job with its head, are waited out; what the job itself decided (a bad setting, a failed gate, a
-held lease) is not retried, nor is a job that somebody stopped.
+The submission id identifies a job: a running job of that id is attached to, a finished one is
+deleted and submitted again. A head that starts, a dropped log stream, a lost driver and a head that
+lost its jobs are waited for or retried. Exit codes of the job (a bad setting, a failed gate, a held
+lease) and stopped jobs are final.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from pipeline.cluster.ray_internals import LOGGERS
 from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, TryAgainError, UserError
 
 POLL_SECONDS: Final = 2.0
-RESTART_SECONDS: Final = 60.0  # a head that answered once may take to come back
-RETRIED: Final = (None, EXIT_CRASH, EXIT_TRY_AGAIN)  # None: the driver was lost, it ended nothing
+RESTART_SECONDS: Final = 60.0  # for the restart of a head that answered before
+RETRIED: Final = (None, EXIT_CRASH, EXIT_TRY_AGAIN)  # None: the driver was lost
 TOKEN: Final = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own"
 )
@@ -46,8 +46,8 @@ TOKEN: Final = (
 class JobServer:
     """The jobs of the cluster whose dashboard is at `address`.
 
-    Raises UserError or TryAgainError in one sentence for whatever is wrong with the address, the
-    token or the versions.
+    Raises UserError for a wrong address or token, TryAgainError if no head answers within
+    `wait_seconds`. `note` gets messages for the user.
     """
 
     def __init__(self, address: str, *, wait_seconds: float, note: Callable[[str], None]) -> None:
@@ -58,14 +58,14 @@ class JobServer:
         self.address = address
         self.wait_seconds = wait_seconds
         self.note = note
-        for name in LOGGERS:
+        for name in LOGGERS:  # they log every upload
             logging.getLogger(name).setLevel(logging.ERROR)
         self.client: JobSubmissionClient = self._patiently(lambda: JobSubmissionClient(address))
-        # The address is right: a head that is lost from here on may come back.
+        # The address is right, so a head that does not answer later may be restarting.
         self.wait_seconds = max(wait_seconds, RESTART_SECONDS)
 
     def check_versions(self) -> None:
-        """Raises UserError if Ray or Python differ: pickles don't cross versions."""
+        """Raises UserError if Ray's or Python's version differs here: pickles would fail."""
         answer = self._patiently(self._metadata)
         theirs = str(answer.get("rayVersion", ""))
         if theirs != ray.__version__:
@@ -73,14 +73,14 @@ class JobServer:
                 f"the cluster runs Ray {theirs}, this machine {ray.__version__}: use an image with "
                 f"Ray {ray.__version__}, or submit from an environment with {theirs}"
             )
-        own, remote = (
+        local, remote = (
             ".".join(version.split(".")[:2])
             for version in (platform.python_version(), str(answer.get("pythonVersion", "")))
         )
-        if own != remote:
+        if local != remote:
             raise UserError(
-                f"the cluster runs Python {remote}, this machine {own}: use an image with Python "
-                f"{own}, or submit from an environment with {remote}"
+                f"the cluster runs Python {remote}, this machine {local}: use an image with Python "
+                f"{local}, or submit from an environment with {remote}"
             )
 
     def _metadata(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class JobServer:
         return answer.json()["data"]
 
     def identity(self) -> str:
-        """Which cluster this is: a head that was replaced is another one. Empty if it can't say."""
+        """The cluster's id, which changes when the head is replaced; empty if unknown."""
 
         def ask() -> str:
             answer = self.client._do_request("GET", "/cluster_id")
@@ -108,7 +108,10 @@ class JobServer:
     def submit(
         self, submission_id: str, entrypoint: str, runtime_env: dict[str, Any], retried: int = 0
     ) -> bool:
-        """Submit, or attach to a running one (False), clearing a finished one."""
+        """Submit a job; False if a job of this id already runs. Deletes a finished job of this id.
+
+        `retried`: the number of earlier tries, stored in the job's metadata.
+        """
         status = self.status(submission_id)
         if status is not None and not status.is_terminal():
             self.note(f"{submission_id} is {status.value.lower()} already: attaching to it")
@@ -137,9 +140,9 @@ class JobServer:
         return JobStatus(job.status) if job else None
 
     def follow(self, submission_id: str, show: Callable[[str], None]) -> int | None:
-        """Show the logs until the job ends; returns its exit code, None if its driver was lost.
+        """Pass the job's log to `show` until the job ends; returns the exit code.
 
-        Raises TryAgainError if somebody stopped it there, who wants it to stay so.
+        None if the driver or the job was lost. Raises TryAgainError if somebody stopped the job.
         """
         shown = 0
         while True:
@@ -167,12 +170,12 @@ class JobServer:
         return job.driver_exit_code if job.driver_exit_code > 0 else EXIT_TRY_AGAIN
 
     def _job(self, submission_id: str) -> JobDetails | None:
-        """From the list: asked for one that it doesn't know, a head answers with an error."""
+        """The job, or None. Uses the list, since Ray's API gives an error for an unknown job."""
         listed = self._patiently(self.client.list_jobs)
         return next((job for job in listed if job.submission_id == submission_id), None)
 
     async def _tail(self, submission_id: str, shown: int, show: Callable[[str], None]) -> int:
-        """Show what comes after the first `shown` characters; returns how many there are now."""
+        """Show the log after its first `shown` characters; returns the number shown in all."""
         seen = 0
         async for text in self.client.tail_job_logs(submission_id):
             if seen + len(text) > shown:
@@ -182,7 +185,7 @@ class JobServer:
         return shown
 
     def _patiently(self, call: Callable[[], Any]) -> Any:
-        """Make a call until the head answers, at most `wait_seconds` long."""
+        """The result of `call`, repeated until the head answers, for at most `wait_seconds`."""
 
         def once() -> Any:
             with _sentences(self.address):
@@ -203,7 +206,7 @@ class JobServer:
 
 @contextmanager
 def _sentences(address: str) -> Iterator[None]:
-    """What Ray's client raises, as sentences; TryAgainError where waiting may help."""
+    """Turn exceptions of Ray's client into UserError, or TryAgainError if waiting may help."""
     try:
         yield
     except AuthenticationError as error:

@@ -22,10 +22,10 @@ from pipeline.run.lease import CLUSTER_VARIABLE
 
 NOT_THERE: Final = ("submit", "jobs", "demo")
 Address = Annotated[
-    str, typer.Option(envvar="PANOPTIC_ADDRESS", help="The dashboard: http://head:8265.")
+    str, typer.Option(envvar="PANOPTIC_ADDRESS", help="Ray's dashboard: http://head:8265.")
 ]
 WaitSeconds = Annotated[
-    float, typer.Option(min=0, help="How many seconds a head has for its first answer.")
+    float, typer.Option(min=0, help="Seconds to wait for the head's first answer.")
 ]
 
 
@@ -35,32 +35,35 @@ def submit(
     ],
     address: Address,
     runtime_env: Annotated[
-        str | None, typer.Option(help="JSON file of a Ray runtime environment to use instead.")
+        str | None, typer.Option(help="JSON file of a Ray runtime environment for the job.")
     ] = None,
     install: Annotated[
-        bool, typer.Option("--install", help="Install requirements.lock there (minutes, once).")
+        bool,
+        typer.Option("--install", help="Install requirements.lock on the nodes (minutes, once)."),
     ] = False,
     shared_files: Annotated[
         bool, typer.Option("--shared-files", help="Local paths are the same on every node.")
     ] = False,
-    retries: Annotated[int, typer.Option(min=0, help="Tries again after a crash or a loss.")] = 3,
+    retries: Annotated[
+        int, typer.Option(min=0, help="New tries after a crash or a lost driver.")
+    ] = 3,
     no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Leave once the job is accepted.")
+        bool, typer.Option("--no-wait", help="Exit once the cluster has accepted the job.")
     ] = False,
     wait_head: WaitSeconds = 5.0,
 ) -> int:
     """Run a verb as a job of a Ray cluster, follow it, and end with its exit code.
 
-    The same command attaches to the job while it runs; Ctrl-C leaves it running. Dependencies come
+    The same command attaches to a running job; Ctrl-C leaves the job running. Dependencies come
     from the cluster's image (see Dockerfile), from --install, or from --runtime-env. Local weights,
-    truth and config files travel; a token is taken from Ray's own variables.
+    truth and config files are uploaded; RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH gives a token.
 
         panoptic submit --address http://head:8265 -- nightly nightly.toml
 
         panoptic submit --address http://head:8265 --no-wait -- segment s3://b/images --out s3://b/o
 
-    Exit codes: the job's own; 2 for a wrong address, token or version; 75 if the head stays silent
-    or somebody stopped the job there.
+    Exit codes: the job's; 2 for a wrong address, token or version; 75 if the head does not answer
+    or somebody stopped the job on the cluster.
     """
     if not words or words[0] not in VERBS or words[0] in NOT_THERE:
         known = ", ".join(verb for verb in VERBS if verb not in NOT_THERE)
@@ -75,18 +78,18 @@ def submit(
     cluster = JobServer(address, wait_seconds=wait_head, note=note)
     cluster.check_versions()
     parcel = pack(words, shared_files=shared_files)
-    own = _environment(runtime_env, install)
+    user_env = _environment(runtime_env, install)
     entrypoint = shlex.join(["python", "-m", "jobs.cli", *parcel.words])
     identity = parcel.submission_id
     code: int | None = None
     for attempt in range(retries + 1):
         with tempfile.TemporaryDirectory(prefix="panoptic-") as folder:
             stage_code(Path(folder), parcel)
-            environment = {**parcel.environment, **own.get("env_vars", {})}
-            # So that the job knows its own earlier try there from one on another cluster.
+            environment = {**parcel.environment, **user_env.get("env_vars", {})}
+            # The lease needs this to tell an earlier try on this cluster from another cluster's.
             environment[CLUSTER_VARIABLE] = cluster.identity()
-            # The job's whole environment, model actors included, so no worker misses the endpoint.
-            env: dict[str, Any] = {"working_dir": folder, **own, "env_vars": environment}
+            # A job's runtime environment also reaches its actors, which need the S3 endpoint.
+            env: dict[str, Any] = {"working_dir": folder, **user_env, "env_vars": environment}
             if install:
                 env["uv"] = str(Path(folder) / "requirements.lock")
             cluster.submit(identity, entrypoint, env, attempt)
@@ -112,13 +115,13 @@ def _environment(path: str | None, install: bool) -> dict[str, Any]:
     if install:
         raise UserError("--install and --runtime-env both say what is installed: choose one")
     try:
-        own = json.loads(Path(path).read_text("utf-8-sig"))
+        environment = json.loads(Path(path).read_text("utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"--runtime-env {path} can't be read as JSON: {error}") from error
-    if not isinstance(own, dict):
+    if not isinstance(environment, dict):
         raise UserError(f"--runtime-env {path} must hold a JSON object")
-    check_runtime_env(own)
-    return own
+    check_runtime_env(environment)
+    return environment
 
 
 def _show(text: str) -> None:
@@ -135,7 +138,7 @@ def jobs(address: Address, wait_head: WaitSeconds = 5.0, json_output: JsonOutput
 
     console = plain_console()
     cluster = JobServer(address, wait_seconds=wait_head, note=lambda text: None)
-    found = [
+    rows = [
         {
             "id": job.submission_id,
             "status": str(job.status),
@@ -147,18 +150,18 @@ def jobs(address: Address, wait_head: WaitSeconds = 5.0, json_output: JsonOutput
         for job in cluster.jobs()
     ]
     if json_output:
-        print_json(found)
+        print_json(rows)
         return
     table = Table("id", "status", "exit", "started", "ended", "command", box=None)
     for column in table.columns:
         column.overflow = "fold"
-    table.columns[0].min_width = max((len(str(job["id"])) for job in found), default=0)
-    for job in found:
+    table.columns[0].min_width = max((len(str(job["id"])) for job in rows), default=0)
+    for job in rows:
         code = "" if job["exit_code"] is None else str(job["exit_code"])
         table.add_row(
             str(job["id"]), str(job["status"]), code, job["started"], job["ended"], job["command"]
         )
-    console.print(table if found else "no jobs")
+    console.print(table if rows else "no jobs")
 
 
 def _time(milliseconds: int | None) -> str:

@@ -1,8 +1,8 @@
-"""`panoptic train`: learn one's own classes from a COCO panoptic dataset, on Ray Train.
+"""`panoptic train`: train DETR panoptic on a COCO panoptic dataset, with Ray Train.
 
-This file parses, checks and reports; `loop.py` is what each worker does. The same command
-continues a training that was stopped, for whatever reason, from OUT/checkpoint.pt; settings that
-would change what it learns are then refused by name, except --steps, which moves the end.
+This file parses, checks and reports; each worker runs pipeline/train/loop.py. The same command
+continues a stopped training from OUT/checkpoint.pt. A continued training must have the same
+settings, except --steps, and the same data and weights.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pipeline.run.lease import lease
 from pipeline.storage.storage import Storage
 from pipeline.train.dataset import LEFT, TURNED, PanopticDataset, hold_out, open_dataset
 
-# At less, hardly an image gets a segment; and so many more steps are then worth their time
+# Below this PQ hardly any image gets a segment; MORE_STEPS is then the advice
 # (docs/your-own-labels.md).
 TOO_LITTLE_PQ: Final = 0.05
 MORE_STEPS: Final = {"from scratch": 4000, "from weights": 500}
@@ -50,20 +50,23 @@ def train(
     val: Annotated[
         str | None, _option("Validation JSON; default: held out of DATASET.", Data)
     ] = None,
-    val_images: Annotated[str | None, _option("As --images, of --val.", Data)] = None,
-    val_masks: Annotated[str | None, _option("As --masks, of --val.", Data)] = None,
+    val_images: Annotated[str | None, _option("Folder of --val's images.", Data)] = None,
+    val_masks: Annotated[str | None, _option("Folder of --val's PNGs.", Data)] = None,
     exif: Annotated[
         bool,
         typer.Option(
             "--exif/--no-exif",
-            help="Turn photos by their EXIF tag where they fit their maps either way.",
+            help="Turn a photo by its EXIF tag if both orientations fit the truth's map.",
             rich_help_panel=Data,
         ),
     ] = True,
     hold: Annotated[
         int | None,
         typer.Option(
-            "--hold-out", help="Images held out; a tenth, at most 500.", rich_help_panel=Data, min=1
+            "--hold-out",
+            help="Images held out for validation; default: a tenth, at most 500.",
+            rich_help_panel=Data,
+            min=1,
         ),
     ] = None,
     weights: Annotated[
@@ -71,13 +74,13 @@ def train(
     ] = None,
     categories: Annotated[
         str | None,
-        _option("COCO categories JSON of --weights' classes, if they carry none.", Recipe),
+        _option("COCO categories JSON of --weights' classes, if the file has none.", Recipe),
     ] = None,
     architecture: Annotated[
         str, _option("From scratch: small, r50, r50-dc5, r101, or a TOML file.", Recipe)
     ] = "small",
     size: Annotated[
-        int | None, _option("Shorter side in pixels that the model sees.", Recipe, min=32)
+        int | None, _option("Shorter side of the model's input, in pixels.", Recipe, min=32)
     ] = None,
     phase: Annotated[
         str,
@@ -91,46 +94,57 @@ def train(
     ] = 5000,
     batch_size: Annotated[int, _option("Images a step and worker.", Recipe, min=1)] = 16,
     lr: Annotated[
-        float | None, _option("5e-4 from scratch, 1e-4 from weights.", Recipe, min=0)
+        float | None,
+        _option("Learning rate; default: 5e-4 from scratch, 1e-4 from weights.", Recipe, min=0),
     ] = None,
     backbone_lr: Annotated[
-        float | None, _option("As --lr from scratch, else a tenth.", Recipe, min=0)
+        float | None,
+        _option("The backbone's; default: --lr from scratch, else a tenth.", Recipe, min=0),
     ] = None,
     warmup: Annotated[int, _option("Steps of rising learning rate.", Recipe, min=0)] = 100,
     cooldown: Annotated[
-        float, _option("Share of the steps in which it falls to 0.", Recipe, min=0, max=1)
+        float,
+        _option("Share of the steps in which the learning rate falls to 0.", Recipe, min=0, max=1),
     ] = 0.3,
     clip: Annotated[float, _option("Largest norm of the gradient.", Recipe, min=0)] = 1.0,
-    weight_decay: Annotated[float, _option("AdamW's.", Recipe, min=0)] = 1e-4,
+    weight_decay: Annotated[float, _option("AdamW's weight decay.", Recipe, min=0)] = 1e-4,
     mask_weight: Annotated[
-        float, _option("Mask losses, times the published weight.", Recipe, min=0)
+        float, _option("Factor on the published weights of the mask losses.", Recipe, min=0)
     ] = 1.0,
     no_object_weight: Annotated[
         float,
-        _option("Of queries without an object; more where few queries serve many.", Recipe, min=0),
+        _option(
+            "Class-loss weight of queries without an object; more if few queries serve many.",
+            Recipe,
+            min=0,
+        ),
     ] = 0.1,
     dense_weight: Annotated[
         float | None,
-        _option("Of the dense helping loss; 2 without frozen norms, else 0.", Recipe, min=0),
+        _option(
+            "Weight of the dense head's loss; default: 2 without frozen norms, else 0.",
+            Recipe,
+            min=0,
+        ),
     ] = None,
-    seed: Annotated[int, _option("Of weights, batches and augmentation.", Recipe, min=0)] = 0,
+    seed: Annotated[int, _option("Seed of weights, batches, augmentation.", Recipe, min=0)] = 0,
     threshold: Annotated[
         float | None,
         _option(
-            "Score that a segment must have at validation; the weights then recommend it. 0.5 from "
-            "scratch, else what --weights recommend, or 0.85.",
+            "Least score of a segment at validation; also the threshold that the weights "
+            "recommend. Default: 0.5 from scratch, else what --weights recommend, or 0.85.",
             min=0,
             max=1,
         ),
     ] = None,
-    half: Annotated[bool, _option("Keep the best weights as float16.")] = False,
+    half: Annotated[bool, _option("Write the best weights as float16.")] = False,
     validate_every: Annotated[int, _option("Steps between validations.", min=1)] = 500,
     validate_images: Annotated[int, _option("Images of a validation, at most.", min=1)] = 200,
     save_seconds: Annotated[float, _option("Seconds between checkpoints.", min=0)] = 60.0,
     workers: Annotated[
-        int, _option("Ray Train workers; a GPU each where there are enough.", min=1)
+        int, _option("Ray Train workers; one GPU each if the cluster has enough.", min=1)
     ] = 1,
-    address: Annotated[str | None, _option("Ray cluster; this machine without it.")] = None,
+    address: Annotated[str | None, _option("Ray cluster; default: this machine.")] = None,
     config_file: Annotated[
         str | None,
         typer.Option(
@@ -147,9 +161,8 @@ def train(
 ) -> None:
     """Train DETR panoptic on the classes of DATASET.
 
-    The best weights by validation PQ are kept as OUT/weights.safetensors, with architecture and
-    label set inside, ready for `panoptic segment --weights`. Run the same command again to go on
-    after a stop.
+    The best weights by validation PQ are written to OUT/weights.safetensors, with architecture and
+    label set, for `panoptic segment --weights`. The same command continues a stopped training.
 
         panoptic train data/panoptic.json --out runs/own --weights r50 --steps 20000
 
@@ -246,7 +259,7 @@ def train(
 def next_step(
     state: Mapping[str, Any], weights: str, phase: Phase, threshold: float, *, scratch: bool
 ) -> str:
-    """What to do with a training that has ended, by its best PQ. state: of its checkpoint."""
+    """Advice for the user after a training, by its best PQ; `state` is the last checkpoint's."""
     if not learns_masks(phase):
         return f"next: --phase {phase} learns no masks: panoptic train with --weights {weights}"
     step, best = state["step"], state["best"]
@@ -261,7 +274,7 @@ def next_step(
 
 
 def line(news: dict[str, Any], steps: int) -> str:
-    """One piece of news for people, such as `step 40 of 5,000: loss 12.1 (label 1.5 ...)`."""
+    """A line about losses or a validation: `step 40 of 5,000: loss 12.1 (label 1.5 ...)`."""
     text = f"step {news['step']:,} of {steps:,}: "
     if "losses" in news:
         terms = {name: value for name, value in news["losses"].items() if name != "total"}
@@ -280,7 +293,7 @@ def _validation(
     masks: str | None,
     hold: int | None,
 ) -> tuple[PanopticDataset, PanopticDataset]:
-    """(training, validation): from --val, or held out."""
+    """(training, validation): the dataset of --val, or images held out of `training`."""
     if val is None:
         count = max(1, min(500, len(training.examples) // 10)) if hold is None else hold
         return hold_out(training, count)
@@ -297,7 +310,10 @@ def _phase(phase: str) -> Phase:
 
 
 def _check_same(out: Storage, plan: Any, config: DetrConfig, origin: Mapping[str, str]) -> int:
-    """The step that a training in `out` has reached, 0 without one; refuses another training."""
+    """The step that the training in `out` has reached, 0 if there is none.
+
+    Raises UserError if the training has other settings, data or weights.
+    """
     from pipeline.train.loop import read_checkpoint
 
     state = read_checkpoint(out)

@@ -1,7 +1,7 @@
-"""The verbs of `panoptic`: where each one is, and the program made of them.
+"""The verbs of `panoptic` with their modules and summaries, and the typer program of them.
 
-Options are read before anything that takes seconds is loaded: only the module of the verb that was
-asked for is imported, and a verb that needs Ray or torch imports them inside its function.
+Options are parsed before slow imports: only the module of the requested verb is imported, and a
+verb that needs Ray or torch imports them inside its function.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import Annotated, Any
 
 import typer
 
-# Verb -> where it is, and the first line of its documentation (a test compares them).
+# Verb -> (module:function, first line of the function's docstring).
 VERBS = {
-    "demo": ("jobs.demo:demo", "Segment and score made scenes on this machine; start here."),
+    "demo": ("jobs.demo:demo", "Segment and score synthetic scenes on this machine; start here."),
     "doctor": ("jobs.doctor:doctor", "Check this machine, the bucket and the weights."),
-    "plan": ("jobs.plan:plan", "Say what `segment` would do, and write nothing."),
+    "plan": ("jobs.plan:plan", "Show what `segment` would do; write nothing."),
     "segment": ("jobs.segment:segment", "Segment every image of SOURCE into a run folder."),
-    "status": ("jobs.status:status", "Say how far a run is and what is published."),
+    "status": ("jobs.status:status", "Show the progress of a run and what is published."),
     "errors": ("jobs.status:errors", "List the images that failed, by code."),
     "retry": ("jobs.retry:retry", "Compute the failed images of OUT again."),
     "verify": (
@@ -33,19 +33,19 @@ VERBS = {
     ),
     "compare": (
         "jobs.compare:compare",
-        "Compare B with A: PQ by class with paired intervals, and a verdict.",
+        "Compare B with A: PQ by class with paired intervals, and a quality gate.",
     ),
     "report": (
         "jobs.report:report",
-        "Write what a run holds and how good it is as one HTML file with pictures.",
+        "Write a run's contents and quality as one HTML file with pictures.",
     ),
     "view": (
         "jobs.view:view",
-        "Draw the segments of one image over it; of several, also on one contact sheet.",
+        "Draw segments over an image; for several images, also make a contact sheet.",
     ),
     "inspect": (
         "jobs.inspect_photo:inspect",
-        "Show the model's way on one photo: every stage with its shape, and a page of pictures.",
+        "Show how the model segments a photo: every stage with its shape, and a page of pictures.",
     ),
     "sql": (
         "jobs.sql:sql",
@@ -66,16 +66,16 @@ VERBS = {
     "jobs": ("jobs.submit:jobs", "List the jobs that `submit` started on a cluster."),
     "nightly": (
         "jobs.nightly:nightly",
-        "Bring a folder of nights up to date: list, compute the difference, judge, publish.",
+        "Bring a folder of nights up to date: list, compute the difference, check, publish.",
     ),
-    "rollback": ("jobs.rollback:rollback", "Let readers of OUT see what was published before."),
-    "prune": ("jobs.prune:prune", "Remove what no kept snapshot of OUT names; says so first."),
+    "rollback": ("jobs.rollback:rollback", "Set OUT back to what was published before."),
+    "prune": ("jobs.prune:prune", "List or delete objects of OUT that no kept snapshot uses."),
     "train": ("jobs.train:train", "Train DETR panoptic on the classes of DATASET."),
 }
 
 
 def make_app(arguments: Sequence[str]) -> typer.Typer:
-    """The program, with the verb of these arguments loaded and the others as a line of help."""
+    """The typer program. Only the verb in `arguments` is loaded; the others have a summary."""
     app = typer.Typer(
         name="panoptic",
         no_args_is_help=True,
@@ -101,14 +101,14 @@ def load_verb(verb: str) -> Callable[..., Any]:
 
 
 def help_text(documentation: str | None) -> str:
-    """A docstring for a terminal of any width: paragraphs flow, indented examples stay lines."""
+    """A docstring as typer's help: one line per paragraph; indented examples keep their lines."""
     paragraphs = inspect.cleandoc(documentation or "").split("\n\n")
     flowing = (p if p.startswith(" ") else " ".join(p.split()) for p in paragraphs)
     return "\n\n".join(flowing)
 
 
 def _not_loaded() -> None:
-    """Stands for a verb that was not asked for."""
+    """The function of every verb but the requested one."""
 
 
 def _show_version(wanted: bool) -> None:
@@ -124,7 +124,7 @@ def _show_version(wanted: bool) -> None:
 def _options(
     show_version: Annotated[
         bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Say the versions."),
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the versions."),
     ] = False,
 ) -> None:
     """Options before the verb."""

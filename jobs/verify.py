@@ -1,4 +1,4 @@
-"""`panoptic verify`: every image of the manifest exactly once in the live shards."""
+"""`panoptic verify`: check that a snapshot has exactly one row for every image of its manifest."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from pipeline.run.run import Run, open_run
 def verify(
     out: OutFolder,
     sample: Annotated[
-        int, typer.Option(min=0, help="Segment so many images again here, and compare.")
+        int, typer.Option(min=0, help="Segment this many images again here, and compare.")
     ] = 0,
     max_difference: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Of the sample's pixels, the part that may differ."),
+        typer.Option(min=0, max=1, help="Share of the sample's pixels that may differ."),
     ] = 0.002,
     seed: Annotated[int, typer.Option(help="Draws the sample.")] = 0,
     snapshot: Annotated[
@@ -44,14 +44,14 @@ def verify(
 ) -> None:
     """Check that every image of OUT's manifest has exactly one row.
 
-    Counts anew from the shards themselves: names, URIs, ETags, order, footers, sizes. With --sample
-    some images are fetched and segmented again on this machine's CPU in fp32.
+    Reads the shards and checks names, URIs, ETags, order, footers and sizes. With --sample, images
+    are also fetched and segmented again on this machine's CPU in fp32.
 
         panoptic verify s3://bucket/out
 
         panoptic verify runs/photos --sample 50
 
-    Exit codes: 0 all is as promised, 3 it is not.
+    Exit codes: 0 every check holds, 3 a check failed.
     """
     run = open_run(out, parse_options(out_option, "--out-option"))
     result = verify_run(run, snapshot)

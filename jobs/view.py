@@ -1,4 +1,4 @@
-"""`panoptic view`: photos with their segments over them, from a model or from a run."""
+"""`panoptic view`: pictures of photos with their segments drawn over, from a model or a run."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def view(
         ),
     ] = None,
     at_random: Annotated[
-        int | None, typer.Option("--random", min=1, help="So many images of the run, at random.")
+        int | None, typer.Option("--random", min=1, help="Number of random images of the run.")
     ] = None,
     worst: Annotated[
-        int | None, typer.Option(min=1, help="So many images of the run, of the lowest PQ.")
+        int | None, typer.Option(min=1, help="Number of images of the run with the lowest PQ.")
     ] = None,
     evaluation: Annotated[
-        str | None, typer.Option(help="Which says what is worst. Default: the newest.")
+        str | None, typer.Option(help="The evaluation that --worst uses. Default: the newest.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of --random: another gives other images.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of --random.")] = 0,
     weights: Annotated[
         str | None, typer.Option(help="For a photo: r50, r50-dc5, r101, or a file or folder.")
     ] = None,
@@ -64,23 +64,23 @@ def view(
     output: Annotated[
         str | None,
         typer.Option(
-            help="Where to write one image; .png, .jpg or .webp. Default: "
-            "NAME.panoptic.png here, and never among the photos."
+            help="File of a single picture; .png, .jpg or .webp. Default: "
+            "NAME.panoptic.png in this folder, or in the temporary folder if photos are here."
         ),
     ] = None,
     folder: Annotated[
         str | None,
         typer.Option(
-            help="Where to write several, and contact-sheet.jpg. Default: "
-            f"{FOLDER} here, and never among the photos."
+            help="Folder of several pictures and contact-sheet.jpg. Default: "
+            f"{FOLDER} in this folder, or in the temporary folder if photos are here."
         ),
     ] = None,
-    opacity: Annotated[float, typer.Option(min=0, max=1, help="Of the colours.")] = OPACITY,
+    opacity: Annotated[float, typer.Option(min=0, max=1, help="Opacity of the colours.")] = OPACITY,
     labels: Annotated[
         bool, typer.Option(help="Write category and score into each segment.")
     ] = True,
     snapshot: Annotated[
-        int | None, typer.Option(min=1, help="Of the run; default: the published one.")
+        int | None, typer.Option(min=1, help="Snapshot of the run; default: the published one.")
     ] = None,
     model: Annotated[str, typer.Option(help="package.module:callable.")] = "detr:load",
     threshold: Annotated[
@@ -100,7 +100,7 @@ def view(
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
-    """Draw the segments of one image over it; of several, also on one contact sheet.
+    """Draw segments over an image; for several images, also make a contact sheet.
 
     panoptic view photo.jpg --weights r50
 
@@ -145,21 +145,21 @@ def view(
     drawn = {name: seen.overlay(opacity=opacity, labels=labels) for name, seen in views.items()}
     if single:
         [(name, seen)] = views.items()
-        place = output or _beside_no_photo(f"{PurePosixPath(name).stem}.panoptic.png", photos)
-        _write(drawn[name], place, "--output")
-        facts = _facts(seen, place)
+        path = output or _beside_no_photo(f"{PurePosixPath(name).stem}.panoptic.png", photos)
+        _write(drawn[name], path, "--output")
+        facts = _facts(seen, path)
         if json_output:
             print_json(facts)
         else:
-            _print(seen, place)
+            _print(seen, path)
         return
-    place = folder or _beside_no_photo(FOLDER, photos)
+    path = folder or _beside_no_photo(FOLDER, photos)
     outputs = {
-        name: f"{place}/{file}" for name, file in zip(drawn, _flat_names(list(drawn)), strict=True)
+        name: f"{path}/{file}" for name, file in zip(drawn, _flat_names(list(drawn)), strict=True)
     }
     for name, picture in drawn.items():
         _write(picture, outputs[name], "--folder")
-    sheet = f"{place}/{SHEET}"
+    sheet = f"{path}/{SHEET}"
     _write(contact_sheet(drawn), sheet, "--folder")
     if json_output:
         images = [{"file_name": n, **_facts(seen, outputs[n])} for n, seen in views.items()]
@@ -175,7 +175,10 @@ def view(
 def _views(
     run: Run, names: Sequence[str], snapshot: int | None, options: dict[str, str], *, skip: bool
 ) -> dict[str, View]:
-    """The images by name. skip: leave out, with a note, those that can't be drawn, if any can."""
+    """The images' views by name.
+
+    skip: leave out images that can't be drawn, with a note. Raises UserError if none can be drawn.
+    """
     views: dict[str, View] = {}
     for name in names:
         try:
@@ -203,7 +206,8 @@ def _view_row(run: Run, name: str, snapshot: int | None, options: dict[str, str]
 
 
 def _beside_no_photo(name: str, photos: str) -> str:
-    """`name` here, or in the temporary folder where photos lie here: a later listing finds it else.
+    """`name` in the current folder, or in the temporary folder if the current folder is within
+    `photos`: a later listing of the photos would find the picture.
 
     photos: the folder or list that the photos come from.
     """
@@ -215,8 +219,8 @@ def _beside_no_photo(name: str, photos: str) -> str:
 
 
 def _flat_names(names: Sequence[str]) -> list[str]:
-    """A file name for each image, without folders: `a/b.jpg` is `a_b.panoptic.png`; none twice."""
-    taken: dict[str, None] = {}  # in order
+    """A unique file name for each image, without folders: `a/b.jpg` is `a_b.panoptic.png`."""
+    taken: dict[str, None] = {}  # an ordered set
     for name in names:
         stem = str(PurePosixPath(name).with_suffix("")).strip("/").replace("/", "_")
         file, number = f"{stem}.panoptic.png", 2

@@ -1,1 +1,1 @@
-"""From the bytes of a file to a panoptic map."""
+"""Inference: from the bytes of image files to panoptic maps."""

@@ -1,8 +1,8 @@
-"""The parts of a PNG, JPEG or GIF that its pixels need, without the extras that PIL stumbles on.
+"""Copies of PNG, JPEG and GIF files without the metadata ("extras") that PIL can't parse.
 
-libpng and libjpeg pass over a comment that is too long, a damaged colour profile or garbage between
-two segments, and browsers show the picture; PIL refuses the whole file. Where it does, the file is
-copied without those extras, and PIL reads the copy. A file that PIL reads as it is is never copied.
+libpng and libjpeg skip a comment that is too long, a damaged colour profile or garbage between two
+segments, and browsers show the picture; PIL refuses the whole file. Then PIL reads a copy without
+those extras. A file that PIL reads is not copied.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-MOST_PARTS: Final = 20_000  # of a header; a real one has tens, PIL takes microseconds for each
-MOST_EXTRAS: Final = 200  # tried one by one; of more, none is kept
+MOST_PARTS: Final = 20_000  # of a header; real headers have tens; PIL takes microseconds for each
+MOST_EXTRAS: Final = 200  # PIL tries each alone; if there are more, none is kept
 GIF_EXTRA_BYTES: Final = 1 << 20  # PIL joins a comment's blocks in quadratic time
-TAG_SHARE: Final = 4  # times the file's own size: tags of a sound file share no bytes
+TAG_SHARE: Final = 4  # times the file's size, for all tags; in a sound file tags share no bytes
 TAG_BYTES: Final = 16 << 20
 
 _CRITICAL: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
@@ -30,11 +30,11 @@ _SCAN: Final = 0xDA
 _END: Final = 0xD9
 # Tables, frame headers and restart intervals: without these there are no pixels.
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) | {0xDB, 0xDC, 0xDD, 0xDE, 0xDF, _SCAN}
-# Progressive frames; restart intervals, before which a decoder passes over whatever it finds.
+# Progressive frames, and restart intervals: a decoder skips anything before a restart marker.
 _RESUMED: Final = frozenset((0xC2, 0xC6, 0xCA, 0xCE, 0xDD))
 _SAMPLES: Final = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a pixel, by PNG's colour type
 
-# Of a value of each type of TIFF's.
+# Bytes of one value, by TIFF's type number; others have 1.
 _TAG_BYTES: Final = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 Accepts = Callable[[bytes], bool]
@@ -49,10 +49,10 @@ class Piece(NamedTuple):
 
 
 def bare(data: bytes, name: str, accepts: Accepts) -> bytes | None:
-    """A copy of `data`, of PIL's format `name`, with those extras only that PIL reads.
+    """A copy of `data`, of PIL's format `name`, with only those extras that PIL can read.
 
-    accepts: whether PIL reads the header of a file; it is asked for each extra alone. None where
-    there is nothing to leave out, or the file is too broken to tell.
+    `accepts` says whether PIL reads the header of a file; it is called once per extra. Returns None
+    if nothing would be left out, or if the file is too damaged.
     """
     match name:
         case "PNG":
@@ -67,7 +67,7 @@ def bare(data: bytes, name: str, accepts: Accepts) -> bytes | None:
 
 
 def png_parts(data: bytes, most: int | None = None) -> list[Piece]:
-    """The whole chunks of a PNG in order, at most so many."""
+    """The complete chunks of a PNG in order, at most `most`."""
     parts: list[Piece] = []
     start = len(SIGNATURE)
     while start + 12 <= len(data) and len(parts) != most:
@@ -83,18 +83,18 @@ def png_parts(data: bytes, most: int | None = None) -> list[Piece]:
 
 
 def jpeg_parts(data: bytes, most: int | None = None) -> list[Piece]:
-    """The segments of a JPEG up to its first scan's header; what is no marker lies between."""
+    """The segments of a JPEG up to the first scan's header, at most `most`; garbage is skipped."""
     parts: list[Piece] = []
     at = 2
-    while len(parts) != most and (found := _MARKER.search(data, at)):
-        kind, start = found[1], found.end() - 2
+    while len(parts) != most and (marker := _MARKER.search(data, at)):
+        kind, start = marker[1], marker.end() - 2
         if kind[0] in _STANDALONE:
-            at = found.end()
+            at = marker.end()
             continue
-        if kind[0] == _END or found.end() + 2 > len(data):
+        if kind[0] == _END or marker.end() + 2 > len(data):
             break
-        (length,) = struct.unpack_from(">H", data, found.end())
-        at = found.end() + length
+        (length,) = struct.unpack_from(">H", data, marker.end())
+        at = marker.end() + length
         if length < 2 or at > len(data):
             break
         parts.append(Piece(kind, start, at))
@@ -104,7 +104,7 @@ def jpeg_parts(data: bytes, most: int | None = None) -> list[Piece]:
 
 
 def header_is_endless(data: bytes, name: str) -> bool:
-    """Whether PIL would take seconds for what stands before the pixels."""
+    """Whether PIL would take seconds for the parts of the file before the pixels."""
     match name:
         case "PNG":
             parts = png_parts(data, MOST_PARTS)
@@ -119,17 +119,17 @@ def header_is_endless(data: bytes, name: str) -> bool:
         case "TIFF":
             return repeats_its_tags(data)
         case "AVIF":
-            starts = (found.start() for found in islice(_TIFF_START.finditer(data), MOST_EXTRAS))
+            starts = (tiff.start() for tiff in islice(_TIFF_START.finditer(data), MOST_EXTRAS))
             return any(repeats_its_tags(data[start:]) for start in starts)
         case _:
             return False
 
 
 def repeats_its_tags(data: bytes) -> bool:
-    """Whether the tags of a TIFF, or of EXIF, hold many times the bytes of the file.
+    """Whether the tags of a TIFF or of EXIF refer to many times the bytes of the file.
 
-    PIL copies the bytes of each tag, and tags may share them: 64 KB of EXIF could take 300 MB, and
-    10 MB of TIFF more than any machine has.
+    PIL copies the bytes of each tag, and tags may refer to the same bytes: 64 KB of EXIF could take
+    300 MB, and 10 MB of TIFF more memory than any machine has.
     """
     if data[:2] not in (b"II", b"MM"):
         return False
@@ -147,18 +147,18 @@ def repeats_its_tags(data: bytes) -> bool:
     step = 20 if big else 12
     end = min(at + tags * step, len(data) - step + 1)
     total = 0
-    for place in range(at, end, step):
-        _, kind, values, offset = struct.unpack_from(order + entry, data, place)
+    for position in range(at, end, step):
+        _, kind, values, offset = struct.unpack_from(order + entry, data, position)
         length = _TAG_BYTES.get(kind, 1) * values
         total += length if offset + length <= len(data) else 0
     return total > TAG_SHARE * len(data) + TAG_BYTES
 
 
 def _exif(data: bytes, parts: list[Piece]) -> bytes:
-    """The EXIF of a JPEG, which PIL puts together from all segments that hold some."""
+    """The EXIF of a JPEG; like PIL, of all EXIF segments together."""
     marker = b"Exif\0\0"
-    found = (data[part.start + 4 : part.end] for part in parts if part.kind[0] == _EXIF)
-    return b"".join(each.removeprefix(marker) for each in found if each.startswith(marker))
+    segments = (data[part.start + 4 : part.end] for part in parts if part.kind[0] == _EXIF)
+    return b"".join(body.removeprefix(marker) for body in segments if body.startswith(marker))
 
 
 def _bare_png(data: bytes, accepts: Accepts) -> bytes | None:
@@ -171,7 +171,7 @@ def _bare_png(data: bytes, accepts: Accepts) -> bytes | None:
         return None
     first = pixels[0].start
     extras = [part for part in parts if part.kind not in _CRITICAL and part.start < first]
-    # PIL reads a header up to the first chunk of pixels, so one that is empty will do.
+    # PIL reads a header up to the first IDAT chunk, which may be empty.
     probe = [SIGNATURE + header, _chunk(b"IDAT", b"")]
     few = extras if len(extras) <= MOST_EXTRAS else []
     kept = [part for part in few if accepts(data[part.start : part.end].join(probe))]
@@ -180,7 +180,7 @@ def _bare_png(data: bytes, accepts: Accepts) -> bytes | None:
         together = b""
     palette = b"".join(data[p.start : p.end] for p in parts if p.kind == b"PLTE")
     stream = b"".join(data[part.start + 8 : part.end - 4] for part in pixels)
-    # Damaged pixels keep the checksum that shows it.
+    # Damaged pixels keep their wrong checksum, so that the damage is still detected.
     whole = _whole_stream(stream, header) if all(_is_sound(data, p) for p in pixels) else None
     if whole is None:
         body = b"".join(data[part.start : part.end] for part in pixels)
@@ -196,9 +196,9 @@ def _is_sound(data: bytes, part: Piece) -> bool:
 
 
 def _whole_stream(stream: bytes, header: bytes) -> bytes | None:
-    """The pixels of a PNG, deflated anew, if all are there; None if not.
+    """The pixels of a PNG, compressed again, if all are present; else None.
 
-    zlib's own header and its checksum at the end are passed over, as libpng does.
+    zlib's header and final checksum are ignored, as libpng does.
     """
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header[8:21])
     if interlaced or colour not in _SAMPLES:
@@ -233,11 +233,11 @@ def _bare_jpeg(data: bytes, accepts: Accepts) -> bytes | None:
 
 
 def with_end(data: bytes) -> list[bytes] | None:
-    """Copies of a JPEG of one scan that has no end marker, with one, and different bits before it.
+    """Copies of a JPEG without an end marker: with the marker, and different bits before it.
 
-    libjpeg shows a file without its end and makes up the blocks that are missing. Where all are
-    there, the bits that follow are read by nobody, so the copies show the same. None of a file that
-    has an end, or several scans or restarts, where nobody can say what is missing.
+    libjpeg decodes a file without its end and invents the missing blocks. If no block is missing,
+    the added bits are not decoded, and all copies have the same pixels. Returns None for a file
+    with an end marker, several scans, progressive frames or restarts: the copies prove nothing.
     """
     parts = jpeg_parts(data, MOST_PARTS)
     if not parts or parts[-1].kind[0] != _SCAN or {p.kind[0] for p in parts} & _RESUMED:
@@ -249,7 +249,10 @@ def with_end(data: bytes) -> list[bytes] | None:
 
 
 def bare_gif(data: bytes) -> bytes | None:
-    """A GIF without what stands before its first image, but for what says how to show that."""
+    """A GIF without the extensions before its first image, except the graphic control extension.
+
+    None if `data` is shorter than a GIF header.
+    """
     start = _gif_blocks_start(data)
     if start is None:
         return None

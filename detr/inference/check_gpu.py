@@ -1,4 +1,4 @@
-"""Does this machine's GPU do what a run asks of it? A small convolution and a JPEG say so."""
+"""A check of this machine's GPU: a bf16 convolution and a JPEG by nvJPEG, compared with the CPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from detr.config import ModelError
 from detr.inference.nvjpeg import decode_nvjpeg
 
-LEVELS = 6.0  # that nvJPEG's pixels may differ from PIL's in the mean
+LEVELS = 6.0  # largest mean difference between pixels of nvJPEG and PIL
 
 
 def check_gpu() -> str:
-    """The GPUs, the driver, the memory, and what the two trials gave. Raises ModelError."""
+    """One line: GPUs, driver, free memory, results of both checks. Raises ModelError."""
     device = torch.device("cuda")
     names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
     free, total = torch.cuda.mem_get_info(device)
@@ -34,30 +34,33 @@ def check_gpu() -> str:
 def driver_version() -> str:
     ask = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        told = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=30).stdout
+        output = subprocess.run(ask, capture_output=True, text=True, check=True, timeout=30).stdout
     except (OSError, subprocess.SubprocessError):
         return "unknown (no nvidia-smi)"
-    return told.split()[0] if told.split() else "unknown"
+    return output.split()[0] if output.split() else "unknown"
 
 
 def try_convolution(device: torch.device) -> str:
-    """A bfloat16 convolution of cuDNN against the CPU's float32. Raises ModelError."""
+    """Compare a bf16 convolution by cuDNN with float32 on the CPU; returns a sentence.
+
+    Raises ModelError if they differ by 2 % of the largest value or more.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 64, 33, 47, generator=generator).bfloat16()
     weight = torch.randn(64, 64, 3, 3, generator=generator).bfloat16()
     wanted = F.conv2d(x.float(), weight.float(), padding=1)
     try:
-        found = F.conv2d(x.to(device), weight.to(device), padding=1).float().cpu()
+        result = F.conv2d(x.to(device), weight.to(device), padding=1).float().cpu()
     except RuntimeError as error:
         raise ModelError(f"a bf16 convolution fails on the GPU: {error}") from error
-    off = float((found - wanted).abs().max() / wanted.abs().max())
+    off = float((result - wanted).abs().max() / wanted.abs().max())
     if not off < 0.02:
         raise ModelError(f"a bf16 convolution on the GPU is off by {off:.0%} of its largest value")
     return "a bf16 convolution is right"
 
 
 def try_jpeg(device: torch.device) -> str:
-    """A JPEG by nvJPEG against PIL; that there is no such decoder is no failure.
+    """Compare a JPEG by nvJPEG with PIL; returns a sentence, also if nvJPEG is missing.
 
     Raises ModelError for wrong pixels.
     """

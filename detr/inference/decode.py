@@ -1,21 +1,18 @@
-"""The bytes of a file from anywhere -> RGB pixels, or an `ImageError` that says what is wrong.
+"""The bytes of any file -> RGB pixels, or an `ImageError` that says what is wrong with the file.
 
-The invariant: whatever the bytes, the answer is a whole (H, W, 3) picture or an `ImageError`. The
-size is judged from the header, before a pixel is decoded, so a small file can't ask for gigabytes.
-PIL's file plugins are called directly instead of through `Image.open`: that one judges the size by
-a global and warns through a list of filters that threads share, and it tries every format it knows,
-some of which run other programs (EPS) or aren't pictures. Nothing here reads or sets global state.
+Invariant: for any bytes, the result is a whole (H, W, 3) picture or an `ImageError`. The size is
+checked in the header, before any pixel is decoded, so a small file can't take gigabytes. PIL's file
+plugins are called directly, because `Image.open` uses global state that threads share (the size
+limit, warning filters) and tries formats that run other programs (EPS) or aren't pictures.
 
-RGB is what PIL's `convert("RGB")` gives, as in upstream's loader: transparency is dropped and the
-colour stored beneath it shows (nothing is composited), CMYK is converted without a profile, and an
-animation gives its first frame. The exceptions are PIL's own pits: samples of more than 8 bits are
-scaled instead of clipped to white, and a photo's orientation tag is followed.
+RGB is the result of PIL's `convert("RGB")`, as in upstream's loader: transparency is dropped and
+the colour beneath is used (nothing is composited), CMYK is converted without a profile, and an
+animation gives its first frame. Two deviations: samples of more than 8 bits are scaled (PIL clips
+them to white), and a photo's orientation tag is applied.
 
-Damage in the middle of a JPEG is invisible to every decoder; the fetch compares sizes and checksums
-for that.
-
-PIL is strict about things that are no pixels, too: such a file is read without them (`bare`). The
-time that a file may take is bounded as its pixels are (`heavy`).
+No decoder notices damage in the middle of a JPEG; sizes and checksums are compared when files are
+fetched. If PIL refuses a file for its metadata, the file is read without them (`bare`). The time to
+decode a file has a limit (`heavy`).
 """
 
 from __future__ import annotations
@@ -62,9 +59,9 @@ from detr.inference.heavy import (
     start_alarm,
 )
 
-# Twice PIL's own warning level, where PIL refuses: 0.5 GB as RGB.
+# PIL's limit, twice the number of pixels at which PIL warns: 0.5 GB as RGB.
 MAX_PIXELS: Final = 178_956_970
-INFLATED_BYTES: Final = 1 << 20  # at a time, where a stream is only checked
+INFLATED_BYTES: Final = 1 << 20  # in one step, where a zlib stream is only checked
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
 
@@ -73,7 +70,7 @@ _SUBFILE: Final = 254  # bit 0: a page of reduced size
 _SUB_IFDS: Final = 330
 _DNG_VERSION: Final = 50706
 
-_ORIENTATION: Final = 274  # the EXIF tag, and what undoes each of its values
+_ORIENTATION: Final = 274  # the EXIF tag; `_UPRIGHT` has the operation for each of its values
 _UPRIGHT: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -84,8 +81,8 @@ _UPRIGHT: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# What PIL's parsers have been seen to raise, or plainly can, on damaged bytes. Named one by one so
-# that a mistake in this file still shows as what it is in most cases.
+# Exceptions that PIL's parsers raise on damaged bytes. Not `Exception`, so that most bugs in this
+# file are not reported as damaged files.
 _DAMAGE: Final = (
     ArithmeticError,
     AssertionError,
@@ -103,7 +100,7 @@ _DAMAGE: Final = (
 )
 
 
-# What PIL says of whole files for which it has no code: it says so with errors of any type.
+# PIL's messages for sound files of a kind that PIL can't decode; the exceptions have any type.
 _NO_CODE: Final = re.compile(
     r"unsupported|not (yet )?supported|not available|cannot handle \d+-(bit|layer)|"
     r"unknown (pixel mode|data organization)|samples per pixel|unable to determine J2K image mode",
@@ -111,7 +108,7 @@ _NO_CODE: Final = re.compile(
 )
 
 
-# (H, W, 3) -> a C-ordered uint8 array of that shape, whatever its content.
+# (H, W, 3) -> an uninitialised C-ordered uint8 array of that shape.
 Memory = Callable[[tuple[int, ...]], NDArray[np.uint8]]
 
 
@@ -120,7 +117,7 @@ def new_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 
 class ImageError(Exception):
-    """Why the bytes of one file give no picture.
+    """The bytes of one file give no picture; `code` and `message` say why.
 
     `code` is one of empty, truncated, corrupt, not_an_image, unsupported, too_large, too_thin,
     too_slow.
@@ -143,13 +140,13 @@ def decode_image(
     at_least: tuple[int, int] | None = None,
     memory: Memory = new_memory,
 ) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 RGB, upright unless `exif` is False; C-ordered, in what `memory` gives.
+    """(H, W, 3) uint8 RGB, C-ordered, in an array made by `memory`.
 
-    `at_least` (height, width): a larger JPEG may be decoded at a half, a quarter or an eighth of
-    its size as long as it stays that large ("draft" mode: fewer coefficients, half the time).
+    `exif`: apply the orientation tag of EXIF; TIFF's orientation tag is always applied. `at_least`
+    (height, width): a JPEG may be decoded at a half, a quarter or an eighth of its size that is not
+    below this size (PIL's "draft" mode: half the time).
 
-    Raises ImageError. Safe in threads; PIL releases the interpreter while it decodes. TIFF's own
-    orientation tag is part of the format and always followed.
+    Raises ImageError. Thread-safe; PIL releases the GIL while it decodes.
     """
     image, file = _open(data, max_pixels)
     name = image.format or ""
@@ -168,7 +165,7 @@ def _copied(pixels: NDArray[np.uint8], memory: Memory) -> NDArray[np.uint8]:
 def _decode(
     image: ImageFile.ImageFile, data: bytes, *, exif: bool, at_least: tuple[int, int] | None
 ) -> NDArray[np.uint8]:
-    """The pixels, not to be written to."""
+    """The pixels (H, W, 3), read-only."""
     if image.format == "PNG":
         _check_png(data)
     orientation = _orientation(image) if exif else 1
@@ -185,7 +182,7 @@ def _decode(
 def _loaded(
     image: ImageFile.ImageFile, data: bytes, size: tuple[int, int] | None
 ) -> ImageFile.ImageFile:
-    """The image with its pixels; without its extras if PIL gives none with them."""
+    """The image with its pixels; read from a mended copy if PIL can't load `data`."""
     name = image.format or ""
 
     def load(opened: ImageFile.ImageFile) -> ImageFile.ImageFile:
@@ -208,7 +205,7 @@ def _loaded(
 
 
 def _mended(data: bytes, name: str) -> list[bytes]:
-    """Copies of a file that PIL doesn't load, of which it may load one: with the same pixels."""
+    """Copies with the same pixels of a file that PIL can't load; PIL may load one of the copies."""
     if name == "PNG":
         copy = bare(data, name, _accepts(name))
         return [] if copy is None else [copy]
@@ -218,7 +215,7 @@ def _mended(data: bytes, name: str) -> list[bytes]:
 
 
 def _all_there(copies: list[bytes]) -> bool:
-    """Whether JPEGs that differ in what follows their last block show the same."""
+    """Whether JPEGs that differ only after their last block have the same pixels."""
     pixels = []
     for copy in copies:
         image = _factory("JPEG")(io.BytesIO(copy), "")
@@ -233,7 +230,7 @@ def _all_there(copies: list[bytes]) -> bool:
 
 
 def decode_for_another() -> None:
-    """The other side of `heavy.decode_in_process`: a file on stdin, its pixels on stdout."""
+    """The process that `heavy.decode_in_process` starts: a file on stdin, its pixels on stdout."""
     settings: dict[str, Any] = json.loads(sys.argv[1])
     data = sys.stdin.buffer.read()
     start_alarm()
@@ -262,10 +259,10 @@ def _elsewhere(data: bytes, settings: dict[str, Any], why: str) -> NDArray[np.ui
 
 
 def header_size(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> tuple[int, int]:
-    """(height, width) that `decode` will give, from the header alone.
+    """(height, width) of the result of `decode_image`, from the header alone.
 
-    Raises the ImageErrors that the header shows: empty, not_an_image, unsupported, too_large, and
-    truncated or corrupt if the header itself is damaged.
+    Raises ImageError: empty, not_an_image, unsupported, too_large, too_slow, and truncated or
+    corrupt if the header is damaged.
     """
     image, _ = _open(data, max_pixels)
     width, height = image.size
@@ -274,15 +271,15 @@ def header_size(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True)
 
 
 def stored_orientation(data: bytes, *, max_pixels: int = MAX_PIXELS) -> int:
-    """The orientation tag (1..8) that `decode` follows; 1 without one. Raises ImageError."""
+    """The orientation (1..8) that `decode_image` applies; 1 without a tag. Raises ImageError."""
     return _orientation(_open(data, max_pixels)[0])
 
 
 def plain_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> int | None:
-    """The orientation (1..8) of a JPEG that any decoder reads as PIL does; None of another file.
+    """The orientation (1..8) of a JPEG that any decoder reads as PIL does; None for other files.
 
-    Another file is: no JPEG, cut short, of colours other than grey and YCbCr, too much work, or one
-    that PIL reads only in part.
+    Other files are: not a JPEG, cut short, of colours other than grey and YCbCr, too slow to decode
+    (`heavy`), or with metadata that PIL can't read (`bare`).
     """
     try:
         image, file = _open(data, max_pixels)
@@ -298,8 +295,11 @@ def plain_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) 
 
 
 def _stores_rgb(image: ImageFile.ImageFile) -> bool:
-    """Whether a JPEG holds red, green and blue instead of YCbCr, by libjpeg's rule: JFIF's marker
-    means YCbCr; else Adobe's says which; else components named R, G and B do."""
+    """Whether a JPEG stores RGB instead of YCbCr, by libjpeg's rule.
+
+    YCbCr if there is a JFIF marker; else as Adobe's marker says; else RGB if the components are
+    named R, G and B.
+    """
     if "jfif" in image.info:
         return False
     if "adobe" in image.info:
@@ -309,7 +309,7 @@ def _stores_rgb(image: ImageFile.ImageFile) -> bool:
 
 
 def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, bytes]:
-    """Parse the header and judge the size; the file that was parsed is `data`, or a bare copy."""
+    """Parse the header and check the size; returns also the parsed file: `data` or a bare copy."""
     if not data:
         raise ImageError("empty", "the file has 0 bytes")
     failure: ImageError | None = None
@@ -344,13 +344,13 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, bytes]:
 
 
 def begins_as_picture(data: bytes) -> bool:
-    """Whether the first bytes are those of a picture, of a format that is read here or not."""
+    """Whether the first bytes are those of a picture, also of a format that can't be decoded."""
     return any(_begins_as(data, name) for name in _FORMATS) or known_format(data) is not None
 
 
 def _begins_as(data: bytes, name: str) -> bool:
     accept = Image.OPEN[name][1]
-    # A string says that this build of PIL has no decoder: unsupported.
+    # PIL returns a string if this build of PIL has no decoder: unsupported.
     if accept is None or accept(bytes(data[:16])) is not True:
         return False
     if name in ("AVIF", "TIFF"):  # HEIC and raw files begin so, too
@@ -363,7 +363,7 @@ def _factory(name: str) -> Callable[[io.BytesIO, str], ImageFile.ImageFile]:
 
 
 def _read_header(data: bytes, name: str) -> tuple[ImageFile.ImageFile, bytes]:
-    """The image and the file that it is read from; raises what PIL raises for `data`."""
+    """The image, and the file that PIL reads: `data` or a bare copy. Raises PIL's exceptions."""
     try:
         return _factory(name)(io.BytesIO(data), ""), data
     except _DAMAGE:
@@ -385,10 +385,10 @@ def _accepts(name: str) -> Callable[[bytes], bool]:
 
 
 def _damaged(data: bytes, name: str, error: BaseException) -> ImageError:
-    reason = re.sub(r"\bb'([^']*)'", r"\1", str(error))  # PIL writes names of chunks so
+    reason = re.sub(r"\bb'([^']*)'", r"\1", str(error))  # PIL prints names of chunks as b'IDAT'
     if isinstance(error, NotImplementedError) or _NO_CODE.search(str(error)):
         return ImageError("unsupported", f"{name}: {reason}")
-    if name == "TIFF" and isinstance(error.__cause__, KeyError):  # of its table of compressions
+    if name == "TIFF" and isinstance(error.__cause__, KeyError):  # of PIL's compression table
         return ImageError("unsupported", f"TIFF: unknown compression {reason}")
     if name == "PNG" and data[12:16] == b"CgBI":
         return ImageError("unsupported", "PNG of Apple's own kind (CgBI)")
@@ -400,7 +400,7 @@ def _damaged(data: bytes, name: str, error: BaseException) -> ImageError:
 
 
 def _rare_process(data: bytes) -> int | None:
-    """The number of a JPEG's frame header if that is neither sequential nor progressive Huffman."""
+    """N of a JPEG's SOFN frame header, unless that is sequential or progressive Huffman."""
     frames = [
         part.kind[0] - 0xC0
         for part in jpeg_parts(data, MOST_PARTS)
@@ -410,7 +410,7 @@ def _rare_process(data: bytes) -> int | None:
 
 
 def _is_preview(image: ImageFile.ImageFile) -> bool:
-    """Whether the first page of a TIFF, which PIL reads, is a preview: of a camera's raw file."""
+    """Whether a TIFF is a camera's raw file, whose first page (which PIL reads) is a preview."""
     tags: Any = getattr(image, "tag_v2", {})
     kind = tags.get(_SUBFILE, 0)
     reduced = isinstance(kind, int) and bool(kind & 1) and _SUB_IFDS in tags
@@ -418,7 +418,7 @@ def _is_preview(image: ImageFile.ImageFile) -> bool:
 
 
 def _check_png(data: bytes) -> None:
-    """Compare the checksums of a PNG's critical chunks, which PIL skips for the pixels."""
+    """Raise ImageError if a critical chunk of a PNG is damaged: PIL checks no IDAT checksums."""
     view = memoryview(data)
     pixels: list[memoryview] = []  # of whole chunks
     if data[25] == 3 and b"PLTE" not in data:  # PIL would show black
@@ -444,7 +444,7 @@ def _check_png(data: bytes) -> None:
 
 
 def _inflates(pieces: list[memoryview]) -> bool:
-    """Whether a zlib stream is whole, by the checksum at its end."""
+    """Whether a zlib stream is complete, with the right checksum at its end."""
     stream = zlib.decompressobj()
     try:
         for piece in pieces:
@@ -457,16 +457,16 @@ def _inflates(pieces: list[memoryview]) -> bool:
 
 
 def _orientation(image: ImageFile.ImageFile) -> int:
-    """1..8 as in EXIF; 1 where there is none or it can't be read."""
+    """EXIF's orientation, 1..8; 1 if there is no tag or no readable one."""
     if image.format == "TIFF":
-        return 1  # PIL turns these itself while it decodes, and swaps the header's size
+        return 1  # PIL applies TIFF's orientation when it decodes, and swaps the header's size
     if repeats_its_tags(image.info.get("exif", b"").removeprefix(b"Exif\0\0")):
         return 1
     try:
-        # The base class's: PNG's own would decode the file to look for a tag after the pixels.
+        # `getexif` of the base class: PNG's would decode the file to find a tag after the pixels.
         value = Image.Image.getexif(image).get(_ORIENTATION, 1)
     except _DAMAGE:
-        return 1  # a broken tag is no reason to lose the picture: viewers show it as stored
+        return 1  # as viewers do with a broken tag
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
@@ -483,10 +483,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(samples: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Grey samples of 16 or 32 bits or floats -> uint8; what is below 0 or NaN becomes 0.
+    """Grey samples of 16 or 32 bits or floats -> uint8; negative values and NaN become 0.
 
-    16-bit integers are divided by 257. Wider ones and floats don't say their range: it is the
-    smallest of 0..1 (floats only), 0..255 and 0..65535 that holds the image's largest value.
+    16-bit integers are divided by 257. Files of wider integers and of floats don't state a range:
+    the range is the smallest of 0..1 (floats only), 0..255 and 0..65535 that holds all values.
     """
     if samples.dtype.kind == "u" and samples.dtype.itemsize == 2:
         return ((samples.astype(np.uint32) + 128) // 257).astype(np.uint8)

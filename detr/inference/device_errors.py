@@ -1,9 +1,9 @@
-"""What a device's RuntimeError means: memory ran out, the device is lost, or the code is wrong.
+"""The kind of a device's RuntimeError: out of memory, device lost, or neither (a bug).
 
-torch raises OutOfMemoryError only where its own allocator was refused. cuBLAS, cuDNN, nvJPEG and
-the driver allocate, too, and say so in words of theirs; those words are collected here. A lost
-device (a "sticky" error) answers every later call of its process with the same error: nothing
-helps but another process.
+torch raises OutOfMemoryError only if its own allocator fails. cuBLAS, cuDNN, nvJPEG and the driver
+also allocate, and raise RuntimeErrors with their own messages; the messages are matched here. After
+a "sticky" CUDA error the device is lost: every later call of the process fails with the same error,
+and only a new process can use the device.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final
 
 import torch
 
-# Where memory is full cuBLAS and cuDNN can't make their handle (NOT_INITIALIZED), and cuDNN finds
-# no plan whose workspace it gets ("unable to find an engine").
+# Without free memory cuBLAS and cuDNN can't create a handle (NOT_INITIALIZED), and cuDNN can't
+# allocate a workspace ("unable to find an engine").
 _MEMORY: Final = re.compile(
     r"out of memory|can't allocate memory|memoryallocation|alloc(ation)? ?fail"
     r"|allocator failure|unable to find an engine|nvjpeg\w* failed: 5\b"
@@ -32,19 +32,19 @@ _LOST: Final = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory of the device or of the host ran out: fewer images may fit."""
+    """Whether memory of the device or the host ran out, so that a smaller batch may fit."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and bool(_MEMORY.search(_words(error)))
 
 
 def is_lost_device(error: BaseException) -> bool:
-    """Whether every later call of this process to the device will fail, too."""
+    """Whether every later call of this process to the device will also fail."""
     if not isinstance(error, RuntimeError) or is_out_of_memory(error):
         return False
     return bool(_LOST.search(_words(error)))
 
 
 def _words(error: BaseException) -> str:
-    """Its text with the libraries' CONSTANT_NAMES as words."""
+    """The message, with spaces in the libraries' CONSTANT_NAMES."""
     return str(error).replace("_", " ")

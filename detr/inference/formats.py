@@ -1,9 +1,8 @@
-"""What a file claims to be by its first bytes, and whether its end is there.
+"""A file's format by its first bytes, and whether the file is cut short.
 
-Only for naming failures: a format that can't be decoded here is `unsupported`, anything that is no
-picture at all is `not_an_image`, and a damaged file without its proper end is `truncated` rather
-than `corrupt` (a second download may mend the one, never the other). Nothing is decided here about
-files that decode.
+Both only choose the code of an `ImageError`: `unsupported` for a known format that can't be
+decoded, `not_an_image` for anything else, and for damaged files `truncated` if the end is missing
+(another download may help), else `corrupt`.
 """
 
 from __future__ import annotations
@@ -85,14 +84,14 @@ _BRANDS: Final = {
     b"jxs ": "JPEG XS",
     b"crx ": "Canon raw",
 }
-MOST_BRANDS: Final = 100  # of a container; a real one has ten
+MOST_BRANDS: Final = 100  # of a container; real containers have ten
 _BMP_HEADERS: Final = (12, 16, 40, 52, 56, 64, 108, 124)
 _SVG_START: Final = re.compile(rb"(\xef\xbb\xbf)?\s*<(\?xml|!--|!DOCTYPE svg|svg)")
 _PPM_HEADER: Final = re.compile(rb"P[1-6fy]\s+[\d#]")
 
 
 def known_format(data: bytes) -> str | None:
-    """The name of the picture format whose signature `data` bears, or None."""
+    """The name of the picture format whose signature `data` begins with, or None."""
     if data[4:8] == b"ftyp":
         return _of_brands(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
@@ -113,7 +112,7 @@ def known_format(data: bytes) -> str | None:
 
 
 def _of_brands(data: bytes) -> str | None:
-    """What an ISO container holds: a general major brand says less than the others beside it."""
+    """The format in an ISO container, by the major brand, or by the others if that is general."""
     major = _BRANDS.get(bytes(data[8:12]))
     if major != "HEIF":
         return major
@@ -123,9 +122,9 @@ def _of_brands(data: bytes) -> str | None:
 
 
 def may_begin(data: bytes, name: str) -> bool:
-    """Whether a file that begins with the two letters of a BMP or PPM goes on like one.
+    """Whether a file that begins with the two letters of a BMP or PPM has the format's header.
 
-    Texts may begin so, too. True for formats whose signature no text has.
+    A text may begin with the same letters. True for other formats: no text has their signatures.
     """
     match name:
         case "BMP":
@@ -142,13 +141,13 @@ def no_picture(data: bytes) -> str:
 
 
 def is_cut_short(data: bytes, name: str) -> bool:
-    """Whether the end that a file of PIL's format `name` must have is missing.
+    """Whether the end of a file of PIL's format `name` is missing.
 
-    False for formats without an end that can be recognised.
+    False for formats without a recognisable end.
     """
     match name:
         case "JPEG" | "MPO":
-            return b"\xff\xd9" not in data[-1024:]  # some cameras pad behind it
+            return b"\xff\xd9" not in data[-1024:]  # some cameras pad behind the end marker
         case "PNG":
             return b"IEND" not in data[-1024:]
         case "GIF":
@@ -174,7 +173,7 @@ def _boxes_fit(data: bytes) -> bool:
         if length == 1:
             length = int.from_bytes(data[start + 8 : start + 16], "big")
         if length == 0:
-            return data[-2:] == b"\xff\xd9"  # "to the end": the stream within must be whole
+            return data[-2:] == b"\xff\xd9"  # a box up to the file's end: its stream must be whole
         if length < 8 or start + length > len(data):
             return False
         start += length

@@ -1,17 +1,16 @@
-"""A batch on its way through a device that works while the host waits (a GPU).
+"""A batch on a GPU (`InFlight`) in three steps, so that several batches keep the GPU busy.
 
-Which queries are kept is known on the device long before the host has read it. If each batch waited
-for that answer the device would stand still meanwhile; so a batch is three steps, and the caller
-puts a step of another batch between them:
+The host needs the kept queries to queue the masks, and the GPU is idle while the host waits for
+them. So the caller runs steps of other batches between the three steps of a batch:
 
-    started = InFlight(...)   uploads, resizes, detects, chooses; the choice starts for the host
-    started.masks()           waits for the choice only; masks and merge are queued, maps start back
+    started = InFlight(...)   queues upload, resize, detection and choice of queries
+    started.masks()           waits for the choice; queues masks, merge and the maps' download
     started.result()          waits for the maps
 
-With the next batch started before `masks` of this one is called, and that before `result` of the
-last one, there is always work queued. Nothing else here waits: no shape depends on a value, sizes
-and weights of the interpolations are kept on the device, and the merge of the batch takes two
-rounds (rounds.py). On a CPU the same steps run, and give the same answers, without any gain.
+The GPU always has queued work if the next batch is started before `masks` of this batch, and
+`masks` of this batch is called before `result` of the previous batch. Nothing else here waits for
+the GPU: no shape depends on a value, interpolation tables are cached on the device, and the merge
+is that of rounds.py. The steps also run on a CPU, with the same results but no gain.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ class InFlight:
         size: tuple[int, int],
         originals: Sequence[tuple[int, int]],
     ) -> None:
-        """images (H, W, 3) uint8, `size` the processed one, `originals` those of the files."""
+        """images (H, W, 3) uint8; `size` (h, w) is the processed, `originals` are the files'."""
         self._steps, self._size, self._originals = steps, size, originals
-        self._images = images  # kept until they have been copied to the device
+        self._images = images  # referenced until the copy to the device is over
         self._found = steps.model.detect(steps.to_input(images, size))
         scores, labels, keep = steps.choose(self._found.logits[-1])
         self._choice = Download([scores, labels, keep])
 
     @torch.inference_mode()
     def masks(self) -> None:
-        """Queue what follows the choice: the masks of the kept queries, and the maps."""
-        steps, found = self._steps, self._found
+        """Wait for the choice of queries; queue their masks, and the maps."""
+        steps, detections = self._steps, self._found
         scores, labels, keep = self._choice.wait()
         self._images = ()
         image_index, query_index = keep.nonzero(as_tuple=True)
@@ -62,29 +61,29 @@ class InFlight:
         self._category_ids = [category_of[label] for label in classes]
         self._scores = scores[keep].tolist()
         self._isthing = [is_thing[c] for c in self._category_ids]
-        device = found.logits.device
+        device = detections.logits.device
         self._masks = steps.model.mask_logits(
-            found,
+            detections,
             upload(image_index, device),
             upload(query_index, device),
-            chunk=steps.chunk(found.features[0].tensors),
+            chunk=steps.chunk(detections.features[0].tensors),
         )  # (N, h, w)
         self._merge(device)
-        del self._found  # features and memory of the batch
+        del self._found  # frees the feature maps
 
     def _merge(self, device: torch.device) -> None:
-        """Queue the maps, and their way to the host."""
-        most = max(self._counts)
+        """Queue the maps and their download; no maps if no query is kept."""
+        queries = max(self._counts)
         self._maps = None
-        if not most:
+        if not queries:
             return
         slots: list[int] = []
-        heirs = list(range(len(self._counts) * most))
+        heirs = list(range(len(self._counts) * queries))
         for image, part in enumerate(self._parts()):
-            own = heirs_of(self._category_ids[part], self._isthing[part])
-            first = image * most
-            slots += range(first, first + len(own))
-            heirs[first : first + len(own)] = [first + heir for heir in own]
+            image_heirs = heirs_of(self._category_ids[part], self._isthing[part])
+            first = image * queries
+            slots += range(first, first + len(image_heirs))
+            heirs[first : first + len(image_heirs)] = [first + heir for heir in image_heirs]
         merged = merge_in_rounds(
             self._masks,
             upload(torch.tensor(slots), device),
@@ -95,24 +94,26 @@ class InFlight:
 
     def _sizes(self) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         """(processed, map) of each image."""
-        return [self._steps.geometry(self._masks, self._size, each) for each in self._originals]
+        return [
+            self._steps.geometry(self._masks, self._size, original) for original in self._originals
+        ]
 
     def _parts(self) -> list[slice]:
-        """Where each image's queries lie in the flat lists."""
+        """Each image's part of the flat lists of queries."""
         ends = accumulate(self._counts)
         return [slice(end - n, end) for end, n in zip(ends, self._counts, strict=True)]
 
     @torch.inference_mode()
     def result(self) -> list[Panoptic]:
-        """The answers, in order."""
+        """Wait for the maps; one `Panoptic` per image, in order."""
         sizes = self._sizes()
         if self._maps is None:
             return [Panoptic(np.zeros(size[::-1], np.uint8).T, ()) for _, size in sizes]
         numbers, alive, areas = self._maps.wait()
         ends = accumulate(height * width for _, (height, width) in sizes)
-        known = zip(self._parts(), sizes, ends, alive.tolist(), areas.tolist(), strict=True)
+        images = zip(self._parts(), sizes, ends, alive.tolist(), areas.tolist(), strict=True)
         answers = []
-        for part, size, end, stays, pixels in known:
+        for part, size, end, stays, pixels in images:
             categories, scores = self._category_ids[part], self._scores[part]
             processed, final = size
             answer = finish_rounds(
@@ -124,7 +125,7 @@ class InFlight:
                 isthing=self._isthing[part],
                 scores=scores,
             )
-            if answer is None:  # a third round is needed: the host drives
+            if answer is None:  # a third map is needed
                 answer = merge(
                     self._masks[part],
                     categories,

@@ -1,10 +1,10 @@
-"""Files that promise hours of work: known by their header, decoded in a process that can be ended.
+"""Files that may take hours to decode: recognised by the header, decoded in a process with a limit.
 
 A limit on pixels bounds memory, not time: a JPEG of 0.8 MB may repeat a scan of 12 megapixels
-30,000 times. Work is read off before decoding (scans times pixels, the bytes that a PNG inflates
-to, formats that PIL decodes in Python); a file that promises more than a few seconds of it is
-decoded by another process, which its own alarm ends after `SECONDS`. All others are decoded in
-threads: a process for each would cost more than the decoding.
+30,000 times. Decoding time is estimated before decoding (scans times pixels, the bytes that a PNG
+inflates to, formats that PIL decodes in Python). A file that may take more than a few seconds is
+decoded by another process, which an alarm ends after `SECONDS`. All other files are decoded in
+threads, since starting a process takes longer than decoding.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ SCANNED_PIXELS: Final = 4_000_000_000  # scans times pixels: 5 s at most; a phot
 INFLATED_BYTES: Final = 1_000_000_000
 PNG_CHUNKS: Final = 300_000  # PIL takes 3 us for each
 PYTHON_PIXELS: Final = 2_000_000  # of formats that PIL decodes in Python, about 1 us each
-# Of formats whose decoders may take a microsecond for a pixel, whatever the size of the file.
+# Of formats whose decoders may take a microsecond per pixel, even for a small file.
 CODED_PIXELS: Final = {"JPEG2000": 20_000_000, "AVIF": 50_000_000}
-_START_SECONDS: Final = 60  # of the process, on a machine that is busy
+_START_SECONDS: Final = 60  # to start the process on a busy machine
 _BITS: Final = {"1": 1, "L": 8, "P": 8, "LA": 16, "I;16": 16, "I;16B": 16, "RGB": 24, "RGBA": 32}
 _PLAIN: Final = re.compile(rb"P[123]\s")
 _PROGRAM: Final = "from detr.inference.decode import decode_for_another; decode_for_another()"
@@ -38,11 +38,12 @@ _PROGRAM: Final = "from detr.inference.decode import decode_for_another; decode_
 def heavy_work(data: bytes, name: str, mode: str, pixels: int) -> str | None:
     """Why decoding may take longer than a few seconds; None for nearly every file.
 
-    name and mode are PIL's, pixels the header's.
+    `name` and `mode` are PIL's format and mode; `pixels` is width times height, from the header.
     """
     match name:
         case "JPEG" | "MPO":
-            # Within a scan, 0xFF is followed by 0 or a restart marker: no other bytes are a marker.
+            # Within a scan's data 0xFF is followed by 0 or a restart marker only, so FF DA is a
+            # scan's header.
             scans = data.count(b"\xff\xda")
             if scans * pixels > SCANNED_PIXELS:
                 return f"{scans} scans of {pixels} pixels"
@@ -74,9 +75,9 @@ class TooSlowError(Exception):
 
 
 def decode_in_process(data: bytes, settings: dict[str, Any]) -> NDArray[np.uint8] | dict[str, str]:
-    """`decode` by another process: (H, W, 3) pixels, or code and message of its ImageError.
+    """`decode.decode_image` in another process: (H, W, 3) uint8, or an ImageError's code, message.
 
-    Raises TooSlowError after `SECONDS` of decoding.
+    `settings` are the keyword arguments. Raises TooSlowError after `SECONDS` of decoding.
     """
     path = os.pathsep.join(part or os.getcwd() for part in sys.path)
     try:
@@ -102,6 +103,6 @@ def decode_in_process(data: bytes, settings: dict[str, Any]) -> NDArray[np.uint8
 
 
 def start_alarm() -> None:
-    """End this process, wherever it is, after `SECONDS`."""
+    """Let a signal end this process after `SECONDS`, also within native code."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)

@@ -1,21 +1,19 @@
-"""From queries to one panoptic map: which are kept, who owns each pixel, which segments stay.
+"""From queries to one panoptic map: kept queries, the owner of each pixel, the final segments.
 
-Upstream's rules, quirks included: a query is kept if its best class is not no-object and has a
-probability above 0.85; a pixel belongs to the kept query with the largest mask logit; the map is
-resized to the image's own size by PIL's nearest neighbour; segments of at most 4 pixels are dropped
-and the map is made again without them. Stuff of one class is merged in the first map only: there
-the later queries lose all their pixels to the first, count as dropped, and the map made again over
-the survivors is not merged.
+The rules are upstream's PostProcessPanoptic. A query is kept if its best class is not no-object and
+has a probability above 0.85. A pixel belongs to the kept query with the largest mask logit. The map
+is resized to the image's size by PIL's nearest neighbour. Segments of at most 4 pixels are dropped,
+and the map is made again without their queries, until no segment is too small. Stuff of one class
+is merged in the first map only: the first query gets all pixels of the class, the later queries
+have none and are dropped, and later maps are not merged.
 
-What is done differently gives the same ids: softmax over the queries is monotone, so the largest
-logit decides; the logits are interpolated only at the pixels that the nearest resize reads; and
-after a drop only the pixels of the dropped queries are decided again, for a pixel's owner stays its
-owner when others leave. The interpolation repeats the arithmetic of torch's own (each blend one
-multiplication and one fused multiply-add, x before y), so that its values are torch's to the bit on
-a CPU. Two deviations are visible: ids start at 1, for upstream's first id is also its empty value,
-and queries whose class is no category of the label set are dropped instead of reported.
-
-Rejected: interpolating all masks to full size (upstream; 450 ms against 11 ms for 15 queries).
+The computation differs, with the same ids: softmax over the queries is monotone, so the largest
+logit decides; logits are interpolated only at the pixels that the nearest resize reads; after a
+drop only the pixels of dropped queries get a new owner, since dropping a query changes no other
+pixel. The interpolation does torch's arithmetic (each blend is one multiplication and one fused
+multiply-add, x before y), so values are torch's to the bit on a CPU. Two deviations are visible:
+ids start at 1, since 0 means no segment (in upstream, 0 is also the first id); and queries whose
+class is no category of the label set are dropped.
 """
 
 from __future__ import annotations
@@ -36,17 +34,16 @@ from detr.transfer import upload
 
 SMALLEST_AREA = 4  # pixels of the final map; upstream drops segments up to and including this
 
-# Bytes of interpolated logits that exist at a time: about a second-level cache on a CPU, enough to
-# fill a GPU; it also bounds the memory of a 12-megapixel map.
+# Bytes of interpolated logits that exist at a time: about a second-level cache on a CPU, enough
+# work to fill a GPU; this also bounds the memory for a 12-megapixel map.
 _CHUNK_BYTES = {"cpu": 2 << 20}
 _CHUNK_BYTES_ELSEWHERE = 256 << 20
-# Elements that torch leaves to one thread of a CPU: with one more it wakes the others, which takes
-# longer than a step on so few.
+# Elements up to which torch uses one CPU thread: waking the others takes longer than such a step.
 _GRAIN = 32_768
 
 
 class Kept(NamedTuple):
-    """The queries of one image that speak of a segment, in query order."""
+    """The queries of one image that can become segments, in query order."""
 
     queries: Tensor  # (K,) int64
     labels: Tensor  # (K,) int64: class index of the model's head
@@ -56,8 +53,8 @@ class Kept(NamedTuple):
 def select(logits: Tensor, threshold: float = 0.85, *, is_category: Tensor | None = None) -> Kept:
     """The kept queries of one image: best class not no-object, its probability > `threshold`.
 
-    `logits` is (Q, C + 1), no-object last; `is_category` (C,) bool says which class indices are
-    categories: the others are dropped, where upstream would report a class without a name.
+    `logits` is (Q, C + 1), no-object last. `is_category` (C,) bool: class indices that are
+    categories; queries of other classes are dropped (upstream keeps them).
     """
     return select_batch(logits[None], threshold, is_category=is_category)[0]
 
@@ -75,7 +72,7 @@ def select_batch(
 def choose(
     logits: Tensor, threshold: float, *, is_category: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(scores, labels, keep), each (B, Q), of `logits` (B, Q, C + 1); waits for nothing."""
+    """(scores, labels, keep), each (B, Q), of `logits` (B, Q, C + 1); no wait for the device."""
     scores, labels = logits.float().softmax(-1).max(-1)
     no_object = logits.shape[-1] - 1
     keep = (labels != no_object) & (scores > threshold)
@@ -96,9 +93,9 @@ def merge(
 ) -> Panoptic:
     """The panoptic map of one image from its K kept queries.
 
-    `mask_logits` is (K, h, w), any float type; `processed_size` (height, width) is what the model
-    saw, `original_size` (height, width) what the map gets. A category id that is not in
-    `categories` raises KeyError. Source: upstream's PostProcessPanoptic.
+    `mask_logits` is (K, h, w), any float type; `processed_size` (height, width) is the model
+    input's, `original_size` (height, width) the map's. Raises KeyError for a category id that is
+    not in `categories`. Source: upstream's PostProcessPanoptic.
     """
     assert len(mask_logits) == len(category_ids) == len(scores)
     isthing = [categories.by_id(category_id).isthing for category_id in category_ids]
@@ -108,8 +105,8 @@ def merge(
         sampled = SampledLogits(mask_logits, processed_size, original_size)
         owner = sampled.owners()  # (W, H)
         areas = _areas(owner, len(survivors))
-        # The merge of the first map shows in the areas alone: the later queries of a class have
-        # none left, so they are always dropped, and the next map is not merged.
+        # Only the areas need the first map's merge of stuff: a class's later queries have area 0,
+        # so they are always dropped, and later maps are not merged.
         areas = _merge_stuff(areas, category_ids, isthing)
         while small := [query for query in survivors if areas[query] <= SMALLEST_AREA]:
             survivors = [query for query in survivors if areas[query] > SMALLEST_AREA]
@@ -132,10 +129,10 @@ def merge(
 
 
 class SampledLogits:
-    """The mask logits of one image at the pixels of the final map, interpolated when asked for.
+    """The mask logits of one image at the pixels of the final map, interpolated on demand.
 
-    Queries are innermost, x before y: (w, h, K). A gather then copies whole runs of K values, the
-    largest is found within a run, and the owners come out column by column, as run lengths go.
+    Layout (w, h, K), queries innermost: a gather copies contiguous runs of K values, an argmax goes
+    over such a run, and owners are computed column by column, the order of COCO's run lengths.
     """
 
     def __init__(
@@ -151,10 +148,10 @@ class SampledLogits:
         self._chunk_bytes = _CHUNK_BYTES.get(device.type, _CHUNK_BYTES_ELSEWHERE)
 
     def owners(self) -> Tensor:
-        """(W, H): the query with the largest logit at each pixel; the lowest one of equals.
+        """(W, H) uint8 or int32: the query with the largest logit; of equal logits, the lowest.
 
-        For this one pass over every pixel the rows of the map are innermost, so that comparing and
-        interpolating go over whole vectors: twice as fast on a CPU as an argmax over few queries.
+        In this pass over all pixels the rows of the map are innermost, so that interpolation and
+        comparison go over whole vectors: twice as fast on a CPU as an argmax over few queries.
         """
         height = self._size[1]
         rows = self._columns.permute(1, 2, 0).contiguous()  # (h, K, W)
@@ -172,7 +169,7 @@ class SampledLogits:
         return owner.T.contiguous()
 
     def reassign(self, owner: Tensor, gone: Sequence[int], survivors: Sequence[int]) -> None:
-        """Give the pixels of the queries `gone` to the best of `survivors`, in place."""
+        """Give the pixels of the queries `gone` in `owner` to the best of `survivors`, in place."""
         device = owner.device
         is_gone = torch.zeros(self._columns.shape[-1], dtype=torch.bool)
         is_gone[list(gone)] = True
@@ -194,12 +191,12 @@ class SampledLogits:
 
 
 class _Taps(NamedTuple):
-    """Where the pixels of the final map lie between two cells of the mask logits, on one axis."""
+    """For n pixels of the final map on one axis: two cells of the mask logits, with weights."""
 
-    near: Tensor  # (n,) int64: the cell before, and
-    far: Tensor  # the one after
-    near_weight: Tensor  # (n,) float32, and
-    far_weight: Tensor  # its complement to 1
+    near: Tensor  # (n,) int64: the cell before the pixel
+    far: Tensor  # (n,) int64: the cell after the pixel
+    near_weight: Tensor  # (n,) float32
+    far_weight: Tensor  # (n,) float32, 1 - near_weight
 
     def part(self, start: int, end: int) -> _Taps:
         return _Taps(*(tap[start:end] for tap in self))
@@ -207,7 +204,8 @@ class _Taps(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _taps(cells: int, processed: int, final: int, device: torch.device) -> _Taps:
-    """Bilinear (align_corners False, in float32, as torch computes it) after PIL's nearest."""
+    """torch's bilinear (align_corners False, float32) from `cells` to `processed`, at the pixels
+    that PIL's nearest reads for `final`."""
     sampled = torch.from_numpy(_nearest(processed, final))
     scale = torch.tensor(cells / processed, dtype=torch.float32)
     position = (scale * (sampled.float() + 0.5) - 0.5).clamp(min=0)
@@ -218,9 +216,9 @@ def _taps(cells: int, processed: int, final: int, device: torch.device) -> _Taps
 
 
 def _nearest(source: int, target: int) -> NDArray[np.int64]:
-    """(target,): the pixel of `source` that PIL's NEAREST takes for each; asked of PIL itself.
+    """(target,): for each pixel, the source pixel that PIL's NEAREST takes, computed by PIL.
 
-    torch's nearest-exact differs from it in 88 of 720 size pairs.
+    torch's nearest-exact differs from PIL's in 88 of 720 size pairs.
     """
     ramp = Image.fromarray(np.arange(source, dtype=np.int32)[None])
     return np.array(ramp.resize((target, 1), Image.Resampling.NEAREST), dtype=np.int64)[0]
@@ -242,7 +240,7 @@ def _areas(owner: Tensor, queries: int) -> list[int]:
 def _merge_stuff(
     areas: Sequence[int], category_ids: Sequence[int], isthing: Sequence[bool]
 ) -> list[int]:
-    """The areas after all pixels of one stuff category went to its first query."""
+    """The areas after all pixels of a stuff category went to the category's first query."""
     merged = [0] * len(areas)
     first: dict[int, int] = {}
     for query, (category_id, area) in enumerate(zip(category_ids, areas, strict=True)):

@@ -1,11 +1,11 @@
-"""Images in, panoptic maps out: the model as its users hold it.
+"""The public model (`load`, `Predictor`): images in, panoptic maps out.
 
-Only images of exactly equal processed size share a batch and nothing is ever padded, so an image's
-answer doesn't depend on its neighbours. On a CPU images run one by one: the answer is then the same
-to the bit in any batch by construction, whatever blocking a BLAS picks for a batch, and a batch of
-large images gains nothing there. On a GPU batches do matter; their effect is rounding only.
+Only images of equal processed size share a batch, and nothing is padded, so the result of an image
+does not depend on the other images of the batch. On a CPU images run one by one: results are then
+bit-identical in any batch, and batches of large images are no faster there. On a GPU batches are
+faster, and change results by rounding only.
 
-A batch that doesn't fit raises torch's OutOfMemoryError: the engine halves it, not this class.
+A batch that doesn't fit in memory raises torch.OutOfMemoryError; callers may retry with half of it.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from detr.weights.fingerprint import (
 
 AnyImage = Image.Image | Pixels | str | Path
 
-MOST_IMAGES = 32  # a larger batch keeps a GPU no busier
+MOST_IMAGES = 32  # in a batch; larger batches are no faster on a GPU
 BATCHES_IN_FLIGHT = 3  # at most, see gpu_batch.py
-# Activations of an image at their largest, per pixel: all four feature maps (30 values) beside the
-# three widest of Res2 (48), the stem (16), and the input.
+# Peak activations, in values per input pixel: all four feature maps (30), the three widest of Res2
+# (48), the stem (16), and the input.
 VALUES_PER_PIXEL = 100
 
 
@@ -58,7 +58,7 @@ class Predictor(Steps):
         settings: Settings,
         batch_size: int | None,
     ) -> None:
-        """`model` is unfolded, on the CPU in float32, and belongs to the predictor from here on."""
+        """`model` is unfolded, on the CPU in float32; the predictor folds and moves the model."""
         super().__init__(model, card, device=device, settings=settings)
         self.batch_size = batch_size
         self.size_quantum = settings.size_quantum
@@ -77,11 +77,11 @@ class Predictor(Steps):
 
     @property
     def weights_sha256(self) -> str:
-        """Of the file that this model was loaded from; a threshold in it counts for nothing."""
+        """Of the weight file, without its recommended threshold (see `Checkpoint.sha256`)."""
         return self.card.weights_sha256
 
     def processed_size(self, height: int, width: int) -> tuple[int, int]:
-        """(height, width) that the model sees; ImageError `too_thin` if a side would vanish."""
+        """(height, width) of the model's input. Raises ImageError `too_thin`."""
         config = self.card.config
         return processed_size(
             height, width, size=config.size, max_size=config.max_size, quantum=self.size_quantum
@@ -89,23 +89,23 @@ class Predictor(Steps):
 
     @property
     def works_alone(self) -> bool:
-        """Whether the device computes while the host waits, so that `start` is worth its steps."""
+        """Whether the device computes asynchronously (a GPU), so that `start` gains time."""
         return self.device.type != "cpu"
 
     def segment(
         self, images: Sequence[AnyImage], sizes: Sequence[tuple[int, int]] | None = None
     ) -> list[Panoptic]:
-        """The panoptic map of each image, in order, at its own size (or `output_size`).
+        """The panoptic map of each image, in order, at the size that `output_size` says.
 
-        Images are PIL images, (H, W, 3) uint8 RGB arrays, or paths of files, of any sizes; `sizes`
-        are the (height, width) of the files where arrays were decoded smaller. Raises ImageError
-        for a file that can't be decoded or a shape that is too thin, ValueError for an array of
-        another shape or type, and torch.OutOfMemoryError for a batch that doesn't fit.
+        `images`: PIL images, (H, W, 3) uint8 RGB arrays, or paths of files, of any sizes. `sizes`:
+        the original (height, width) of each image, where arrays were decoded at a smaller size.
+        Raises ImageError for a file that can't be decoded or a shape that is too thin, ValueError
+        for an array of another shape or dtype, and torch.OutOfMemoryError.
         """
         pixels = [_to_pixels(image) for image in images]
-        own = sizes or [(int(image.shape[0]), int(image.shape[1])) for image in pixels]
+        originals = sizes or [(int(image.shape[0]), int(image.shape[1])) for image in pixels]
         groups: dict[tuple[int, int], list[int]] = {}
-        for index, size in enumerate(own):
+        for index, size in enumerate(originals):
             groups.setdefault(self.processed_size(*size), []).append(index)
         results: dict[int, Panoptic] = {}
         for size, members in groups.items():
@@ -113,7 +113,7 @@ class Predictor(Steps):
             for start in range(0, len(members), batch_size):
                 batch = members[start : start + batch_size]
                 answers = self._segment_batch(
-                    [pixels[index] for index in batch], size, [own[index] for index in batch]
+                    [pixels[index] for index in batch], size, [originals[index] for index in batch]
                 )
                 results.update(zip(batch, answers, strict=True))
         return [results[index] for index in range(len(pixels))]
@@ -121,10 +121,13 @@ class Predictor(Steps):
     def start(
         self, images: Sequence[Pixels], sizes: Sequence[tuple[int, int]] | None = None
     ) -> InFlight:
-        """Begin a batch of one processed size; call `masks`, then `result` of what it returns."""
-        own = sizes or [(int(image.shape[0]), int(image.shape[1])) for image in images]
-        [size] = {self.processed_size(*each) for each in own}
-        return InFlight(self, images, size, own)
+        """Begin a batch of images of one processed size; see `InFlight` for the next steps.
+
+        Arguments as for `segment`, arrays only. Raises ValueError for several processed sizes.
+        """
+        originals = sizes or [(int(image.shape[0]), int(image.shape[1])) for image in images]
+        [size] = {self.processed_size(*original) for original in originals}
+        return InFlight(self, images, size, originals)
 
     @torch.inference_mode()
     def _segment_batch(
@@ -133,13 +136,13 @@ class Predictor(Steps):
         size: tuple[int, int],
         originals: Sequence[tuple[int, int]],
     ) -> list[Panoptic]:
-        """One batch of one processed `size` (height, width), of files of the sizes `originals`."""
-        found = self.model.detect(self.to_input(images, size))
-        kept = select_batch(found.logits[-1], self.threshold, is_category=self._is_category)
+        """One batch: `size` is the processed (height, width), `originals` are the images'."""
+        detections = self.model.detect(self.to_input(images, size))
+        kept = select_batch(detections.logits[-1], self.threshold, is_category=self._is_category)
         image_index = torch.cat([torch.full_like(k.queries, b) for b, k in enumerate(kept)])
         query_index = torch.cat([k.queries for k in kept])
         masks = self.model.mask_logits(
-            found, image_index, query_index, chunk=self.chunk(found.features[0].tensors)
+            detections, image_index, query_index, chunk=self.chunk(detections.features[0].tensors)
         )  # (N, h, w)
         masks_of = masks.split([len(k.queries) for k in kept])
         return [
@@ -148,14 +151,14 @@ class Predictor(Steps):
         ]
 
     def _images_at_a_time(self, height: int, width: int) -> int:
-        """As `images_that_fit`, of one batch alone, and at most those that were asked for."""
-        alone = BATCHES_IN_FLIGHT * self.images_that_fit(height, width)
-        return min(self.batch_size or MOST_IMAGES, alone, MOST_IMAGES)
+        """Images of a batch if it is the only one in flight; at most `batch_size`."""
+        capacity = BATCHES_IN_FLIGHT * self.images_that_fit(height, width)
+        return min(self.batch_size or MOST_IMAGES, capacity, MOST_IMAGES)
 
     def images_that_fit(self, height: int, width: int) -> int:
-        """How many images of this processed size to take at a time, by the memory that is free."""
+        """Images of this processed size in a batch, by free memory, with all batches in flight."""
         if self.device.type != "cuda":
-            return MOST_IMAGES  # they run one by one
+            return MOST_IMAGES  # on a CPU images run one by one
         free, _ = torch.cuda.mem_get_info(self.device)
         idle = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
         room = (free + idle) * 0.8 - min(MASK_BYTES_ELSEWHERE, free // 4)
@@ -191,14 +194,15 @@ def load(
 ) -> Predictor:
     """Load a local weight file or Hugging Face folder, ready to segment.
 
-    recipe: r50, r50-dc5 or r101 if this is that published file (checked by sha256).
-    categories: the label set, for files that carry none. threshold: least class probability of a
-    kept query, exclusive; None is what the file recommends (ours do), else the published 0.85, and
-    `threshold` of what is returned says which. size_quantum: round processed sides to its
-    multiples, so that photos of free aspect ratio share batches. compile: let torch compile
-    backbone and transformer (a minute at the first image; other rounding). output_size: original,
-    processed (what the model saw), or quarter (the mask head's own). batch_size: images at a time
-    on a GPU, at most (by default what fits); changes no result. Raises ModelError in one sentence.
+    recipe: r50, r50-dc5 or r101 for a published file (checked by sha256). categories: the label
+    set, for files without one. device: auto, cpu, cuda or cuda:N. dtype: auto, fp32, bf16 or fp16.
+    threshold: least class probability of a kept query, exclusive; None means the weight file's
+    recommendation, else the published 0.85 (see `Predictor.threshold`). size_quantum: round
+    processed sides to multiples of this many pixels, so that photos of many aspect ratios share
+    batches. compile: torch compiles backbone and transformer (a minute at the first image; other
+    rounding). output_size: original, processed (the model input's), or quarter (the mask head's).
+    batch_size: most images in a batch on a GPU (by default what fits); changes results by rounding
+    only. Raises ModelError.
 
         import detr
         model = detr.load("detr-r50-panoptic-00ce5173.pth")
@@ -238,4 +242,4 @@ def _to_pixels(image: AnyImage) -> Pixels:
     return image
 
 
-load.describe = describe  # type: ignore[attr-defined]  # the engine asks a loader for its card
+load.describe = describe  # type: ignore[attr-defined]  # a loader's way to a card without a model

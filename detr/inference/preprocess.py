@@ -1,7 +1,7 @@
-"""From RGB pixels to the model's input: the published geometry, resize, normalise.
+"""From RGB pixels to the model's input: processed size, resize, normalise.
 
 `resize` equals PIL's BILINEAR to the bit on any device, and `normalize` equals upstream's, so the
-network sees what it was trained on.
+model's input is the same as in its training.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _PRECISION_BITS = 22  # PIL's for 8-bit channels: 32 - 8 bits of pixel - 2 of he
 def processed_size(
     height: int, width: int, *, size: int = 800, max_size: int = 1333, quantum: int = 1
 ) -> tuple[int, int]:
-    """(height, width) in pixels that the model sees of a (height, width) image.
+    """(height, width) in pixels of the model's input for a (height, width) image.
 
-    Upstream's `get_size_with_aspect_ratio`: the shorter side becomes `size`, less if the longer
-    would pass `max_size`; the long side is cut to an integer, the short one rounded. `quantum`
-    rounds each side to its nearest multiple (at least one, at most `max_size`), so that photos of
-    free aspect ratio share batches. Raises ImageError `too_thin` when a side would be below one
-    pixel, as for 1 x 10000.
+    Upstream's `get_size_with_aspect_ratio`: the shorter side becomes `size`, or less if the longer
+    side would exceed `max_size`; the longer side is truncated to an integer, the shorter rounded.
+    Each side is rounded to the nearest multiple of `quantum` (at least one, at most `max_size`), so
+    that photos of many aspect ratios share batches. Raises ImageError `too_thin` if a side would be
+    below one pixel, as for 1 x 10000.
     """
     short, long = min(height, width), max(height, width)
     if long / short * size > max_size:
@@ -60,13 +60,13 @@ def _round_to(side: int, quantum: int, max_size: int) -> int:
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (B, H, W, 3) uint8 to (B, h, w, 3) uint8, `size` = (h, w), as PIL's BILINEAR does.
 
-    Bit for bit on any device: on a CPU PIL does it (4x faster there), elsewhere integer tensor
-    operations on the device. PIL's filter widens when it shrinks (antialias), its weights are
-    22-bit integers, and it rounds and clips to 8 bits between the passes.
+    Bit for bit on any device: PIL on a CPU (4x faster there), integer tensor operations elsewhere.
+    When shrinking, PIL's filter is wider (antialias); its weights are 22-bit integers; PIL rounds
+    and clips to 8 bits between the passes.
 
-    The horizontal pass always comes first, as in every PIL that DETR was trained and published
-    with. Pillow 13 swaps the passes where that is cheaper, which moves tall photos of more than
-    1333 pixels by one level; asked for one axis at a time it gives the published values.
+    The horizontal pass comes first, as in every PIL version that DETR was trained and published
+    with. Pillow 13 swaps the passes where that is cheaper, which changes pixels of tall photos of
+    more than 1333 pixels by one level; so PIL is called once per axis.
     """
     if images.device.type == "cpu":
         return torch.stack([_resize_pil(image, size) for image in images])
@@ -81,7 +81,7 @@ def _resize_pil(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_on_device(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """`resize` by integer tensor operations: exact on every device, meant for a GPU."""
+    """`resize` by integer tensor operations, for GPUs; the same result on every device."""
     for axis, length in ((2, size[1]), (1, size[0])):
         if images.shape[axis] != length:
             images = _resize_axis(images, axis, length)
@@ -91,8 +91,8 @@ def resize_on_device(images: Tensor, size: tuple[int, int]) -> Tensor:
 def normalize(images: Tensor) -> Tensor:
     """(B, h, w, 3) uint8 -> (B, 3, h, w) float32 in channels_last memory.
 
-    Value / 255, minus the ImageNet mean, divided by its deviation: upstream's ToTensor and
-    Normalize, in their order, so equal to the bit.
+    Value / 255, minus the ImageNet mean, divided by ImageNet's standard deviation: the operations
+    of upstream's ToTensor and Normalize in the same order, so equal to the bit.
     """
     full, mean, std = _imagenet(images.device)
     return images.float().div_(full).sub_(mean).div_(std).permute(0, 3, 1, 2)
@@ -100,9 +100,10 @@ def normalize(images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _imagenet(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """255, (1,), mean and deviation, (3,); kept on the device, for a copy there would wait for it.
+    """255 (1,), mean (3,) and standard deviation (3,), cached: a copy would wait for the device.
 
-    255 as a tensor: CUDA multiplies by the reciprocal of a number, which differs in the last place.
+    255 is a tensor, because CUDA divides by a number as a product with its reciprocal, which
+    differs in the last place.
     """
     with torch.inference_mode(False):
         return (
@@ -132,7 +133,7 @@ def _resize_axis(images: Tensor, axis: int, length: int) -> Tensor:
 
 
 def _rounded(parts: Iterable[Tensor]) -> Tensor:
-    """The sum of int32 products of pixels and weights, as uint8. Uses them up."""
+    """The sum of int32 products of pixels and weights, as uint8; overwrites the first product."""
     total: Tensor | None = None
     for part in parts:
         total = part.add_(1 << (_PRECISION_BITS - 1)) if total is None else total.add_(part)
@@ -141,10 +142,10 @@ def _rounded(parts: Iterable[Tensor]) -> Tensor:
 
 
 def resize_mixed(images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-    """`resize_on_device` of (H, W, 3) images, each of a size of its own, to one (B, h, w, 3).
+    """`resize_on_device` of (H, W, 3) uint8 images of several sizes to one (B, h, w, 3).
 
-    With as many kernels as for one image: pixels lie in one list, image after image and row after
-    row, and each image's filter is padded to the most taps.
+    The number of kernels is that of one image: pixels lie in one list, image after image and row
+    after row, and filters are padded to the largest number of taps.
     """
     device = images[0].device
     sizes = [(int(image.shape[0]), int(image.shape[1])) for image in images]
@@ -178,15 +179,16 @@ def resize_mixed(images: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
 
 def _filters(sources: Sequence[int], target: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The source pixel (int64) and the weight (int32) of each tap, image and target pixel."""
-    known = [_coefficients(source, target) for source in sources]
-    taps = max(len(weights) for _, weights in known)
-    every = np.zeros((taps, len(sources), target), np.int32)
-    for image, (_, weights) in enumerate(known):
-        every[: len(weights), image] = weights
-    first = upload(torch.from_numpy(np.stack([first for first, _ in known])), device)  # (B, target)
+    filters = [_coefficients(source, target) for source in sources]
+    taps = max(len(weights) for _, weights in filters)
+    padded = np.zeros((taps, len(sources), target), np.int32)
+    for image, (_, weights) in enumerate(filters):
+        padded[: len(weights), image] = weights
+    starts = np.stack([first for first, _ in filters])
+    first = upload(torch.from_numpy(starts), device)  # (B, target)
     last = upload(torch.from_numpy(np.array(sources)[:, None] - 1), device)
     offsets = torch.arange(taps, device=device)[:, None, None]
-    return torch.minimum(first + offsets, last), upload(torch.from_numpy(every), device)
+    return torch.minimum(first + offsets, last), upload(torch.from_numpy(padded), device)
 
 
 @lru_cache(maxsize=1024)
@@ -201,7 +203,7 @@ def _filter(source: int, target: int, device: torch.device) -> _Filter:
 def _coefficients(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """PIL's `precompute_coeffs` for its triangle filter, in float64, then rounded to integers.
 
-    As `_Filter` has them.
+    Returns the fields of `_Filter`.
     """
     scale = source / target
     stretch = max(scale, 1.0)

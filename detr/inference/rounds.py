@@ -1,16 +1,15 @@
-"""The merge of postprocess.py for a whole batch in one pass, so that nothing waits for the host.
+"""The merge of postprocess.py on the GPU: a whole batch in two rounds, without waiting for the GPU.
 
-Which segments are too small is only known on the device; asking for it between rounds would let the
-device idle while the answer travels. So two maps are always made: of all queries, and of those
-above the smallest area, as the first map shows it with stuff merged. A third is needed only where
-the heir of a stuff class, without what it got in the first map, is itself too small: the caller
-sees that in the areas and lets the host drive (`merge`), from the same logits, to the same answer.
+The areas of segments are known on the device only; a copy to the host between rounds would leave
+the device idle. So two maps are always made: the first of all queries; the second of the queries
+whose area in the first map, with stuff merged, is above the smallest area. A third map is needed
+only where the heir of a stuff class (the first query of the class, which gets the pixels of the
+others in the first map) is too small by itself. `finish_rounds` returns None in that case, and the
+caller uses `postprocess.merge` on the same logits.
 
-One pass for the batch, whatever its images' sizes and numbers of queries: the pixels of all maps
-lie in one list, column by column and image after image, and each image's queries are padded to the
-most that one has. So the number of kernels doesn't grow with the batch. The arithmetic of each
-pixel is that of postprocess.py, to the bit. The segments' numbers are put in on the device: the
-host only wraps arrays.
+The number of kernels doesn't grow with the batch: the pixels of all maps lie in one list, column by
+column and image after image, and queries are padded to the largest number that an image has. The
+arithmetic of each pixel is that of postprocess.py, to the bit.
 """
 
 from __future__ import annotations
@@ -29,15 +28,15 @@ from detr.transfer import upload
 
 # Bytes of interpolated logits that exist at a time: 32 photos of 640 x 480 with 25 queries each.
 _CHUNK_BYTES: Final = 1 << 30
-_NOBODY: Final = -1e30  # the logit of a query that only fills up: finite, for it is interpolated
+_NOBODY: Final = -1e30  # logit of a padding query; finite, since logits are interpolated
 
 
 class Merged(NamedTuple):
-    """What the device knows of B images, K queries at most each, after the last round."""
+    """The second maps of B images with at most K queries each, on the device."""
 
     numbers: Tensor  # (pixels of all maps,) uint8 or int32: segment numbers, 0 where there is none
-    alive: Tensor  # (B, K) bool: which queries the last map was made of
-    areas: Tensor  # (B, K) int64: their pixels in it
+    alive: Tensor  # (B, K) bool: the queries of the second map
+    areas: Tensor  # (B, K) int64: pixels of each query in the second map
 
 
 class _Grid(NamedTuple):
@@ -49,7 +48,7 @@ class _Grid(NamedTuple):
     far_x_weight: Tensor
     image: Tensor  # (columns,) int64
     height: Tensor  # (columns,) int64: pixels of the column
-    row: Tensor  # (columns,) int64: what added to a pixel's place in the list gives its row below
+    row: Tensor  # (columns,) int64: add to a pixel's index to get its index in near_y and far_y
     near_y: Tensor  # (rows of all maps,) int64
     far_y: Tensor
     near_y_weight: Tensor  # (rows,) float32
@@ -98,12 +97,12 @@ def merge_in_rounds(
     *,
     sizes: Sequence[tuple[tuple[int, int], tuple[int, int]]],
 ) -> Merged:
-    """The maps of the B images of a batch; nothing here waits for the device.
+    """The maps of the B images of a batch; does not wait for the device.
 
-    mask_logits (N, h, w) of all kept queries, N > 0; slots (N,) int64: image * K + the query's
-    place among its image's, K being the most that an image has; heirs (B * K,) int64: the slot that
-    gets the pixels of each slot in the first map; `sizes`: (processed, map) of each image, each
-    (height, width).
+    A slot is image * K + the query's index within the image; K is the largest number of kept
+    queries of an image. mask_logits (N, h, w): all kept queries, N > 0. slots (N,) int64: the slot
+    of each query. heirs (B * K,) int64: for each slot, the slot that gets its pixels in the first
+    map. sizes: the processed and the map's (height, width) of each image.
     """
     pixels = _Pixels(mask_logits, slots, sizes, len(heirs) // len(sizes))
     strips = list(pixels.strips()) if pixels.is_one_strip else None
@@ -126,16 +125,16 @@ def merge_in_rounds(
 
 
 class _Strip(NamedTuple):
-    """Some of the pixels, P, with the logits of their image's K queries."""
+    """P pixels of the list, each with the logits of its image's K queries."""
 
     part: slice
     image: Tensor  # (P,) int64
     logits: Tensor  # (P, K) float32
 
     def owners(self, alive: Tensor | None) -> Tensor:
-        """(P,) int64: the slot with the largest logit; the lowest one of equals.
+        """(P,) int64: the slot with the largest logit; of equal logits, the lowest slot.
 
-        Of the queries of `alive` (B, K) alone, which uses the logits up; None: of all.
+        `alive` (B, K) bool limits the choice, and overwrites the logits of the other queries.
         """
         if alive is not None:
             self.logits.masked_fill_(~alive[self.image], float("-inf"))
@@ -189,7 +188,10 @@ class _Pixels:
 
 
 def heirs_of(category_ids: Sequence[int], isthing: Sequence[bool]) -> list[int]:
-    """For each query the one that gets its pixels in the first map: the first of its stuff."""
+    """For each query of an image, the query that gets its pixels in the first map.
+
+    That is the first query of the same category for stuff, the query itself for things.
+    """
     first: dict[int, int] = {}
     return [
         query if thing else first.setdefault(category_id, query)
@@ -207,9 +209,9 @@ def finish_rounds(
     isthing: Sequence[bool],
     scores: Sequence[float],
 ) -> Panoptic | None:
-    """One image's answer from what came back of `merge_in_rounds`; None if it needs another round.
+    """The result of one image from its part of `Merged`; None if a third map is needed.
 
-    numbers (H * W,), of its map, of size (height, width) `map_size`.
+    numbers (H * W,), column by column; map_size (H, W); one of `alive` and `areas` for each query.
     """
     survivors = [query for query, stays in enumerate(alive) if stays]
     if any(areas[query] <= SMALLEST_AREA for query in survivors):

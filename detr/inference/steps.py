@@ -1,4 +1,4 @@
-"""What a batch of images goes through, one step a method. Their order is the callers'."""
+"""The steps of inference on a batch (`Steps`): one method per step; callers order the steps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from detr.weights.fingerprint import DTYPES, ModelCard, Settings
 
 Pixels = NDArray[np.uint8] | Tensor
 
-# Mask logits are computed for so many queries at a time that the widest maps stay within this.
+# Bound in bytes on the mask head's widest maps; see `Steps.chunk`.
 _MASK_BYTES = {"cpu": 256 << 20}
 MASK_BYTES_ELSEWHERE = 8 << 30
 
 
 class Steps:
-    """A loaded model, folded and on its device, and what its settings make of each step."""
+    """A folded model on its device, with the settings that each step needs."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Steps:
         device: torch.device,
         settings: Settings,
     ) -> None:
-        """`model` is unfolded, on the CPU in float32, and belongs to the steps from here on."""
+        """`model` is unfolded, on the CPU in float32; `Steps` folds and moves the model."""
         self.card = card
         self.device = device
         self.dtype = DTYPES[card.dtype]
@@ -59,14 +59,17 @@ class Steps:
         return self.card.categories
 
     def to_input(self, images: Sequence[Pixels], size: tuple[int, int]) -> Tensor:
-        """Pixels of any sizes -> (B, 3, h, w) normalised, on the device, channels last."""
-        there = [self._on_device(image) for image in images]
-        if len({image.shape for image in there}) == 1:
-            resized = resize(there[0][None] if len(there) == 1 else torch.stack(there), size)
+        """(H, W, 3) uint8 images of any sizes -> (B, 3, h, w) normalised, `size` = (h, w).
+
+        The result is on the device, of the model's dtype, channels last.
+        """
+        pixels = [self._on_device(image) for image in images]
+        if len({image.shape for image in pixels}) == 1:
+            resized = resize(pixels[0][None] if len(pixels) == 1 else torch.stack(pixels), size)
         elif self.device.type == "cpu":
-            resized = torch.cat([resize(image[None], size) for image in there])
+            resized = torch.cat([resize(image[None], size) for image in pixels])
         else:
-            resized = resize_mixed(there, size)
+            resized = resize_mixed(pixels, size)
         return normalize(resized).to(self.dtype)
 
     def _on_device(self, image: Pixels) -> Tensor:
@@ -76,7 +79,7 @@ class Steps:
         return use_here(image.to(self.device))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(scores, labels, keep), (B, Q) each, of the last layer's `logits`; waits for nothing."""
+        """(scores, labels, keep), (B, Q) each, of the last layer's (B, Q, C + 1) `logits`."""
         return choose(logits, self.threshold, is_category=self._is_category)
 
     def category_of(self, label: int) -> int:
@@ -88,14 +91,21 @@ class Steps:
     def geometry(
         self, masks: Tensor, size: tuple[int, int], original: tuple[int, int]
     ) -> tuple[tuple[int, int], tuple[int, int]]:
-        """(processed, final): how far masks (K, h, w) are enlarged, and what is read of that."""
+        """(processed, final) sizes by `output_size`, each (height, width).
+
+        masks (K, h, w) are interpolated to the processed size, and sampled at the final size.
+        `size` is the processed, `original` the image's (height, width).
+        """
         if self.output_size == "quarter":
             cells = (int(masks.shape[-2]), int(masks.shape[-1]))
             return cells, cells
         return size, original if self.output_size == "original" else size
 
     def chunk(self, finest: Tensor) -> int:
-        """Queries whose mask head fits the bound: about 8 of its maps live at Res2's size."""
+        """Queries per pass of the mask head, so that its maps stay within the bound in bytes.
+
+        `finest` is Res2's map (B, C, h, w); about 8 maps of a query exist at that size at a time.
+        """
         widest = self.card.config.mask_widths[-1]
         bytes_a_query = 8 * widest * finest.shape[-2] * finest.shape[-1] * finest.element_size()
         bound = _MASK_BYTES.get(self.device.type, MASK_BYTES_ELSEWHERE)

@@ -1,1 +1,1 @@
-"""The parts of DETR panoptic as the paper draws them, and the forms that inference uses."""
+"""The modules of DETR panoptic, and faster forms of some of them for inference."""

@@ -1,12 +1,12 @@
 """ResNet: an image to four feature maps, Res2 to Res5, each with its padding mask.
 
-Written out rather than taken from torchvision so that a config decides depths, widths, block, stem
-stride and dilation, while the parameter names stay torchvision's: those are the names inside the
-published files. Strided convolutions are the 3x3 ones (ResNet "v1.5"), as in those files.
+The config decides depths, widths, block, stem stride and dilation, which torchvision's ResNet does
+not allow. Parameter names are torchvision's, as in the published files. As in those files, the 3x3
+convolutions have the strides (ResNet "v1.5").
 
 Batch norm is frozen in published models: a fixed scale and shift, which folded.py multiplies into
-the convolutions for inference. Training from scratch needs moving statistics; `frozen_norm=False`
-gives them under the same names.
+the convolutions for inference. Training from scratch needs running statistics
+(`frozen_norm=False`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from detr.config import DetrConfig
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation under torchvision's names, frozen unless told otherwise (eps 1e-5)."""
+    """Batch normalisation (eps 1e-5); if `frozen`, with fixed statistics also in training."""
 
     def __init__(self, channels: int, *, frozen: bool) -> None:
         super().__init__()
@@ -104,8 +104,8 @@ class ResNet(nn.Module):
             stride = 1 if index == 0 or dilate else 2
             blocks = []
             for number in range(depth):
-                # DC5 drops the stride of the last stage and dilates what follows it: the first
-                # block still sees neighbouring cells, as torchvision builds it.
+                # DC5 drops the stride of the last stage and dilates the blocks after the first, as
+                # torchvision does.
                 dilation = 2 if dilate and number > 0 else 1
                 blocks.append(Block(inputs, width, stride if number == 0 else 1, dilation, config))
                 inputs = config.stage_channels[index]
@@ -125,14 +125,14 @@ class ResNet(nn.Module):
 
 @dataclass(frozen=True)
 class Features:
-    """One feature map and which of its cells are padding (None: not a single one is)."""
+    """A feature map and its padding mask (None: no cell is padding)."""
 
     tensors: Tensor  # (B, C, h, w)
     padding: Tensor | None  # (B, h, w) bool
 
 
 class Backbone(nn.Module):
-    """The ResNet as `body`, the name in published files, with padding masks for every map."""
+    """The ResNet (`body`, as in published files), with a padding mask for every map."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
@@ -141,7 +141,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor, padding: Tensor | None) -> list[Features]:
         """images (B, 3, H, W); padding (B, H, W) bool, True on padding, or None.
 
-        A cell of a feature map is padding if the pixel that nearest resizing picks is, as upstream.
+        The mask of a feature map is `padding` resized by nearest neighbour, as upstream.
         """
         features = []
         for tensors in self.body(images):

@@ -1,10 +1,9 @@
 """DETR panoptic: images -> a class, a box and a mask logit map for every query.
 
-One path serves training and inference. `detect` runs backbone, encoder, decoder and the two heads;
-`mask_logits` runs attention maps and mask head for the (image, query) pairs that it is asked for:
-the kept ones at inference, the matched ones in training. `forward` joins both, so that gradients
-are synchronised between workers as usual. Computing the masks of all queries and throwing most
-away, as upstream does, is what makes it slow; nothing here can do so by accident.
+Training and inference share one path. The detector runs backbone, encoder, decoder and the two
+heads; `mask_logits` runs attention maps and mask head for given (image, query) pairs: kept queries
+at inference, matched queries in training. Upstream computes the masks of all queries and drops
+most, which makes upstream slow.
 
 Parameter names are those of the published files (`detr.*`, `bbox_attention.*`, `mask_head.*`).
 """
@@ -31,12 +30,11 @@ from detr.models.winograd import use_winograd
 
 @dataclass(frozen=True)
 class Detection:
-    """What is known of a batch before its masks."""
+    """The detector's output for a batch, and the features that the mask head needs."""
 
     logits: Tensor  # (layers, B, Q, classes + 1); one layer at inference
-    boxes: (
-        Tensor  # (layers, B, Q, 4): centre x, centre y, width, height in 0..1 of the batch's size
-    )
+    # (layers, B, Q, 4): centre x, centre y, width, height in 0..1 of the batch's size
+    boxes: Tensor
     embeddings: Tensor  # (B, Q, d): the last decoder layer's output
     memory: Tensor  # (B, h * w, d): the encoded image
     projected: Tensor  # (B, d, h, w): Res5 through `input_proj`, which the mask head reads
@@ -44,14 +42,14 @@ class Detection:
 
     @property
     def padding(self) -> Tensor | None:
-        """(B, h * w) bool: which cells of the encoded image are padding."""
+        """(B, h * w) bool: True for cells of the encoded image that are padding."""
         mask = self.features[-1].padding
         return None if mask is None else mask.flatten(1)
 
 
 @dataclass(frozen=True)
 class Output:
-    """The training forward's answer; Q queries, C classes and one no-object logit after them."""
+    """The result of `DetrPanoptic.forward`: Q queries; C class logits, then no-object."""
 
     logits: Tensor  # (B, Q, C + 1)
     boxes: Tensor  # (B, Q, 4): centre x, centre y, width, height in 0..1
@@ -63,7 +61,7 @@ Pairs = tuple[Tensor, Tensor]  # image index (N,), query index (N,), both int64
 
 
 class BoxHead(nn.Module):
-    """Three linear layers; the sigmoid is taken by the caller, as upstream's `MLP`."""
+    """Three linear layers (upstream's `MLP`), (..., d) -> (..., 4), before the sigmoid."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -75,9 +73,11 @@ class BoxHead(nn.Module):
 
 
 class Queries(nn.Module):
-    """The learned query embeddings. An `nn.Embedding`, but initialised by a uniform distribution
-    (of the same variance): torch imports 900 modules to draw a normal one for a model without
-    storage, which is how a weight file is checked."""
+    """The learned query embeddings: like `nn.Embedding`, with another initialisation.
+
+    The distribution is uniform, of the same variance, because torch imports 900 modules to draw
+    from a normal distribution on the meta device, where models are built to check a weight file.
+    """
 
     def __init__(self, count: int, dim: int) -> None:
         super().__init__()
@@ -104,14 +104,15 @@ class Detr(nn.Module):
         channels, height, width = projected.shape[1:]
         cells = features[-1].padding  # (B, h, w) or None
         if cells is None:
-            place = whole_position(height, width, channels, images.device, projected.dtype)
+            position = whole_position(height, width, channels, images.device, projected.dtype)
         else:
-            place = sine_position(cells, channels).flatten(2).transpose(1, 2).to(projected.dtype)
+            position = sine_position(cells, channels).flatten(2).transpose(1, 2)
+            position = position.to(projected.dtype)
         embeddings, memory = self.transformer(
             projected.flatten(2).transpose(1, 2),
             None if cells is None else cells.flatten(1),
             self.query_embed.weight,
-            place,
+            position,
             every_layer=every_layer,
         )
         return Detection(
@@ -125,7 +126,7 @@ class Detr(nn.Module):
 
 
 class DetrPanoptic(nn.Module):
-    """`DETRsegm` of the paper's code: the detector, attention maps, mask head."""
+    """The whole model, upstream's `DETRsegm`: detector, attention maps, mask head."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
@@ -142,31 +143,31 @@ class DetrPanoptic(nn.Module):
         masks: bool = True,
         choose: Callable[[Tensor, Tensor], Pairs] | None = None,
     ) -> Output:
-        """The training forward: every decoder layer's answer, and masks.
+        """All decoder layers' logits and boxes, and mask logits, with gradients.
 
         images (B, 3, H, W) float, normalised, 0 on padding; padding (B, H, W) bool, True on
-        padding, None where there is none. `masks=False` leaves them out (the paper's first phase).
-        `choose(logits, boxes)` gets the last layer's and returns the (image, query) pairs whose
-        masks are wanted, as the matcher finds them; without it all queries' masks are computed.
+        padding, or None. `masks=False` leaves masks out (the paper's first phase).
+        `choose(logits, boxes)` gets the last layer's detached logits and boxes, and returns the
+        (image, query) pairs whose masks are computed; without `choose`, all queries' masks are.
         """
-        found = self.detr(images, padding, every_layer=True)
-        logits, boxes = found.logits[-1], found.boxes[-1]
+        detection = self.detr(images, padding, every_layer=True)
+        logits, boxes = detection.logits[-1], detection.boxes[-1]
         mask_logits = None
         if masks and choose is not None:
-            mask_logits = self.mask_logits(found, *choose(logits.detach(), boxes.detach()))
+            mask_logits = self.mask_logits(detection, *choose(logits.detach(), boxes.detach()))
         elif masks:
             batch, queries = logits.shape[:2]
             pairs = torch.cartesian_prod(
                 torch.arange(batch, device=logits.device),
                 torch.arange(queries, device=logits.device),
             )
-            flat = self.mask_logits(found, pairs[:, 0], pairs[:, 1])
+            flat = self.mask_logits(detection, pairs[:, 0], pairs[:, 1])
             mask_logits = flat.unflatten(0, (batch, queries))
-        aux = list(zip(found.logits[:-1], found.boxes[:-1], strict=True))
+        aux = list(zip(detection.logits[:-1], detection.boxes[:-1], strict=True))
         return Output(logits=logits, boxes=boxes, aux=aux, mask_logits=mask_logits)
 
     def detect(self, images: Tensor) -> Detection:
-        """The inference forward up to the masks: unpadded images, heads on the last layer only."""
+        """(B, 3, H, W) unpadded, normalised images -> last layer's detection, for inference."""
         return self.detr(images, None, every_layer=False)
 
     def mask_logits(
@@ -174,7 +175,8 @@ class DetrPanoptic(nn.Module):
     ) -> Tensor:
         """(N, h, w) mask logits at Res2's size for N (image, query) pairs of a detection.
 
-        `chunk` bounds memory: at most so many pairs at a time (0: all at once).
+        image_index and query_index (N,) int64. `chunk`: most pairs at a time, to bound memory (0:
+        all at once).
         """
         pyramid = [features.tensors for features in found.features[2::-1]]  # Res4, Res3, Res2
         shares = self.mask_head.prepare(found.projected, pyramid)
@@ -188,18 +190,18 @@ class DetrPanoptic(nn.Module):
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _masks_of(
-        self, found: Detection, shares: list[Tensor], image_index: Tensor, query_index: Tensor
+        self, detection: Detection, shares: list[Tensor], image_index: Tensor, query_index: Tensor
     ) -> Tensor:
-        queries = found.embeddings[image_index, query_index]  # (N, d)
-        maps = self.bbox_attention(queries, found.memory, found.padding, image_index)
-        maps = maps.unflatten(-1, found.projected.shape[-2:])  # (N, heads, h5, w5)
+        queries = detection.embeddings[image_index, query_index]  # (N, d)
+        maps = self.bbox_attention(queries, detection.memory, detection.padding, image_index)
+        maps = maps.unflatten(-1, detection.projected.shape[-2:])  # (N, heads, h5, w5)
         return self.mask_head(shares, maps, image_index)
 
     def fold(self, dtype: torch.dtype = torch.float32) -> DetrPanoptic:
         """Make the model ready for inference, in place: batch norm folded, channels last, eval.
 
-        All but the class head is cast to `dtype`. Its logits lie 0.03 to 0.06 apart near 8 in
-        bfloat16, so that a query near the threshold would come and go with the batch's size.
+        All weights but the class head's are cast to `dtype`. In bfloat16 neighbouring logits near 8
+        are 0.03 to 0.06 apart, so the batch size could decide about a query near the threshold.
         """
         backbone = self.detr.backbone[0]
         assert isinstance(backbone, Backbone)
@@ -213,11 +215,11 @@ class DetrPanoptic(nn.Module):
         return self
 
     def compile_detector(self, backend: str = "inductor") -> None:
-        """Let torch compile backbone and transformer for any size; they then round differently.
+        """Let torch compile backbone and transformer for any image size; rounding changes.
 
-        Not the mask head: how it enlarges depends on the parity of six sides, and each combination
-        would be compiled anew. As one graph for all sizes: a graph for each convolution would pass
-        torch's limit of recompilations, and then results would depend on the order of sizes.
+        The mask head is not compiled: its enlarging depends on the parity of six sides, and torch
+        would compile each combination. `fullgraph`: a graph per convolution would exceed torch's
+        limit of recompilations, and results would then depend on the order of image sizes.
         """
         backbone = self.detr.backbone[0]
         assert isinstance(backbone, Backbone)
@@ -225,8 +227,8 @@ class DetrPanoptic(nn.Module):
         self.detr.transformer.compile(fullgraph=True, dynamic=True, backend=backend)
 
     def use_winograd(self) -> None:
-        """Choose the faster form of the wide 3x3 convolutions, for a folded float32 model on a CPU.
+        """Use the faster form (winograd.py) of wide 3x3 convolutions in the backbone.
 
-        The mask head's are not wide: 264 to 128 channels.
+        For a folded float32 model on a CPU. The mask head's convolutions are too narrow.
         """
         use_winograd(self.detr.backbone)

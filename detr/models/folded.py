@@ -1,8 +1,7 @@
-"""The backbone for inference: batch norm multiplied into the convolutions, ReLU and sum with them.
+"""The backbone for inference: batch norm folded into convolutions, fused with ReLU and addition.
 
-A frozen batch norm is a scale and a shift per channel, and so is the end of a convolution: folding
-is exact but for rounding (about 1e-7 of a value). A folded copy of the ResNet, rather than surgery
-on it, keeps the training code free of conditions.
+A frozen batch norm is a scale and a shift per channel, so a convolution with other weights and a
+bias does the same, up to rounding (about 1e-7 of a value).
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from detr.models.fused_ops import convolve
 
 
 class FoldedBlock(nn.Module):
-    """A residual block as two or three convolutions and perhaps one on the shortcut."""
+    """A residual block of two or three folded convolutions, and one on the shortcut if needed."""
 
     def __init__(self, block: Block, *, shared: bool) -> None:
-        """`shared`: its input, the features of the stage before, has other readers."""
+        """`shared`: the input is also an output of the backbone and must not be overwritten."""
         super().__init__()
         self.shared = shared
         names = ("1", "2", "3") if block.bottleneck else ("1", "2")
@@ -31,7 +30,7 @@ class FoldedBlock(nn.Module):
         self.shortcut = None if block.downsample is None else fold(*block.downsample)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Uses x up where it is the shortcut itself, unless it is shared."""
+        """(B, C, h, w) -> (B, C', h', w'). Overwrites x if x is the shortcut and not `shared`."""
         if self.shortcut is not None:
             shortcut = convolve(x, self.shortcut)
         else:
@@ -43,7 +42,7 @@ class FoldedBlock(nn.Module):
 
 
 class FoldedResNet(nn.Module):
-    """The same features as the ResNet that it is made from, in eval mode."""
+    """A folded copy of a ResNet, with the features of the ResNet in eval mode."""
 
     def __init__(self, body: ResNet) -> None:
         super().__init__()
@@ -51,8 +50,8 @@ class FoldedResNet(nn.Module):
         self.stages = nn.ModuleList(
             nn.Sequential(
                 *[
-                    FoldedBlock(block, shared=number > 0 and place == 0)
-                    for place, block in enumerate(stage)
+                    FoldedBlock(block, shared=number > 0 and position == 0)
+                    for position, block in enumerate(stage)
                     if isinstance(block, Block)
                 ]
             )
@@ -73,7 +72,7 @@ class FoldedResNet(nn.Module):
 
 @torch.no_grad()
 def fold(conv: nn.Module, norm: nn.Module) -> nn.Conv2d:
-    """A convolution with bias that equals `norm(conv(x))`; its arguments stay as they are."""
+    """A new convolution with bias that computes `norm(conv(x))`."""
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, BatchNorm)
     scale, shift = norm.affine()

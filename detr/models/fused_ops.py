@@ -1,11 +1,11 @@
-"""One linear step with what follows it: bias, an addition, ReLU; in one kernel where there is one.
+"""A convolution or linear layer with bias, addition and ReLU, in one kernel where there is one.
 
 At inference a third of the backbone's time goes into passes that only add or clip, and on a single
-thread torch sends 1x1 convolutions of one image to a slow path. oneDNN does the whole in one pass,
-and multiplies the encoder's large matrices in four fifths of the time that torch's BLAS takes;
-torch reaches it through the operator that its own compiler emits, which this file alone touches.
-Elsewhere (gradients, GPUs, fp16 on a CPU, --compile) the plain steps run; the results agree up to
-rounding. Where a convolution was replaced by its Winograd form, that runs.
+thread torch has a slow path for 1x1 convolutions of one image. oneDNN does all in one pass, and
+multiplies the encoder's large matrices in four fifths of the time of torch's BLAS. This file alone
+calls torch's private operators for oneDNN, those that torch's compiler emits. Elsewhere (gradients,
+GPUs, fp16 on a CPU, --compile) separate operations run; results agree up to rounding. A convolution
+in Winograd form (winograd.py) runs as such.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from torch import Tensor, nn
 
 from detr.models.winograd import WinogradConv2d
 
-# Where a product of matrices adds the bias and clips at no cost, and 1x1 convolutions are products.
+# Devices on which a matrix product adds the bias and clips at no cost, so that a 1x1 convolution
+# runs as a matrix product.
 MATRIX_DEVICES = ("cuda",)
 
 
 def convolve(
     x: Tensor, conv: nn.Conv2d, *, add: Tensor | None = None, relu: bool = False
 ) -> Tensor:
-    """relu(conv(x) + add), each of the last two only if asked for.
+    """relu(conv(x) + add); addition and ReLU are optional.
 
-    x (B, C, h, w), add of the result's shape. Outside training `add` is used up: its memory may
-    hold the result, which saves a pass over the largest maps.
+    x (B, C, h, w), `add` of the result's shape. Without gradients `add` may be overwritten with the
+    result, which saves a pass over the largest maps.
     """
     if isinstance(conv, WinogradConv2d):
         if add is None:
@@ -36,14 +37,14 @@ def convolve(
     if _is_matrix_product(x, conv):
         return _multiply(x, conv, add, relu)
     if _fused(x):
-        where = (conv.padding, conv.stride, conv.dilation, conv.groups)
+        geometry = (conv.padding, conv.stride, conv.dilation, conv.groups)
         if add is None:
             name = "relu" if relu else "none"
             kernel = torch.ops.mkldnn._convolution_pointwise
-            return kernel(x, conv.weight, conv.bias, *where, name, [], "")
+            return kernel(x, conv.weight, conv.bias, *geometry, name, [], "")
         last = ("relu", [], "") if relu else (None, [], None)
-        onto = torch.ops.mkldnn._convolution_pointwise_.binary
-        return onto(add, x, conv.weight, conv.bias, *where, "add", 1.0, *last)
+        kernel = torch.ops.mkldnn._convolution_pointwise_.binary
+        return kernel(add, x, conv.weight, conv.bias, *geometry, "add", 1.0, *last)
     out = conv(x)
     if add is not None:
         out = out + add
@@ -51,8 +52,11 @@ def convolve(
 
 
 def _is_matrix_product(x: Tensor, conv: nn.Conv2d) -> bool:
-    """A 1x1 convolution on a GPU: cuBLAS adds the bias and clips in the product's own pass, for
-    which cuDNN takes two more, and has no plan to make for each new shape."""
+    """Whether x and conv are a 1x1 convolution on a GPU, without gradients.
+
+    cuBLAS adds the bias and clips in the product's kernel, where cuDNN needs two more kernels and a
+    new plan for every shape.
+    """
     return (
         x.device.type in MATRIX_DEVICES
         and not torch.is_grad_enabled()
@@ -64,7 +68,7 @@ def _is_matrix_product(x: Tensor, conv: nn.Conv2d) -> bool:
 
 
 def _multiply(x: Tensor, conv: nn.Conv2d, add: Tensor | None, relu: bool) -> Tensor:
-    """`convolve` of a 1x1 convolution by its matrix; x and the result are dense channels_last."""
+    """A 1x1 `convolve` as a matrix product; x and the result are dense channels_last."""
     batch, channels, height, width = x.shape
     cells = x.permute(0, 2, 3, 1).reshape(-1, channels)  # (B * h * w, C)
     weight = conv.weight.flatten(1)  # (K, C)
@@ -81,7 +85,7 @@ def _multiply(x: Tensor, conv: nn.Conv2d, add: Tensor | None, relu: bool) -> Ten
 
 
 def apply_linear(x: Tensor, linear: nn.Linear, *, relu: bool = False) -> Tensor:
-    """relu(linear(x)), the last only if asked for. x (..., inputs) -> (..., outputs)."""
+    """relu(linear(x)), ReLU optional: (..., inputs) -> (..., outputs)."""
     if relu and x.device.type in MATRIX_DEVICES and not torch.is_grad_enabled():
         rows = x.reshape(-1, x.shape[-1])
         out = torch._addmm_activation(linear.bias, rows, linear.weight.t())
@@ -93,7 +97,7 @@ def apply_linear(x: Tensor, linear: nn.Linear, *, relu: bool = False) -> Tensor:
     return F.relu(out, inplace=True) if relu else out
 
 
-# Asked once: torch's compiler can't trace the questions.
+# Constants, because torch's compiler can't trace these calls.
 _HAS_MKLDNN = torch.backends.mkldnn.is_available()
 _HAS_BF16 = _HAS_MKLDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
@@ -102,5 +106,5 @@ def _fused(x: Tensor) -> bool:
     if torch.is_grad_enabled() or x.device.type != "cpu" or not _HAS_MKLDNN:
         return False
     if torch.compiler.is_compiling():
-        return False  # the compiler joins the plain steps in its own way
+        return False  # the compiler fuses the plain operations itself
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and _HAS_BF16)

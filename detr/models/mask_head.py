@@ -1,16 +1,17 @@
-"""From what a query found to its mask: attention maps, then an FPN-style convolution head.
+"""From query embeddings to mask logits: attention maps, then an FPN-style convolution head.
 
 The published head (Carion et al. 2020, section 5) copies the image's features once per query and
-convolves the copies. Nearly all of that is linear in (image + query), so here whatever depends on
-the image alone is computed once per image and added, and only the query's share once per query:
+convolves the copies. Nearly all of that is linear in (image + query). So the part that depends on
+the image alone (the image's share) is computed once per image and added; only the rest is computed
+once per query:
 
 - the first convolution splits into image channels and attention channels;
 - adding an FPN map before a convolution equals adding its convolution afterwards;
 - a 3x3 convolution of a map enlarged by two equals four 2x2 convolutions of the small map, one per
   phase (row parity, column parity), at 4/9 of the cost.
 
-These are exact rearrangements (rounding aside); the plain form stands in the tests as the oracle.
-Queries are a flat list over the batch, so that only kept (or, in training, matched) ones cost.
+The results are equal up to rounding; tests compare with the published form. Queries are a flat list
+over the batch, so that only kept (or, in training, matched) queries are computed.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from detr.models.fused_ops import convolve
 
 
 class AttentionMaps(nn.Module):
-    """Where each query looks in the encoded image: one map per attention head."""
+    """Attention of each query over the encoded image: one map per attention head."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
@@ -40,8 +41,8 @@ class AttentionMaps(nn.Module):
     ) -> Tensor:
         """query (N, d), memory (B, M, d), padding (B, M) bool or None -> (N, heads, M).
 
-        image_index (N,) int64 names each query's image. Keys are the memory without positions, and
-        the softmax runs jointly over heads and cells, as upstream: the maps of one query sum to 1.
+        image_index (N,) int64: the image of each query. As upstream, keys are the memory without
+        positions, and the softmax is joint over heads and cells: all maps of a query sum to 1.
         """
         dim = query.shape[-1]
         queries = self.q_linear(query) * (dim / self.heads) ** -0.5
@@ -80,17 +81,17 @@ class MaskHead(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def scale_attention(self, factor: float) -> None:
-        """Multiply the weights that read the attention maps, once, before training from scratch.
+        """Multiply the first convolution's weights for the attention maps, in place.
 
-        A map's values are about 1 / (heads x cells), so next to unit features they hardly move the
-        first convolution, and the masks start learning late; a factor of 200 mends it for small
-        models. Published weights have learnt their own scale.
+        For training from random weights: values of the maps are about 1 / (heads x cells), too
+        small next to unit features, so masks start to learn late. A factor of 200 helps small
+        models.
         """
         with torch.no_grad():
             self.convolution("lay1").weight[:, self.hidden_dim :] *= factor
 
     def keep_phases(self) -> None:
-        """Compute the kernels of `enlarge_convolve` once, for weights that change no more."""
+        """Compute `phase_kernels` of layers 3 to 5 once; weights must not change afterwards."""
         for number in (3, 4, 5):
             phases = phase_kernels(self.convolution(f"lay{number}").weight)
             self.register_buffer(f"phases{number}", phases, persistent=False)
@@ -102,7 +103,7 @@ class MaskHead(nn.Module):
         return module
 
     def prepare(self, projected: Tensor, pyramid: list[Tensor]) -> list[Tensor]:
-        """The image's own share of the first, third, fourth and fifth convolution, with biases.
+        """The image's share of the first, third, fourth and fifth convolution, with biases.
 
         projected (B, d, h5, w5) is `input_proj`'s output; pyramid is Res4, Res3, Res2. Returns
         maps of (B, width, h, w) at the sizes of Res5, Res4, Res3 and Res2.
@@ -134,15 +135,15 @@ class MaskHead(nn.Module):
 
 
 def _per_query(share: Tensor, image_index: Tensor) -> Tensor:
-    """(B, C, h, w) -> (N, C, h, w), or as it is when there is one image (it broadcasts)."""
+    """(B, C, h, w) -> (N, C, h, w); for one image unchanged, to broadcast."""
     return share if len(share) == 1 else share[image_index]
 
 
 def one_channel_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
     """A 3x3 convolution (zero border) of x (N, C, h, w) to one channel -> (N, h, w).
 
-    oneDNN computes 16 channels to keep one. In float32 on a CPU the nine taps are a matrix product
-    instead, and their planes are added where they belong.
+    oneDNN would compute 16 channels. In float32 on a CPU a matrix product gives one plane for each
+    of the nine taps, and the shifted planes are added.
     """
     if torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype != torch.float32:
         return conv(x)[:, 0]
@@ -160,13 +161,14 @@ def one_channel_convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def _overlap(shift: int, length: int) -> tuple[slice, slice]:
-    """Where i lies, and where i + shift lies, for all i that keep both within 0..length."""
+    """Slices of all i, and of all i + shift, for which both are within 0..length - 1."""
     first, last = max(0, -shift), min(length, length - shift)
     return slice(first, last), slice(first + shift, last + shift)
 
 
 def phase_kernels(weight: Tensor) -> Tensor:
-    """(K, C, 3, 3) -> (4K, C, 2, 2): what a 3x3 convolution of a doubled map is on the small one.
+    """(K, C, 3, 3) -> (4K, C, 2, 2): kernels on the small map that equal a 3x3 convolution of the
+    map doubled by nearest neighbour.
 
     Phase 2a + b gives the outputs of rows 2i + a and columns 2j + b.
     """
@@ -195,9 +197,9 @@ def enlarge_convolve(
 ) -> Tensor:
     """A 3x3 convolution (no bias, zero border) of x resized to `size` by nearest neighbour.
 
-    x (N, C, h, w), weight (K, C, 3, 3) -> (N, K, H, W). Where a side doubles (H = 2h or 2h - 1, as
-    strided convolutions give it), the enlarged map is never built; `phases` are its kernels there,
-    where `phase_kernels` made them before.
+    x (N, C, h, w), weight (K, C, 3, 3) -> (N, K, H, W). If both sides double (H = 2h or 2h - 1, the
+    sizes of strided convolutions), the enlarged map is not built. `phases`: the result of
+    `phase_kernels(weight)`, if known.
     """
     (height, width), (rows, columns) = x.shape[-2:], size
     if height != (rows + 1) // 2 or width != (columns + 1) // 2:
@@ -214,7 +216,7 @@ def enlarge_convolve(
         a, b = divmod(phase, 2)
         target = out[:, :, a::2, b::2]
         target.copy_(part[:, :, a : a + target.shape[2], b : b + target.shape[3]])
-    # At an odd size the last enlarged row (column) is cut off: nothing lies below it but zeros.
+    # At an odd size the last enlarged row (column) is cut off, and the border below is zero.
     if rows % 2:
         strip = F.interpolate(x[:, :, -2:], scale_factor=2.0)[:, :, -3:-1, :columns]
         strip = strip if height > 1 else F.pad(strip[:, :, -1:], (0, 0, 1, 0))

@@ -1,9 +1,9 @@
-"""Sine position encoding: where a cell of a feature map lies, as `hidden_dim` numbers.
+"""Sine position encoding: `hidden_dim` numbers for the position of each cell of a feature map.
 
-The published form (Carion et al. 2020, appendix A.4): a cell's row and column are counted over the
-cells that aren't padding, divided by their largest value so that every image spans 0 to 2 pi, and
-turned into interleaved sines and cosines. An unpadded map depends on its size alone, so those are
-cached; the cache is bounded because real collections have hundreds of sizes.
+The published form (Carion et al. 2020, appendix A.4): rows and columns are counted over the cells
+that aren't padding, scaled so that every image spans 0 to 2 pi, and turned into interleaved sines
+and cosines. Encodings of unpadded maps depend on the size alone and are cached; the cache has a
+bound, since collections have hundreds of sizes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def sine_position(padding: Tensor, channels: int) -> Tensor:
 
 
 def _interleave(angles: Tensor) -> Tensor:
-    """(..., n) angles -> (..., n): sine of the even ones and cosine of the odd ones."""
+    """(..., n) angles -> (..., n): sine of even entries, cosine of odd entries."""
     return torch.stack((angles[..., 0::2].sin(), angles[..., 1::2].cos()), dim=-1).flatten(-2)
 
 
@@ -47,8 +47,8 @@ def whole_position(
 ) -> Tensor:
     """(1, h * w, channels) encoding of the cells of an unpadded map, in the transformer's layout.
 
-    Computed in float32 on the CPU for every device and then cast, so that the same map gives the
-    same encoding wherever the model runs. 256 maps of 25 x 34 cells are 220 MB in float32.
+    Computed in float32 on the CPU and then cast, so that the encoding is the same on every device.
+    256 maps of 25 x 34 cells are 220 MB in float32.
     """
     with torch.inference_mode(False):  # a cached inference tensor couldn't be used in training
         encoded = sine_position(torch.zeros(1, height, width, dtype=torch.bool), channels)

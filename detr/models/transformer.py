@@ -1,9 +1,9 @@
 """The encoder and decoder of DETR, post-norm, as published (Carion et al. 2020, appendix A.3).
 
-Positions are added to queries and keys, never to values, in every layer anew; the decoder starts
-from zeros and its positions are the learned query embeddings. Batch first and without attention
-weights returned, so that `scaled_dot_product_attention` never builds the (heads, N, N) maps of the
-plain form. Parameters are named as `nn.MultiheadAttention` names them, since published files are.
+Positions are added to queries and keys, not to values, in every layer. The decoder starts from
+zeros, and its positions are the learned query embeddings. Tensors are batch first. No attention
+weights are returned, so that `scaled_dot_product_attention` need not build (heads, N, N) maps.
+Parameters have the names of `nn.MultiheadAttention`, as in published files.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Attention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, padding: Tensor | None) -> Tensor:
         """query (B, N, d), key and value (B, M, d), padding (B, M) bool or None -> (B, N, d)."""
         q, k, v = (
-            each.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for each in self._project(query, key, value, joined=query is key and query.is_cuda)
+            projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for projected in self._project(query, key, value, joined=query is key and query.is_cuda)
         )  # (B, heads, N or M, d / heads)
         mask = None if padding is None else ~padding[:, None, None, :]  # True: may be attended to
         dropout = self.dropout if self.training else 0.0
@@ -40,8 +40,11 @@ class Attention(nn.Module):
     def _project(
         self, query: Tensor, key: Tensor, value: Tensor, *, joined: bool
     ) -> tuple[Tensor, ...]:
-        """The three inputs by their parts of the matrix; `joined`: of query and key, which are one
-        tensor, in one product. A CPU's BLAS might round another product otherwise."""
+        """The three inputs, each multiplied by its third of the matrix.
+
+        `joined`: query and key are one tensor, and one product computes both. Only on GPUs, because
+        a CPU's BLAS might round the joined product differently.
+        """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         if joined:
             both = 2 * query.shape[-1]
@@ -54,14 +57,14 @@ class Attention(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """torch's; outside training not even called, as a call costs the host of a GPU its time."""
+    """nn.Dropout without the call's cost on the host outside training."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input) if self.training else input
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: self-attention, and two linear maps at the end."""
+    """The common part of encoder and decoder layers: self-attention and the feedforward network."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()
@@ -95,10 +98,10 @@ class DecoderLayer(Layer):
         self, x: Tensor, query: Tensor, memory: Tensor, keys: Tensor, padding: Tensor | None
     ) -> Tensor:
         """x (B, Q, d), query (Q, d) learned, memory and keys (memory + position) (B, M, d)."""
-        own = x + query
-        x = self.norm1(x + self.dropout(self.self_attn(own, own, x, None)))
-        seen = self.multihead_attn(x + query, keys, memory, padding)
-        x = self.norm2(x + self.dropout(seen))
+        positioned = x + query
+        x = self.norm1(x + self.dropout(self.self_attn(positioned, positioned, x, None)))
+        attended = self.multihead_attn(x + query, keys, memory, padding)
+        x = self.norm2(x + self.dropout(attended))
         return self.norm3(self.feedforward(x))
 
 
@@ -128,7 +131,10 @@ class Decoder(nn.Module):
         *,
         every_layer: bool,
     ) -> Tensor:
-        """(layers or 1, B, Q, d): the normed output of every layer (training), or of the last."""
+        """(layers or 1, B, Q, d): the normalised output of every layer (training), or the last.
+
+        query (Q, d), memory (B, M, d), position (B or 1, M, d), padding (B, M) bool or None.
+        """
         keys = memory + position
         x = torch.zeros_like(query).expand(len(memory), -1, -1)
         outputs = []
@@ -140,7 +146,7 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Image features and learned queries -> what each query found, and the encoded image."""
+    """Image features and learned queries -> query embeddings, and the encoded image."""
 
     def __init__(self, config: DetrConfig) -> None:
         super().__init__()

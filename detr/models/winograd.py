@@ -1,14 +1,15 @@
 """A 3x3 convolution with a quarter of the multiplications, for float32 on a CPU.
 
-Winograd's F(4x4, 3x3): a tile of 6 x 6 inputs is brought into another basis, there the convolution
-is one product per element, and 4 x 4 outputs are brought back (Lavin and Gray, 2016). Everything is
-matrix multiplication, so BLAS does the work: the two changes of basis as 36 x 36 and 16 x 36
-matrices (Kronecker squares of the published ones), the products as 36 independent ones over
-channels. Exact but for rounding: about 7e-6 of the largest value against 1.5e-6 of the direct form.
+Winograd's F(4x4, 3x3) (Lavin and Gray, 2016): a tile of 6 x 6 inputs is transformed to another
+basis, where the convolution is one product per element, and the products are transformed back to
+4 x 4 outputs. BLAS does all steps: the transforms as 36 x 36 and 16 x 36 matrices (Kronecker
+squares of the published matrices), the convolution as 36 products of matrices over channels.
+Rounding is about 7e-6 of the largest value, against 1.5e-6 of the direct form.
 
-oneDNN runs the direct form at the processor's peak, so only fewer operations can be faster. They
-are from 256 channels on; below, the changes of basis, which are bound by memory, cost what the
-products save. GPUs have their own choice of algorithms, and bf16 has too few digits for this one.
+oneDNN runs the direct form at the processor's peak, so only fewer operations are faster. From 256
+channels on this form is faster; with fewer channels, the transforms, which are bound by memory,
+take the time that the products save. cuDNN chooses algorithms for GPUs, and bf16 has too few digits
+for this one.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _OUTPUT: Final = (
 
 
 class WinogradConv2d(nn.Conv2d):
-    """The same answer as the convolution that it is made from, which it can't train."""
+    """A 3x3 convolution in Winograd form, without gradients; replaces `conv`."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv.in_channels, conv.out_channels, 3, padding=1, device="meta")
@@ -80,12 +81,12 @@ class WinogradConv2d(nn.Conv2d):
         out = x.new_empty(batch, rows, _TILE, columns, _TILE, self.out_channels)
         torch.add(answers, 0 if self.bias is None else self.bias, out=out.permute(2, 4, 0, 1, 3, 5))
         whole = out.view(batch, rows * _TILE, columns * _TILE, self.out_channels)
-        cut = whole[:, :height, :width]  # to be dense again, in the same pass as ReLU
+        cut = whole[:, :height, :width]  # ReLU or contiguous() makes this dense
         return (F.relu(cut) if relu else cut.contiguous()).permute(0, 3, 1, 2)
 
 
 def use_winograd(module: nn.Module) -> None:
-    """Replace every convolution below `module` that this form makes faster, in place."""
+    """Replace, in place, every convolution below `module` that is faster in Winograd form."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Conv2d) and _is_worth_it(child):
@@ -93,7 +94,7 @@ def use_winograd(module: nn.Module) -> None:
 
 
 def _is_worth_it(conv: nn.Conv2d) -> bool:
-    """3x3 with nothing special about it, and wide enough."""
+    """Whether a convolution is a plain 3x3 (padding 1, stride 1, one group), and wide enough."""
     plain = (
         conv.kernel_size == (3, 3)
         and conv.padding == (1, 1)

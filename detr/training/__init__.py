@@ -1,1 +1,1 @@
-"""What only training needs: the matcher, the losses, the model as a learner."""
+"""Training only: the matcher, the losses, the model with its losses as one module."""

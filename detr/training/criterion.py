@@ -1,14 +1,13 @@
 """Matcher and losses of the paper, for training only (Carion et al. 2020, sections 3.1 and A.2).
 
-Every target is given to one query of its image, the cheapest one-to-one assignment over class,
-box distance and box overlap; that query learns the target's class, box and mask, and all the others
-learn "no object". The invariant is upstream's arithmetic: the same matching and, term by term, the
-same values as its `SetCriterion`, whatever the batch.
+The matcher assigns every target to one query of the same image, by the least total cost over class,
+box distance and box overlap. The matched query learns the target's class, box and mask; every other
+query learns "no object". Invariant: matching and each loss term are equal to those of upstream's
+`SetCriterion`.
 
-Targets of a batch are one flat list with the number of each image's beside it, since nothing below
-needs a loop over images but the assignment itself. Masks may come at any resolution: logits are
-resized to it, as upstream resizes them to the full image. Rejected: upstream's dictionaries with
-string keys, and its padding of all masks of a batch to one (B, n, H, W) block.
+Targets of a batch are one flat list with a count per image, since only the assignment needs a loop
+over images. Masks may have any resolution: mask logits are resized to the masks', as upstream
+resizes logits to the full image.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from detr.transfer import upload
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch of B images really shows: T segments, those of the first image first."""
+    """The ground truth of a batch of B images: T segments, those of the first image first."""
 
     labels: Tensor  # (T,) int64, class indices
     boxes: Tensor  # (T, 4) float: centre x, centre y, width, height in 0..1
@@ -48,7 +47,10 @@ class Matching:
 
 @dataclass(frozen=True)
 class Weights:
-    """What each term counts, in the loss and (class, box, overlap) in the matcher; published."""
+    """Weights of the loss terms; `label`, `box`, `giou` also weigh the matcher's costs.
+
+    The defaults are upstream's.
+    """
 
     label: float = 1.0
     box: float = 5.0
@@ -60,7 +62,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Losses:
-    """Terms of the last decoder layer, unweighted; `total` is weighted and holds every layer."""
+    """Scalars: unweighted terms of the last decoder layer; `total` is weighted, of all layers."""
 
     total: Tensor
     label: Tensor
@@ -71,7 +73,7 @@ class Losses:
     dense: Tensor | None = None  # of the dense head, where there is one
 
     def terms(self) -> dict[str, Tensor]:
-        """Each term by its name: a scalar of its device in float64, to be summed over steps."""
+        """Each term by its name, detached: a float64 scalar on its device, to sum over steps."""
         terms = {name: value for name, value in vars(self).items() if value is not None}
         return {name: value.detach().double() for name, value in terms.items()}
 
@@ -104,11 +106,11 @@ def match(
 def match_layers(
     logits: Tensor, boxes: Tensor, targets: Targets, weights: Weights | None = None
 ) -> list[Matching]:
-    """The cheapest one-to-one assignment of targets to queries, image by image and layer by layer.
+    """The one-to-one assignment of least cost of targets to queries, per image and layer.
 
     logits (L, B, Q, C + 1), boxes (L, B, Q, 4); waits for the device once. The cost of a pair is
-    minus the class probability, plus the L1 distance, minus the GIoU of the boxes, weighted. Where
-    an image has more targets than there are queries, the dearest stay without one.
+    minus the class probability, plus the L1 distance, minus the GIoU of the boxes, each weighted
+    (paper, section 3.1). Of an image with more than Q targets, Q targets are matched.
     """
     weights = weights or Weights()
     layers, batch, queries = logits.shape[:3]
@@ -119,7 +121,7 @@ def match_layers(
         + weights.box * (boxes - wanted).abs().sum(-1)
         - weights.giou * generalized_iou(corners(boxes), corners(wanted))
     )  # (L * B * Q, T)
-    # A diverging model gives NaN; its boxes are then matched last instead of ending the training.
+    # A diverging model gives NaN, on which SciPy raises: such pairs get the largest cost.
     tables = cost.nan_to_num(nan=1e9, posinf=1e9).view(layers, batch, queries, -1).cpu().numpy()
     return [_assign(table, targets, logits.device) for table in tables]
 
@@ -139,7 +141,10 @@ def _assign(table: NDArray[np.float32], targets: Targets, device: torch.device) 
 
 
 def label_weight(counts: Sequence[int], queries: int, no_object: float) -> float:
-    """What all queries of a batch weigh in the class term: the sum that divides it."""
+    """The sum of all queries' class weights in a batch, by which the class term is divided.
+
+    `counts` are the targets of each image, `queries` is per image.
+    """
     matched = sum(min(count, queries) for count in counts)
     return matched + (len(counts) * queries - matched) * no_object
 
@@ -151,9 +156,10 @@ def label_loss(
     no_object: float,
     weight_in_batch: Tensor | None = None,
 ) -> Tensor:
-    """Weighted cross-entropy of (B, Q, C + 1) logits; unmatched queries are to say no-object.
+    """Weighted cross-entropy (scalar) of (B, Q, C + 1) logits; unmatched queries are no-object.
 
-    `weight_in_batch` divides the sum; None: what the queries of `logits` weigh (`label_weight`).
+    `weight_in_batch` divides the sum; the default is the weight of the queries of `logits`
+    (`label_weight`).
     """
     classes = logits.shape[-1] - 1
     wanted = torch.full(logits.shape[:2], classes, dtype=torch.int64, device=logits.device)
@@ -167,7 +173,7 @@ def label_loss(
 
 
 def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """(N,) sigmoid focal loss (Lin et al. 2017; alpha 0.25, gamma 2), mean over (N, pixels)."""
+    """Sigmoid focal loss (Lin et al. 2017; alpha 0.25, gamma 2): (N, pixels) -> means (N,)."""
     entropy = F.binary_cross_entropy_with_logits(logits, masks, reduction="none")
     probability = logits.sigmoid()
     missed = probability * (1 - masks) + (1 - probability) * masks
@@ -176,7 +182,7 @@ def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """(N,) 1 - (2 |p m| + 1) / (|p| + |m| + 1) over (N, pixels) (Milletari et al. 2016)."""
+    """(N,) dice loss 1 - (2 |p m| + 1) / (|p| + |m| + 1) of (N, pixels) (Milletari et al. 2016)."""
     probability = logits.sigmoid()
     overlap = 2 * (probability * masks).sum(1)
     return 1 - (overlap + 1) / (probability.sum(1) + masks.sum(1) + 1)
@@ -192,19 +198,26 @@ def detection_losses(
     boxes_in_batch: float | Tensor,
     label_weight_in_batch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Class, L1 and GIoU terms of one decoder layer; the latter two per target (scalars)."""
-    found, wanted = boxes[matching.image, matching.query].float(), targets.boxes[matching.target]
+    """Class, L1 and GIoU terms (scalars) of one decoder layer.
+
+    logits (B, Q, C + 1), boxes (B, Q, 4). `boxes_in_batch` divides the L1 and GIoU sums,
+    `label_weight_in_batch` the class sum (see `label_loss`).
+    """
+    matched, wanted = boxes[matching.image, matching.query].float(), targets.boxes[matching.target]
     return (
         label_loss(logits, targets, matching, weights.no_object, label_weight_in_batch),
-        (found - wanted).abs().sum() / boxes_in_batch,
-        (1 - generalized_iou(corners(found), corners(wanted))).sum() / boxes_in_batch,
+        (matched - wanted).abs().sum() / boxes_in_batch,
+        (1 - generalized_iou(corners(matched), corners(wanted))).sum() / boxes_in_batch,
     )
 
 
 def mask_losses(
     mask_logits: Tensor, targets: Targets, matching: Matching, *, boxes_in_batch: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Focal and dice terms per target (scalars) of the (N, h, w) logits of the matched pairs."""
+    """Focal and dice terms (scalars) of the matched pairs' (N, h, w) mask logits.
+
+    `boxes_in_batch` divides both sums.
+    """
     assert targets.masks is not None
     masks = targets.masks[matching.target].float()
     resized = F.interpolate(
@@ -224,20 +237,20 @@ def criterion(
     boxes_in_batch: float | Tensor | None = None,
     label_weight_in_batch: Tensor | None = None,
 ) -> Losses:
-    """All the losses of one batch.
+    """All the losses of one batch (paper, sections 3.1 and A.2).
 
-    `matchings`, one a layer, are `match_layers`'s; the last layer's pairs are those that
-    `output.mask_logits` (N, h, w) answer. `boxes_in_batch` divides the box and mask terms: the
-    number of targets, or their mean over the workers of a distributed training; at least 1.
-    `label_weight_in_batch` divides the class term: the mean of `label_weight` over the workers.
-    With both the mean of the workers' losses is the loss of one worker with all their images.
+    `matchings` are those of `match_layers`, one per decoder layer; `output.mask_logits` (N, h, w)
+    belong to the last layer's pairs. `boxes_in_batch` divides the box and mask terms and is at
+    least 1: the number of targets (the default), or its mean over the workers of a distributed
+    training. `label_weight_in_batch` divides the class term: the mean of `label_weight` over the
+    workers. With both means, the workers' mean loss is the loss of one worker with all the images.
     """
     weights = weights or Weights()
     boxes = sum(targets.counts) if boxes_in_batch is None else boxes_in_batch
     count = boxes.clamp(min=1.0) if isinstance(boxes, Tensor) else max(1.0, boxes)
     *earlier, matching = matchings
     layers: list[tuple[Tensor, Tensor, Matching]] = [(output.logits, output.boxes, matching)]
-    layers += [(*layer, own) for layer, own in zip(output.aux, earlier, strict=True)]
+    layers += [(*layer, matched) for layer, matched in zip(output.aux, earlier, strict=True)]
     terms = [
         detection_losses(
             logits,

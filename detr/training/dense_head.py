@@ -1,11 +1,9 @@
-"""A helper that only training sees: every cell of the backbone's last map says what it shows.
+"""An auxiliary loss for training: the class of every cell of the backbone's last feature map.
 
-A query's loss reaches the backbone through one matched target and an attention that has yet to find
-it. Published models don't mind, since their backbones come from ImageNet; a small one that starts
-from nothing spends thousands of steps before its features tell one thing from another. Asked cell
-by cell, it learns that in hundreds, at a fifth of the price of a step. Nothing of the head is in
-the model or its files. Rejected: the same question to the encoder's output, where the answer is
-drowned by everything else that the encoder learns.
+DETR's losses reach the backbone through one matched query per target, and through an attention that
+is still untrained. Published models start from ImageNet backbones; a small model from random
+weights needs thousands of steps before its features separate the classes. With this loss the model
+needs hundreds, at a fifth of the time per step. The head is no part of the model or its files.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from detr.transfer import upload
 
 
 class DenseHead(nn.Module):
-    """(B, d, h, w) projected features -> the classes of every cell, and at once their loss."""
+    """A 1x1 convolution from (B, d, h, w) projected features to classes, and its loss."""
 
     def __init__(self, dim: int, num_classes: int) -> None:
         super().__init__()
@@ -28,7 +26,7 @@ class DenseHead(nn.Module):
     def forward(self, projected: Tensor, targets: Targets) -> Tensor:
         """Cross-entropy (scalar) with the share of each cell that each class covers.
 
-        Uncovered pixels (void, padding) teach nothing: the mean is over what is covered.
+        The mean is over covered area only: uncovered pixels (void, padding) don't count.
         """
         scores = self.classes(F.relu(projected)).float().log_softmax(1)  # (B, C, h, w)
         covers = class_shares(scores.shape, targets)

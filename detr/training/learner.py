@@ -1,9 +1,9 @@
 """The model in training: images and targets in, losses out, as one module.
 
-One `forward` holds everything that gradients flow through, since that is what wrappers which
-average gradients between workers can see. Masks are computed for matched queries only, where
-upstream computes all and throws most away; the matching is found between the two halves. A small
-model that starts from nothing gets help from `dense_head`, which leaves no trace in its weights.
+One `forward` contains everything that gradients flow through, as wrappers that average gradients
+between workers (DistributedDataParallel) need. Masks are computed for matched queries only
+(upstream computes the masks of all queries and drops most), so the matching happens between the
+detector and the mask head.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from detr.training.phases import TRAINS, Phase
 
 
 class Learner(nn.Module):
-    """What a phase trains: "boxes" all but the masks and "masks" nothing else (the paper's two
-    steps, section 4.4), "joint" all at once. Where there are no weights at all, "backbone" comes
-    first, its features by the dense head alone, and "detector" second, the transformer on features
-    that hold still: small models learn things many times faster so. Batch norm and dropout rest in
-    what isn't trained."""
+    """The model with the losses of one phase.
+
+    "boxes" trains all but the mask head and "masks" only the mask head (the paper's two steps,
+    section 4.4); "joint" trains all. From random weights, "backbone" trains the features by the
+    dense head alone, then "detector" the transformer on fixed features: small models learn many
+    times faster so. Parts that a phase does not train are in eval mode (batch norm, dropout).
+    """
 
     def __init__(
         self,
@@ -35,7 +37,10 @@ class Learner(nn.Module):
         weights: Weights | None = None,
         dense_weight: float = 0.0,
     ) -> None:
-        """`dense_weight` of the dense head's loss in the total; 0 leaves the head out."""
+        """`dense_weight`: weight of the dense head's loss in the total; 0 leaves the head out.
+
+        The phase "backbone" always has the dense head, with weight 1.
+        """
         super().__init__()
         self.model, self.phase, self.weights = model, phase, weights or Weights()
         features, _, self.learns_masks = TRAINS[phase]
@@ -70,7 +75,7 @@ class Learner(nn.Module):
     ) -> Losses:
         """images (B, 3, H, W), padding (B, H, W) bool or None -> the losses of the batch.
 
-        The last two are `criterion`'s.
+        `boxes_in_batch` and `label_weight_in_batch` are those of `criterion`.
         """
         if self.phase == "backbone":
             detr = self.model.detr
@@ -79,12 +84,12 @@ class Learner(nn.Module):
             dense = self.dense_head(detr.input_proj(features[-1].tensors), targets)
             zero = dense.new_zeros(())
             return Losses(dense, zero, zero, zero, zero, zero, dense)
-        found = self.model.detr(images, padding, every_layer=True)
-        logits, boxes = found.logits, found.boxes  # (layers, B, Q, ...)
+        detections = self.model.detr(images, padding, every_layer=True)
+        logits, boxes = detections.logits, detections.boxes  # (layers, B, Q, ...)
         matchings = match_layers(logits, boxes, targets, self.weights)
         masks = None
         if self.learns_masks:
-            masks = self.model.mask_logits(found, matchings[-1].image, matchings[-1].query)
+            masks = self.model.mask_logits(detections, matchings[-1].image, matchings[-1].query)
         aux = list(zip(logits[:-1], boxes[:-1], strict=True))
         losses = criterion(
             Output(logits=logits[-1], boxes=boxes[-1], aux=aux, mask_logits=masks),
@@ -96,15 +101,15 @@ class Learner(nn.Module):
         )
         if self.dense_head is None:
             return losses
-        dense = self.dense_head(found.projected, targets)
+        dense = self.dense_head(detections.projected, targets)
         return replace(losses, total=losses.total + self.dense_weight * dense, dense=dense)
 
 
 def prepare_from_scratch(model: DetrPanoptic) -> None:
-    """What published weights have learnt long ago, set in place before a small model starts.
+    """Change the initial weights of a model that is trained from random weights, in place.
 
-    The attention channels of the mask head are scaled up (see `scale_attention`), and the
-    backbone's convolutions get He's initialisation, which torch's default falls short of.
+    The attention channels of the mask head are scaled up (see `scale_attention`); the backbone's
+    convolutions get He's initialisation, whose variance torch's default falls short of.
     """
     model.mask_head.scale_attention(200.0)
     backbone = model.detr.backbone[0]

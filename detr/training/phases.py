@@ -1,6 +1,7 @@
-"""The phases of a training, and what each teaches: all at once, or as the paper does in two steps.
+"""The phases of a training, and the parts of the model that each phase trains.
 
-From scratch a detector needs features first, and masks need a detector: hence the first two.
+"joint" trains all parts at once; "boxes", then "masks", are the paper's two steps (section 4.4).
+"backbone", then "detector", are for a small model from random weights: features come first.
 """
 
 from __future__ import annotations
@@ -18,5 +19,5 @@ TRAINS: Final = {  # features, detector, masks
 
 
 def learns_masks(phase: Phase) -> bool:
-    """Whether PQ says anything of what a phase teaches."""
+    """Whether a phase trains the mask head, so that PQ can change."""
     return TRAINS[phase][2]

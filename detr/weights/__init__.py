@@ -1,1 +1,1 @@
-"""Files of weights: recognise one, read it, write our own, and say what can change a result."""
+"""Weight files: recognise, read and write them; model cards and their fingerprints."""

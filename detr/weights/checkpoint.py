@@ -1,11 +1,10 @@
-"""Weight files: recognise one by its content, check it, read it; write our own.
+"""Weight files: recognise the kind by content, check names and shapes, read; write our own.
 
 Three kinds are read: the published `.pth` (also as upstream's training script saves it), a Hugging
-Face folder or file, and our safetensors, which carry config and label set. Invariants: nothing in
-a file is ever executed (`weights_only`), every name and shape is checked against the config before
-a model exists, and whatever is wrong is one sentence with what was expected and what was found. A
-file is read once: the bytes that are hashed are those that the model gets, also where the file is
-replaced meanwhile, and no tensor is a view of the file, which would follow what is written to it.
+Face folder or file, and our safetensors, which carry config and label set. Invariants: no code in
+a file is executed (`weights_only`); every name and shape is checked against the config before a
+model is built; an error names what was expected and what was found. A file is read into memory
+once, so the hashed bytes are the bytes of the model's tensors even if the file changes meanwhile.
 """
 
 from __future__ import annotations
@@ -71,9 +70,9 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Recognise and check a weight file or Hugging Face folder.
 
-    `recipe` says that this is that published file (its sha256 is checked then); it and the file's
-    name are the only signs of DC5. `categories` replaces the label set in the file, or gives one
-    where there is none. Raises ModelError.
+    `recipe` names a published checkpoint, whose sha256 the file must have. Shapes don't show DC5
+    (`dilation`): it is read from our metadata, `recipe`, the file's name, a Hugging Face config or
+    upstream's arguments. `categories` replaces the label set in the file. Raises ModelError.
     """
     path, hf_config = _locate(Path(weights))
     content = path.read_bytes()
@@ -93,7 +92,7 @@ def open_checkpoint(
     shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
     label = read_label(path.name, metadata)
     if label is not None:
-        config, own = label.config, label.categories
+        config, file_labels = label.config, label.categories
         if label.threshold is not None:
             sha256 = hashlib.sha256(recommending(content, None)).hexdigest()
     else:
@@ -101,12 +100,13 @@ def open_checkpoint(
             kind = "hugging face"
             loaded = to_official(loaded)
             shapes = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
-        config, own = infer_config(path.name, shapes), None
+        config, file_labels = infer_config(path.name, shapes), None
         config = RECIPES[recipe].config if recipe else replace(config, dilation=dilation)
         if kind == "hugging face" and recipe is None:
-            own = own_labels(path.parent, config.num_classes)
+            file_labels = own_labels(path.parent, config.num_classes)
     _check_shapes(path, config, shapes)
-    labels = categories or own or (COCO_PANOPTIC if config.num_classes == COCO_CLASSES else None)
+    published_labels = COCO_PANOPTIC if config.num_classes == COCO_CLASSES else None
+    labels = categories or file_labels or published_labels
     if labels is None:
         raise ModelError(
             f"{path.name} has {config.num_classes} classes and no label set: give it with "
@@ -127,8 +127,9 @@ def save(
 ) -> None:
     """Write our own safetensors: the weights with config and label set in the metadata.
 
-    The model must not be folded. The file is written whole under a temporary name and renamed.
-    threshold: the least class probability of a segment that the file recommends.
+    The model must not be folded (`detr.models.folded`). The file is written under a temporary name
+    and then renamed. `threshold`: the recommended least class probability of a segment. Raises
+    ModelError if the model does not fit `config` or `categories`.
     """
     weights = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     path = Path(path)
@@ -166,7 +167,7 @@ def _is_dilated(hf_config: dict[str, Any]) -> bool:
 
 
 def _recipe_of_name(path: Path) -> str | None:
-    """The recipe whose published file name this file carries."""
+    """The recipe with this file name."""
     for recipe in RECIPES.values():
         if path.name.endswith(recipe.url.rsplit("/", 1)[1]):
             return recipe.name
@@ -185,18 +186,18 @@ def _check_published(path: Path, recipe: str, sha256: str) -> None:
 
 
 def _read_safetensors(path: Path, content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, and the metadata of the header: its length in 8 bytes, then its JSON."""
+    """Tensors and metadata. The file begins with the header's length (8 bytes) and its JSON."""
     try:
         views = load(content)
     except (SafetensorError, KeyError) as error:  # KeyError: a type that torch has not
         raise ModelError(f"{path.name} is a damaged safetensors file: {error}") from None
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    # Copied into torch's own aligned memory, so that results depend on no address.
+    # Copies lie in torch's aligned memory: results must not depend on the alignment of `content`.
     return {name: view.clone() for name, view in views.items()}, header.get("__metadata__") or {}
 
 
 def _read_torch(path: Path, content: bytes) -> tuple[dict[str, Tensor], object]:
-    """Tensors and upstream's training arguments (or None) of a file by torch.save."""
+    """Tensors, and upstream's training arguments or None, of a file written by torch.save."""
     start = content[:64].lstrip()
     if not start:
         raise ModelError(f"{path.name} is empty")
@@ -225,16 +226,16 @@ def _read_torch(path: Path, content: bytes) -> tuple[dict[str, Tensor], object]:
     return dict(weights), args
 
 
-def _check_shapes(path: Path, config: DetrConfig, found: Mapping[str, tuple[int, ...]]) -> None:
-    """ModelError unless the names and shapes are the config's exactly."""
+def _check_shapes(path: Path, config: DetrConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ModelError unless names and shapes are exactly those of the config's model."""
     with torch.device("meta"):
         expected = {k: tuple(v.shape) for k, v in DetrPanoptic(config).state_dict().items()}
-    missing = [name for name in expected if name not in found]
-    unknown = [name for name in found if name not in expected]
+    missing = [name for name in expected if name not in shapes]
+    unknown = [name for name in shapes if name not in expected]
     wrong = [
-        f"{name} (expected {_shape(shape)}, found {_shape(found[name])})"
+        f"{name} (expected {_shape(shape)}, found {_shape(shapes[name])})"
         for name, shape in expected.items()
-        if name in found and found[name] != shape
+        if name in shapes and shapes[name] != shape
     ]
     if not (missing or unknown or wrong):
         return
@@ -245,7 +246,7 @@ def _check_shapes(path: Path, config: DetrConfig, found: Mapping[str, tuple[int,
     ]
     raise ModelError(
         f"{path.name} doesn't fit DETR panoptic with {config.backbone} ({len(expected)} tensors "
-        f"expected, {len(found)} found): {'; '.join(problems)}"
+        f"expected, {len(shapes)} found): {'; '.join(problems)}"
     )
 
 

@@ -1,9 +1,9 @@
 """The model card: everything that can change a result, named, and hashed into a fingerprint.
 
-Two runs with one fingerprint may be mixed in one run folder, so whatever changes an answer must be
-in it (weights, architecture, label set, decoding and resizing, dtype, threshold, merge), and what
-doesn't must not (batch size, number of devices, memory layout). A card is made without building the
-model, so that a driver without a GPU can check a run before it starts one.
+Rows of models with one fingerprint may be mixed in one run folder. So the fingerprint contains
+whatever changes a result (weights, architecture, label set, decoding and resizing, dtype,
+threshold, merge) and nothing else (not batch size, number of devices, memory layout). A card is
+made without building the model, so that a driver without a GPU can check a run before the start.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from detr.config import THRESHOLD, DetrConfig, ModelError
 from detr.cuda_settings import why_no_gpu
 from detr.weights.checkpoint import Checkpoint, open_checkpoint
 
-# Raised by whoever changes what preprocess.py, the model, or postprocess.py answer for the same
-# input (beyond rounding): runs of before and after must not be mixed.
+# Increase a version with every change to the results of preprocess.py, the model or postprocess.py
+# for the same input (beyond rounding): results from before and after must not be mixed.
 PREPROCESS_VERSION = 1
 MODEL_VERSION = 1
 POSTPROCESS_VERSION = 1
 
-# What a map's size may be: the image's own, what the model saw of it, or a quarter of that, which
-# is the size that the mask head answers in.
+# Sizes of a segment map: the image's, the model input's, or a quarter of the model input's (the
+# size of the mask head's output).
 OUTPUT_SIZES = ("original", "processed", "quarter")
 
 DType = Literal["fp32", "bf16", "fp16"]
@@ -42,7 +42,7 @@ DTYPES: dict[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Settings:
-    """The options that change results."""
+    """The options that change results. Raises ModelError for a value out of range."""
 
     dtype: DType
     threshold: float
@@ -63,7 +63,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """What a run folder records about its model."""
+    """The model's part of a run folder: architecture, label set, hashes."""
 
     config: DetrConfig
     categories: Categories
@@ -74,7 +74,7 @@ class ModelCard:
 
     @property
     def threshold(self) -> float:
-        """The least class probability of a segment that is used."""
+        """The least class probability of a segment, as used by this model."""
         return float(self.fingerprint_fields["threshold"])
 
     @property
@@ -83,8 +83,11 @@ class ModelCard:
 
 
 def resolve_device(device: str) -> torch.device:
-    """'auto' is the GPU where there is one. Raises ModelError for a device that isn't there, and
-    for a GPU that torch can't use: nobody who has one means to run on its CPU."""
+    """'auto' is cuda where there is a GPU, else cpu.
+
+    Raises ModelError for an unknown or absent device, and also where the machine has a GPU that
+    torch can't use: only 'cpu' runs on the CPU of such a machine.
+    """
     if device != "cpu" and (reason := why_no_gpu()):
         raise ModelError(reason)
     if device == "auto":
@@ -101,7 +104,8 @@ def resolve_device(device: str) -> torch.device:
 def resolve_dtype(dtype: str, device: str) -> DType:
     """'auto' is fp32 on a CPU, and on a GPU bf16 where it is native (Ampere and later), else fp16.
 
-    A T4 emulates bf16 many times slower, hence the question to the device and not to torch.
+    The compute capability decides, since torch also reports bf16 for a T4, which emulates bf16 many
+    times slower. Raises ModelError.
     """
     if dtype in ("fp32", "bf16", "fp16"):
         return dtype
@@ -127,7 +131,7 @@ def make_card(checkpoint: Checkpoint, settings: Settings) -> ModelCard:
         "model_version": MODEL_VERSION,
         "postprocess_version": POSTPROCESS_VERSION,
     }
-    # Named where they are used only, so that runs made before these options keep their fingerprint.
+    # Left out at their defaults, so that runs made before these options keep their fingerprint.
     if settings.compile:
         fields["compile"] = True
     if settings.output_size != "original":
@@ -144,7 +148,7 @@ def make_card(checkpoint: Checkpoint, settings: Settings) -> ModelCard:
 
 
 def with_threshold(settings: Settings, asked: float | None, checkpoint: Checkpoint) -> Settings:
-    """The threshold that was asked for, else the file's own, else the published one."""
+    """`settings` with the threshold `asked`, else the weight file's, else as `settings` has it."""
     if asked is None and checkpoint.threshold is not None:
         return replace(settings, threshold=checkpoint.threshold)
     return settings
@@ -159,7 +163,7 @@ def make_settings(
     compile: bool,
     output_size: str,
 ) -> Settings:
-    """The options as `load` takes them, checked. Raises ModelError."""
+    """`Settings` from the options of `load`. Raises ModelError."""
     known = THRESHOLD if threshold is None else threshold
     return Settings(resolve_dtype(dtype, device), known, size_quantum, compile, output_size)
 
@@ -176,7 +180,7 @@ def describe(
     compile: bool = False,
     output_size: str = "original",
 ) -> ModelCard:
-    """The card of what `detr.load` with the same arguments would give, without building the model.
+    """The card of the model of `detr.load` with the same arguments; no model is built.
 
     Reads and hashes the file. `device` matters only to resolve dtype "auto". Raises ModelError.
     """

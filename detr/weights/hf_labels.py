@@ -1,8 +1,8 @@
-"""The label set of a Hugging Face folder: `id2label` of its config, and which of them are things.
+"""The label set of a Hugging Face folder: the names in `id2label`, and which classes are things.
 
-`id2label` names class indices. transformers fills it with LABEL_0, LABEL_1, ... where nobody gave
-names, and the published panoptic models' has COCO's names at COCO's ids. So a set that says COCO's
-names is COCO's; any other is the folder's own, however many classes there are.
+`id2label` names class indices. transformers writes LABEL_0, LABEL_1, ... for classes without a
+name; the published panoptic models have COCO's names at COCO's ids. So names that agree with COCO's
+mean COCO's label set; any other names are a label set of the folder's own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NO_NAME: Final = re.compile(r"LABEL_\d+|N/?A|-|", re.IGNORECASE)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is no such file. Raises ValueError."""
+    """The object in a JSON file; {} if the file is missing. Raises ValueError if it is not JSON."""
     try:
         content = json.loads(path.read_text("utf-8-sig"))
     except FileNotFoundError:
@@ -29,15 +29,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def own_labels(folder: Path, num_classes: int) -> Categories | None:
-    """The label set that a folder's files name; None where they name none, or COCO's."""
+    """The label set in a folder's files; None if there is none, or if it is COCO's."""
     contents = [_object(folder / name) for name in FILES]
     names = _names(contents[0].get("id2label"), num_classes)
-    said = {index: name for index, name in names.items() if not _NO_NAME.fullmatch(name)}
-    if not names or (num_classes == COCO_CLASSES and _is_coco(said)):
+    real_names = {index: name for index, name in names.items() if not _NO_NAME.fullmatch(name)}
+    if not names or (num_classes == COCO_CLASSES and _is_coco(real_names)):
         return None
     things = _things(contents, set(names))
     coco = {category.name: category.isthing for category in COCO_PANOPTIC}
-    chosen = said if said and num_classes > len(said) else names
+    chosen = real_names if real_names and num_classes > len(real_names) else names
     return Categories.from_json(
         [
             {
@@ -56,7 +56,7 @@ COCO_CLASSES: Final = 250
 def _object(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
-    except ValueError:  # config.json was read before; the other says nothing then
+    except ValueError:  # `checkpoint._locate` has read config.json; so this is a preprocessor's
         return {}
 
 
@@ -74,24 +74,24 @@ def _names(id2label: Any, num_classes: int) -> dict[int, str]:
     }
 
 
-def _is_coco(said: Mapping[int, str]) -> bool:
-    """Whether no name contradicts COCO's at its id, and none stands where COCO has none."""
+def _is_coco(names: Mapping[int, str]) -> bool:
+    """Whether every name is COCO's name for that id."""
     coco = {category.id: _plain(category.name) for category in COCO_PANOPTIC}
-    return all(coco.get(index) == _plain(name) for index, name in said.items())
+    return all(coco.get(index) == _plain(name) for index, name in names.items())
 
 
 def _plain(name: str) -> str:
-    """COCO's names as others write them: `tree-merged` is `tree`."""
+    """A name without COCO's suffixes, since not every file has them: `tree-merged` is `tree`."""
     return re.sub(r"-(merged|other|stuff)|[^a-z]", "", name.lower())
 
 
 def _things(contents: list[dict[str, Any]], indices: set[int]) -> set[int] | None:
-    """The class indices that are things, where a file says so."""
+    """The class indices of things; None if no file tells things from stuff."""
     for content in contents:
         metadata = content.get("metadata")
-        for each in (content, metadata if isinstance(metadata, Mapping) else {}):
-            if isinstance(each.get("thing_ids"), list):
-                return {number for v in each["thing_ids"] if (number := as_int(v)) is not None}
-            if isinstance(each.get("label_ids_to_fuse"), list):  # stuff, of which one is one
-                return indices - {as_int(value) for value in each["label_ids_to_fuse"]}
+        for fields in (content, metadata if isinstance(metadata, Mapping) else {}):
+            if isinstance(fields.get("thing_ids"), list):
+                return {number for v in fields["thing_ids"] if (number := as_int(v)) is not None}
+            if isinstance(fields.get("label_ids_to_fuse"), list):  # the ids of stuff
+                return indices - {as_int(value) for value in fields["label_ids_to_fuse"]}
     return None

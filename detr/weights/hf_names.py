@@ -1,9 +1,9 @@
-"""Names of weights: Hugging Face's two generations -> the published files' names.
+"""Names of weights: from both naming schemes of transformers to the published files' names.
 
-The published names are the model's own (`DetrPanoptic.state_dict()`), so an official file needs no
-mapping. transformers renamed nearly everything once (`DetrForSegmentation` before and since 5.0),
-split the attention projections into three, and can hold its backbone under timm's or its own ResNet
-names. All are regular, so they are rewritten by rules; a table of 490 names would hide a mistake.
+The published names are those of `DetrPanoptic.state_dict()`, so an official file needs no mapping.
+transformers has an older and a newer scheme for `DetrForSegmentation` (before and since 5.0), three
+attention projections instead of one, and backbones under the names of timm or of its own ResNet.
+All names are regular, so a few rules rewrite them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# Applied in order to every name. Legacy names first become current ones where that is shorter.
+# Applied in order to every name. Where it is shorter, an older name becomes a newer one first.
 _RULES: tuple[tuple[str, str], ...] = tuple(
     (pattern, replacement)
     for pattern, replacement in (
         (r"^detr\.model\.", "detr."),
-        # Backbone: `conv_encoder` is the older generation
+        # Backbone: `conv_encoder` is of the older scheme
         (r"^detr\.backbone\.(conv_encoder\.)?model\.", "detr.backbone.0.body."),
         (r"\.body\.embedder\.embedder\.convolution\.", ".body.conv1."),
         (r"\.body\.embedder\.embedder\.normalization\.", ".body.bn1."),
@@ -81,7 +81,7 @@ def _fpn_name(match: re.Match[str]) -> str:
 def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """transformers' weights under the published names, q, k and v joined into `in_proj`.
 
-    Counters of batch norm (`num_batches_tracked`) carry nothing and are left out.
+    Counters of batch norm (`num_batches_tracked`) are not used and left out.
     """
     official: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
@@ -98,5 +98,5 @@ def to_official(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for joined, projections in parts.items():
         if set(projections) == set("qkv"):
             official[joined] = torch.cat([projections[letter] for letter in "qkv"])
-        # otherwise the joined name stays missing, and the check of names reports it
+        # otherwise `checkpoint._check_shapes` reports the joined name as missing
     return official

@@ -1,9 +1,9 @@
-"""Read the architecture off the shapes of published-layout weights.
+"""The architecture (`DetrConfig`) from the shapes of weights under the published names.
 
-An official or Hugging Face file says nothing about its model in a form worth trusting, but nearly
-everything is in the shapes: R50 or R101, how many queries and classes. What isn't (dilation, input
-size, groups, stem) is taken as published; the caller knows about dilation. Inferring keeps a file
-fine-tuned on another label set loadable without flags.
+Official and Hugging Face files have no reliable description of their model, but the shapes show
+the backbone's depth (R50 or R101), the number of queries, of classes and so on. Dilation, input
+size, groups and stem have no trace in the shapes and get the published values; the caller corrects
+dilation. So a file fine-tuned on another label set loads without options.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Our own weight files: safetensors whose metadata carry config, label set and threshold.
 
-All of it is one JSON in one metadata entry: the order of several in the file would be random, and
-the file's hash must not be. The threshold is what the file recommends to whoever names none. It is
-no part of the weights' identity (`Checkpoint.sha256`): a file that gets one later is the same
-weights, and the threshold that is used stands in the fingerprint by itself.
+The metadata are one JSON in one entry: safetensors writes several entries in random order, and the
+file's hash must not vary. The threshold is the file's recommendation, used where the user gives no
+threshold. The recommendation is no part of the weights' identity (`Checkpoint.sha256`): weights
+stay the same when a threshold is added, and the fingerprint has a field for the threshold in use.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ LARGEST_HEADER: Final = 100_000_000  # safetensors' own limit, in bytes
 
 @dataclass(frozen=True)
 class OwnMetadata:
-    """What a file of ours says of its tensors."""
+    """The metadata of one of our weight files."""
 
     config: DetrConfig
     categories: Categories
     threshold: float | None = None  # least class probability of a segment, recommended
 
     def to_metadata(self) -> dict[str, str]:
-        """The metadata of a safetensors file. Raises ModelError for a threshold that can't be."""
+        """For safetensors' `save_file`. Raises ModelError unless the threshold is in [0, 1)."""
         values: dict[str, Any] = {
             "version": FORMAT_VERSION,
             "config": self.config.to_dict(),
@@ -45,7 +45,10 @@ class OwnMetadata:
 
 
 def read_label(name: str, metadata: Mapping[str, str]) -> OwnMetadata | None:
-    """The label of a file of ours, None of another's. Raises ModelError for a damaged one."""
+    """The metadata of one of our weight files; None for a file of another kind.
+
+    `name` is for error messages. Raises ModelError for damaged metadata or a newer format.
+    """
     if ENTRY not in metadata:
         return None
     try:
@@ -65,8 +68,10 @@ def read_label(name: str, metadata: Mapping[str, str]) -> OwnMetadata | None:
 
 
 def recommended_threshold(path: str | Path) -> float | None:
-    """The threshold that a weight file recommends, without reading its tensors; None where it does
-    not, or is no readable file of ours."""
+    """The threshold that a weight file recommends, without reading the tensors.
+
+    None for a file without a recommendation, of another kind, or unreadable.
+    """
     try:
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -79,10 +84,10 @@ def recommended_threshold(path: str | Path) -> float | None:
 
 
 def recommending(content: bytes, threshold: float | None) -> bytes:
-    """A file of ours with this threshold in its metadata, or none; each tensor byte is as before.
+    """`content` of one of our weight files with `threshold` as its recommendation; None removes it.
 
-    The header is written as safetensors writes it, so taking a threshold out of a file gives the
-    bytes that it had without one.
+    Tensor bytes are unchanged. The header is written as safetensors writes headers, so removing a
+    threshold restores the bytes of the file before the threshold was added.
     """
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])

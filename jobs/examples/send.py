@@ -1,13 +1,12 @@
-"""Tell somebody of a night: the report command of `panoptic nightly`, as small as it can be.
+"""A small report command for `panoptic nightly`: sends two lines to a chat channel.
 
 In nightly.toml:
 
     report = ["python", "send.py", "{run}", "{snapshot}", "{baseline}"]
 
-It runs before anything is published, whether the gate has passed or not. What it writes to stderr
-is seen in the night's log; if it ends with another code than 0, nothing is published. Set
-CHAT_WEBHOOK to the address of a chat channel that takes {"text": ...}, or put your own way of
-sending into `send`.
+`panoptic nightly` runs the command before publishing, also if the release gate failed. The
+command's stderr goes to the night's log; with an exit code other than 0, nothing is published. Set
+CHAT_WEBHOOK to the URL of a chat channel that takes {"text": ...}, or change `send`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ import pipeline
 
 
 def message(run: str, snapshot: int, baseline: str) -> str:
-    """The night in two lines. run: its folder; baseline: what it is compared with, or empty."""
+    """Two lines of text. run: the run folder's URL; baseline: the baseline's name, or empty."""
     rows = pipeline.open_run(run).table(["status"], snapshot=snapshot)["status"].to_pylist()
     failed = rows.count("error")
     compared = f"; baseline {baseline}" if baseline else ""

@@ -1,12 +1,12 @@
-"""Labels of CVAT, Label Studio and LabelMe as a COCO panoptic dataset.
+"""Converts labels of CVAT, Label Studio and LabelMe to a COCO panoptic dataset.
 
     python to_panoptic.py annotations.json --stuff sky,road --out data/panoptic.json
     python to_panoptic.py LABELME_FOLDER --stuff sky,road --out data/panoptic.json
 
 CVAT exports "COCO 1.0", Label Studio "COCO": polygons and masks in one JSON of instances. LabelMe
-writes a JSON beside each photo. Classes named by --stuff become stuff, one segment an image; all
-others are things. Where shapes overlap, the smaller one lies on top: a cup on a table is a cup.
-Written are OUT and its PNGs, in the folder of its name; what nobody labelled is void.
+writes a JSON beside each photo. Classes named by --stuff become stuff, one segment per image; all
+others are things. Where shapes overlap, the smaller shape is on top: a cup on a table is a cup.
+Writes OUT (JSON) and PNGs in the folder of the same name; pixels without a label are void.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def read_coco(path: Path) -> Iterator[Photo]:
 
 
 def _is_mask_of_one(entry: Any) -> bool:
-    """CVAT marks every mask as a crowd, since COCO's own crowds are the masks among polygons."""
+    """Whether an annotation is CVAT's: CVAT writes `iscrowd` for every mask, also of one object."""
     return "attributes" in entry
 
 
@@ -79,8 +79,8 @@ def _drawn(shape: dict[str, Any], size: tuple[int, int], path: Path) -> NDArray[
     picture = Image.new("1", (width, height))
     corners = [tuple(point) for point in points]
     if kind == "rectangle":
-        (one, two) = np.sort(np.array(corners), axis=0).tolist()
-        ImageDraw.Draw(picture).rectangle((*one, *two), fill=1)
+        (top_left, bottom_right) = np.sort(np.array(corners), axis=0).tolist()
+        ImageDraw.Draw(picture).rectangle((*top_left, *bottom_right), fill=1)
     elif kind == "circle":
         (x, y), edge = corners
         radius = float(np.hypot(edge[0] - x, edge[1] - y))
@@ -96,7 +96,7 @@ def _drawn(shape: dict[str, Any], size: tuple[int, int], path: Path) -> NDArray[
 def panoptic_map(
     photo: Photo, ids: dict[str, int], stuff: set[str]
 ) -> tuple[NDArray[np.int32], list[dict[str, int]]]:
-    """(H, W) segment ids, 0 for void, and the segments of it."""
+    """(H, W) segment ids, 0 for void, and the map's segments as in COCO's `segments_info`."""
     segment_map = np.zeros((photo.height, photo.width), np.int32)
     of_stuff: dict[str, int] = {}
     segments: dict[int, dict[str, int]] = {}
@@ -112,7 +112,7 @@ def panoptic_map(
 
 
 def write_png(path: Path, segment_map: NDArray[np.int32]) -> None:
-    """An id is R + 256 G + 65536 B."""
+    """Write a COCO panoptic PNG: an id is R + 256 G + 65536 B."""
     rgb = segment_map[..., None] >> np.array([0, 8, 16]) & 255
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rgb.astype(np.uint8)).save(path)
@@ -135,7 +135,7 @@ def main() -> None:
     for number, photo in enumerate(read(options.labels), start=1):
         segment_map, segments = panoptic_map(photo, ids, stuff)
         if not segments:
-            continue  # nobody has labelled it yet
+            continue  # a photo without labels
         png = f"{Path(photo.file_name).with_suffix('.png').as_posix().replace('/', '_')}"
         write_png(options.out.with_suffix("") / png, segment_map)
         size = {"height": photo.height, "width": photo.width}
