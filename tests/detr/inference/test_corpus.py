@@ -69,7 +69,9 @@ def check(variants: Iterable[tuple[Picture, str, bytes]]) -> int:
                 np.testing.assert_array_equal(decode_image(data), entry.expected, entry.name)
         elif format in ("jpeg", "png", "gif", "webp", "avif") and damage.startswith("cut"):
             junk = ("junk", "comment", "other-bytes")  # the cut may be in there
-            if not any(word in entry.name for word in junk):
+            if "animated" in entry.name and found == "picture":  # its first frame is whole
+                np.testing.assert_array_equal(decode_image(data), entry.expected, entry.name)
+            elif not any(word in entry.name for word in junk):
                 assert found in ("truncated", "not_an_image"), (entry.name, damage)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
     assert grown < GROWTH
