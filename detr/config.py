@@ -101,7 +101,7 @@ class DetrConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> DetrConfig:
-        """The config that `to_dict` wrote. Raises ModelError for an unknown field."""
+        """The config of the result of `to_dict`. Raises ModelError for an unknown field."""
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise ModelError(f"the model's config has unknown fields {', '.join(unknown)}")

@@ -77,9 +77,9 @@ class ConsoleReporter(Reporter):
 
 
 def progress_line(progress: Progress) -> str:
-    """`1,024 of 5,000 images (20 %), 12.3 images/s, 5 min left, 64 in work, 3 errors (empty 3)`.
+    """One line of text; an image counts when the model has finished it.
 
-    An image counts when the model has finished it.
+    `1,024 of 5,000 images (20 %), 12.3 images/s, 5 min left, 64 in work, 3 errors (empty 3)`
     """
     total, finished = progress.total, progress.finished
     parts = [f"{finished:,} of {counted(total, 'image')}"]

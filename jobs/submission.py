@@ -2,8 +2,8 @@
 
 The submission id identifies a job: a running job of that id is attached to, a finished one is
 deleted and submitted again. A head that starts, a dropped log stream, a lost driver and a head that
-lost its jobs are waited for or retried. Exit codes of the job (a bad setting, a failed gate, a held
-lease) and stopped jobs are final.
+lost its jobs are waited for or retried. A job that ended for a bad setting, a failed gate or a held
+lease, and a job that somebody stopped, are not retried.
 """
 
 from __future__ import annotations

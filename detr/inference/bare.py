@@ -51,8 +51,8 @@ class Piece(NamedTuple):
 def bare(data: bytes, name: str, accepts: Accepts) -> bytes | None:
     """A copy of `data`, of PIL's format `name`, with only those extras that PIL can read.
 
-    `accepts` says whether PIL reads the header of a file; it is called once per extra. Returns None
-    if nothing would be left out, or if the file is too damaged.
+    `accepts(file)`: whether PIL reads the file's header; called for each extra. Returns None if
+    nothing would be left out, or if the file is too damaged.
     """
     match name:
         case "PNG":
@@ -83,7 +83,7 @@ def png_parts(data: bytes, most: int | None = None) -> list[Piece]:
 
 
 def jpeg_parts(data: bytes, most: int | None = None) -> list[Piece]:
-    """The segments of a JPEG up to the first scan's header, at most `most`; garbage is skipped."""
+    """A JPEG's segments, to the first scan's header inclusive, at most `most`; garbage skipped."""
     parts: list[Piece] = []
     at = 2
     while len(parts) != most and (marker := _MARKER.search(data, at)):

@@ -100,7 +100,7 @@ _DAMAGE: Final = (
 )
 
 
-# PIL's messages for sound files of a kind that PIL can't decode; the exceptions have any type.
+# PIL's messages for sound files of a kind that PIL can't decode; exception types vary.
 _NO_CODE: Final = re.compile(
     r"unsupported|not (yet )?supported|not available|cannot handle \d+-(bit|layer)|"
     r"unknown (pixel mode|data organization)|samples per pixel|unable to determine J2K image mode",

@@ -1,8 +1,8 @@
 """ResNet: an image to four feature maps, Res2 to Res5, each with its padding mask.
 
-The config decides depths, widths, block, stem stride and dilation, which torchvision's ResNet does
-not allow. Parameter names are torchvision's, as in the published files. As in those files, the 3x3
-convolutions have the strides (ResNet "v1.5").
+Not imported from torchvision, so that the config decides depths, widths, block, stem stride and
+dilation. Parameter names are torchvision's, as in the published files. As in the published files,
+the 3x3 convolutions have the strides (ResNet "v1.5").
 
 Batch norm is frozen in published models: a fixed scale and shift, which folded.py multiplies into
 the convolutions for inference. Training from scratch needs running statistics

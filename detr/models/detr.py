@@ -99,6 +99,7 @@ class Detr(nn.Module):
         self.bbox_embed = BoxHead(dim)
 
     def forward(self, images: Tensor, padding: Tensor | None, *, every_layer: bool) -> Detection:
+        """images (B, 3, H, W) normalised; padding (B, H, W) bool, True on padding, or None."""
         features: list[Features] = self.backbone[0](images, padding)
         projected = convolve(features[-1].tensors, self.input_proj)  # (B, d, h, w)
         channels, height, width = projected.shape[1:]

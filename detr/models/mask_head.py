@@ -2,8 +2,7 @@
 
 The published head (Carion et al. 2020, section 5) copies the image's features once per query and
 convolves the copies. Nearly all of that is linear in (image + query). So the part that depends on
-the image alone (the image's share) is computed once per image and added; only the rest is computed
-once per query:
+the image alone (the image's share) is computed once per image and added to the query's share:
 
 - the first convolution splits into image channels and attention channels;
 - adding an FPN map before a convolution equals adding its convolution afterwards;

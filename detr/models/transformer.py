@@ -76,6 +76,7 @@ class Layer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def feedforward(self, x: Tensor) -> Tensor:
+        """(..., d) -> (..., d), with the residual connection, before the norm."""
         hidden = self.dropout(apply_linear(x, self.linear1, relu=True))
         return x + self.dropout(apply_linear(hidden, self.linear2))
 

@@ -148,7 +148,7 @@ def make_card(checkpoint: Checkpoint, settings: Settings) -> ModelCard:
 
 
 def with_threshold(settings: Settings, asked: float | None, checkpoint: Checkpoint) -> Settings:
-    """`settings` with the threshold `asked`, else the weight file's, else as `settings` has it."""
+    """`settings` with the weight file's threshold if `asked` is None and the file has one."""
     if asked is None and checkpoint.threshold is not None:
         return replace(settings, threshold=checkpoint.threshold)
     return settings

@@ -58,7 +58,7 @@ def is_hugging_face(names: Mapping[str, object]) -> bool:
 
 
 def official_name(name: str) -> str:
-    """The published name of one transformers weight; `{q,k,v}_proj` stay (see `to_official`)."""
+    """The published name of a transformers weight; `to_official` joins `{q,k,v}_proj` later."""
     for pattern, replacement in _RULES:
         name = re.sub(pattern, replacement, name)
     name = _STAGE.sub(lambda m: f".body.layer{int(m[1]) + 1}.{m[2]}.", name)
