@@ -1,7 +1,7 @@
-"""`nightly.toml`: the settings of `segment` and, beside them, what a night is judged by.
+"""`nightly.toml`: the settings of `segment`, and those of brakes, release gate and report.
 
-Brakes (`max_removed_rate`, `max_recompute`) stop a night before it costs anything; limits stop what
-it made before anybody reads it.
+Brakes (`max_removed_rate`, `max_recompute`) stop a call before it computes images; the limits of
+the release gate stop it before it publishes them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NOT_OF_A_NIGHT = ("refresh", "shards")
 
 
 class NightlyConfig(RunConfig):
-    """What `panoptic nightly` is told. `out` is a folder of nights: run folders lie in it."""
+    """The settings of `panoptic nightly`. out: a folder of nights, which holds run folders."""
 
     truth: str | None = Field(
         None, description="COCO panoptic JSON of the images that new weights are judged by."
@@ -63,13 +63,16 @@ class NightlyConfig(RunConfig):
         return ShareLimits(self.max_error_rate, self.max_empty_rise, self.max_class_drift)
 
     def of_run(self, out: str) -> RunConfig:
-        """The settings of one of its run folders."""
+        """The settings of a run folder in the folder of nights."""
         shared = set(RunConfig.model_fields) - {"out"}
         return RunConfig(out=out, **self.model_dump(include=shared))
 
 
 def load_nightly(toml: str, flags: dict[str, Any] | None = None) -> NightlyConfig:
-    """Read the file; flags that are not None win. Raises UserError naming the setting."""
+    """The settings in a TOML file, replaced by `flags` that are not None.
+
+    Raises UserError with the name of the setting.
+    """
     if not Path(toml).exists():
         raise UserError(f"{toml}: no such file; docs/operations.md shows one")
     config = load_config(NightlyConfig, flags or {}, toml)
