@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How bytes become pixels; part of the fingerprint."""
+    """The settings of the image decoder; they are part of the fingerprint."""
 
     exif: bool
     max_pixels: int

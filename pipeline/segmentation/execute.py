@@ -129,7 +129,7 @@ def _raise_sentence(error: BaseException, progress_actor: ActorHandle) -> None:
             "same command again"
         ) from None
     for cause in causes(refusal or error):
-        if isinstance(cause, UserError) and not isinstance(cause, RayError):  # Ray's are both
+        if isinstance(cause, UserError) and not isinstance(cause, RayError):  # not Ray's wrapper
             if isinstance(cause, StorageError) and cause.may_pass:
                 raise TryAgainError(f"{cause}; run the same command again") from None
             raise cause from None

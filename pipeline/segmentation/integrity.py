@@ -4,8 +4,8 @@ An S3 client notices only a body that is shorter than its Content-Length. Flippe
 that a proxy cut and counted again, pass the client. The ETag of a plain S3 object is the MD5 of its
 content. The ETag of an object encrypted with KMS has the same form but is no MD5, and some stores
 use no MD5 at all. A body with another MD5 is accepted in two cases only: the store says that the
-object is encrypted with KMS; or no ETag in the bucket has matched an MD5 yet, and the MD5s of
-SEVERAL objects disagreed twice in the same way. One object that disagrees twice in the same way is
+object is encrypted with KMS; or no ETag in the bucket has matched an MD5 yet, and SEVERAL objects
+are encrypted with KMS or gave the same wrong MD5 twice. One object with the same wrong MD5 twice is
 no proof: a damaged disk or cache gives the same wrong bytes each time.
 """
 

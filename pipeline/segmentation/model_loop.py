@@ -151,8 +151,8 @@ class ModelStream:
                 message = f"{height} x {width} does not fit the device's memory even alone"
                 return [ImageError("out_of_memory", message)]
             self.batch_size = middle
-        first, rest = batch.part(0, middle), batch.part(middle, count)
-        return self.segment(first, sizes) + self.segment(rest, sizes)
+        first, second = batch.part(0, middle), batch.part(middle, count)
+        return self.segment(first, sizes) + self.segment(second, sizes)
 
     def _call(self, function: Any, batch: Batch) -> Any:
         """Pass the sizes of the files only where the pixels have other sizes (draft mode)."""

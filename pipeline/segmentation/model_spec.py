@@ -36,7 +36,8 @@ from pipeline.storage.node_cache import local_copy
 from pipeline.storage.storage import normalize_url
 
 # Pixels. Photos of any aspect ratio have nearly as many processed sizes as photos: without rounding
-# a GPU would get batches of one or two, and cuDNN would plan its convolutions for each size.
+# a GPU would get batches of one or two, and cuDNN would plan its convolutions for each size. A CPU
+# computes images one by one.
 USUAL_QUANTUM: Final = {"cpu": 1, "cuda": 32}
 C = TypeVar("C", bound=RunConfig)
 
@@ -114,11 +115,11 @@ class ModelSpec:
         # Hashed before they are read: if the file is replaced in between, the workers refuse it.
         content = content_sha256(Path(local_weights(self.weights, self.options)[0]))
         _, card = self._call(getattr(load, "describe", load))
-        asked = self._threshold(load)
+        threshold = self._threshold(load)
         fields = dict(getattr(card, "fingerprint_fields", {"model_fingerprint": card.fingerprint}))
         return ModelDescription(
             categories=card.categories,
-            threshold=getattr(card, "threshold", THRESHOLD if asked is None else asked),
+            threshold=getattr(card, "threshold", THRESHOLD if threshold is None else threshold),
             recommended=recommended_by(card),
             weights_sha256=str(getattr(card, "weights_sha256", "")),
             fields=fields,

@@ -42,7 +42,7 @@ from pipeline.storage.entry import StorageError
 
 __all__ = ["Decoding", "Segmenter"]
 
-LOST_DEVICE_EXIT: Final = 70  # of the actor's process
+LOST_DEVICE_EXIT: Final = 70  # exit status of the actor's process
 REPORT_SECONDS: Final = 0.5  # between two progress reports of a unit
 
 
