@@ -66,7 +66,7 @@ class CategoryMap:
         return hashlib.sha256(f"{truth_sha256}\n{self.digest}\n".encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """As `pq.json` holds it."""
+        """The value of `category_map` in `pq.json`."""
         pairs = {side: list(map(list, ids.items())) for side, ids in self.ids.items()}
         return {"categories": self.categories.to_json(), "ids": pairs, "names": self.names}
 

@@ -107,11 +107,10 @@ def _stage(staging: Staging, file: CocoFile, *, truth: bool, prefix: str) -> lis
 
 
 def resolve(staging: Staging, truth_url: str) -> None:
-    """Table `resolved`: the annotations with hash and file_name of the run's manifest.
+    """Make the table `resolved`: the annotations with hash and file_name of the run's manifest.
 
-    A truth's name is the run's name, or one is a tail of the other's path and of no other's. Views
-    needed: truth (image_id, name), annotations, manifest (hash, file_name). Raises UserError naming
-    an ambiguous one.
+    Needs the tables or views truth (image_id, name), annotations and manifest (hash, file_name).
+    Names match as the module says. Raises UserError with an ambiguous name.
     """
     connection = staging.connection
     connection.execute(

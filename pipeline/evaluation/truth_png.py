@@ -46,7 +46,7 @@ PIXELS: Final = 1 << 28  # of the largest PNG that is read; a larger one may be 
 
 
 class MaskError(Exception):
-    """This PNG is no panoptic map; the message says why."""
+    """The PNG is no panoptic map, or disagrees with its JSON."""
 
 
 def read_png(data: bytes) -> NDArray[np.uint32]:
