@@ -184,9 +184,8 @@ def stack(
         h, w = id_map.shape
         pixels[row, :, :h, :w] = normalize(torch.from_numpy(np.ascontiguousarray(image))[None])[0]
         padding[row, :h, :w] = False
-        shown = [
-            (i, c) for i, c in pairs if np.any(id_map == i)
-        ]  # resizing may drop small segments
+        # Resizing may have removed small segments.
+        shown = [(i, c) for i, c in pairs if np.any(id_map == i)]
         one_hot = np.zeros((len(shown), height, width), dtype=np.float32)
         for mask, (segment_id, _) in zip(one_hot, shown, strict=True):
             mask[:h, :w] = id_map == segment_id

@@ -55,7 +55,7 @@ class Example:
 
 @dataclass(frozen=True)
 class PanopticDataset:
-    """Immutable and small enough to send to workers: names and ids, no pixels."""
+    """The names and ids of a dataset, without pixels: small enough to send to workers."""
 
     categories: Categories
     examples: tuple[Example, ...]

@@ -206,7 +206,7 @@ class Trainer:
         share = factor(self.step, self.plan)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * share
-        # Every random draw of a step (dropout) follows from its number.
+        # The random numbers of a step (dropout) depend only on seed, step and rank.
         torch.manual_seed(self.plan.seed * 1_000_003 + self.step * self.world + self.rank)
         self.learner.train()
         shares = self._shares(batch.targets) if self.world > 1 else ()

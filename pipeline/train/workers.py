@@ -45,7 +45,7 @@ def launch(task: Task, *, workers: int, use_gpu: bool, tell: Callable[[News], No
     """Run the training to its end; `tell` gets each report, in the driver.
 
     Raises UserError for a fault that a worker found in the data, TrainingFailedError if workers
-    were lost more than RESTARTS times.
+    failed more than RESTARTS times.
     """
     board = Board.remote()  # type: ignore[attr-defined]
     cpus = max(1, int(ray.cluster_resources()["CPU"]) // workers)
