@@ -51,9 +51,7 @@ class Inspection:
     queries: tuple[KeptQuery, ...]  # of the kept ones, those with the highest scores, descending
     kept: int  # number of kept queries
     boxes: NDArray[np.float32]  # (N, 4) of all queries: centre x, y, width, height in 0..1
-    owner: NDArray[
-        np.int64
-    ]  # (h2, w2): kept query with the largest logit, before small are dropped
+    owner: NDArray[np.int64]  # (h2, w2): kept query with the largest logit, before `merge`
     owner_categories: tuple[int, ...]  # of the kept queries, indexed by `owner`
     panoptic: Panoptic
 
@@ -72,12 +70,12 @@ def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int =
         raise UserError(f"the image can't be segmented: {error} ({error.code})") from error
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None].to(predictor.device)
     inputs = normalize(resize(pixels, size)).to(predictor.dtype)  # (1, 3, h, w)
-    found = model.detect(inputs)
+    detection = model.detect(inputs)
     class_ids = predictor.categories.class_ids(config.num_classes)
     known = torch.tensor([c is not None for c in class_ids], device=predictor.device)
-    kept = select(found.logits[-1][0], predictor.threshold, is_category=known)
+    kept = select(detection.logits[-1][0], predictor.threshold, is_category=known)
     image_index = torch.zeros_like(kept.queries)
-    logits = model.mask_logits(found, image_index, kept.queries, chunk=8)  # (K, h2, w2)
+    logits = model.mask_logits(detection, image_index, kept.queries, chunk=8)  # (K, h2, w2)
     categories = [c for c in (class_ids[label] for label in kept.labels.tolist()) if c is not None]
     panoptic = merge(
         logits,
@@ -87,15 +85,15 @@ def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int =
         processed_size=size,
         original_size=(image.shape[0], image.shape[1]),
     )
-    all_queries = torch.arange(found.embeddings.shape[1], device=predictor.device)
-    attention = _attention(model, found, all_queries)  # (N, heads, h5, w5)
+    all_queries = torch.arange(detection.embeddings.shape[1], device=predictor.device)
+    attention = _attention(model, detection, all_queries)  # (N, heads, h5, w5)
     order = kept.scores.argsort(descending=True, stable=True)[:queries].tolist()
     followed = []
     steps: list[tuple[str, Tensor]] = []
     for position in order:
         query = int(kept.queries[position])
-        steps = list(mask_head_steps(model, found, attention[query]))
-        centre_x, centre_y, width, height = found.boxes[-1][0, query].float().tolist()
+        steps = list(mask_head_steps(model, detection, attention[query]))
+        centre_x, centre_y, width, height = detection.boxes[-1][0, query].float().tolist()
         followed.append(
             KeptQuery(
                 query=query,
@@ -113,22 +111,22 @@ def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int =
             )
         )
     if not steps:  # no query was kept: the table of stages needs the shapes all the same
-        steps = list(mask_head_steps(model, found, attention[0]))
-    features = [f.tensors for f in found.features]
+        steps = list(mask_head_steps(model, detection, attention[0]))
+    features = [f.tensors for f in detection.features]
     owner = logits.float().argmax(0) if len(logits) else torch.zeros(logits.shape[1:])
     return Inspection(
         image=image,
         processed_size=size,
         stages=tuple(
-            stages(config, image, inputs, found, attention, steps, len(kept.queries), panoptic)
+            stages(config, image, inputs, detection, attention, steps, len(kept.queries), panoptic)
         ),
         features=(
             *((f"Res{number}", _norm(x)) for number, x in enumerate(features, 2)),
-            ("Encoded image", _norm(grid(found))),
+            ("Encoded image", _norm(grid(detection))),
         ),
         queries=tuple(followed),
         kept=len(kept.queries),
-        boxes=_array(found.boxes[-1][0]),
+        boxes=_array(detection.boxes[-1][0]),
         owner=owner.long().cpu().numpy(),
         owner_categories=tuple(categories),
         panoptic=panoptic,
@@ -165,12 +163,12 @@ def mask_head_steps(
     yield "mask logits", head.out_lay(x)
 
 
-def _attention(model: DetrPanoptic, found: Detection, queries: Tensor) -> Tensor:
+def _attention(model: DetrPanoptic, detection: Detection, queries: Tensor) -> Tensor:
     """The attention maps of these queries of one image, (N, heads, h5, w5)."""
     maps = model.bbox_attention(
-        found.embeddings[0, queries], found.memory, None, torch.zeros_like(queries)
+        detection.embeddings[0, queries], detection.memory, None, torch.zeros_like(queries)
     )
-    return maps.unflatten(-1, found.projected.shape[-2:])
+    return maps.unflatten(-1, detection.projected.shape[-2:])
 
 
 def _norm(x: Tensor) -> NDArray[np.float32]:
