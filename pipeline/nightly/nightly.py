@@ -172,7 +172,7 @@ class _Night:
         self.nights.publish(self.name, run, candidate.number)
         return summary
 
-    # -- the steps
+    # -- steps
 
     def _first(self, run: Run | None) -> Run:
         """List, make the run folder, and plan generation 1: all images, or with new weights those
@@ -289,7 +289,7 @@ class _Night:
             return [f"the report command can't be run: {error}"]
         return [f"the report command ended with {code}: {shlex.join(command)}"] if code else []
 
-    # -- how it ends
+    # -- outcomes
 
     def _nothing_to_do(self, candidate: RunSnapshot, pin: bool) -> NightSummary:
         candidate.run.mark_success(True)  # an earlier call may have been killed before this
@@ -330,7 +330,7 @@ class _Night:
         self.nights.write_summary(self.started.strftime(STAMP), summary.to_json(), summary.text())
         return summary
 
-    # -- questions
+    # -- state and source
 
     def _is_live(self, candidate: RunSnapshot) -> bool:
         withdrawn = (candidate.run.pointer() or {}).get("withdrawn", ())

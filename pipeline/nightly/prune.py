@@ -181,9 +181,9 @@ def _plan_run(storage: Storage, keep: int) -> Pruning:
     pointer = run.pointer() or {}
     numbers = [*pointer.get("previous", ()), *([pointer["snapshot"]] if pointer else [])]
     kept = set(numbers[-keep:])
-    place = locate(storage)
-    pinned = Nights(place.nights).pinned() if place.nights is not None else None
-    if pinned and pinned.run == place.name:
+    location = locate(storage)
+    pinned = Nights(location.nights).pinned() if location.nights is not None else None
+    if pinned and pinned.run == location.name:
         kept.add(pinned.snapshot)
     names = tuple(snapshot_name(number) for number in sorted(kept))
     return Pruning(storage.url, names, tuple(_of_run(run, kept)), _shorter(run, kept))

@@ -109,7 +109,7 @@ def _live(
                 return entry, rows, shard.metadata.metadata or {}, ""
         except FileNotFoundError:
             return entry, None, {}, "is missing"
-        except (OSError, ValueError) as error:  # pyarrow's errors are both
+        except (OSError, ValueError) as error:  # pyarrow raises both
             if of_client(error):  # the store failed: no finding on the shard
                 raise
             return entry, None, {}, f"can't be read: {error}"
