@@ -280,8 +280,10 @@ def local_weights(weights: str, options: Mapping[str, str]) -> tuple[str, str | 
 def with_size_quantum(
     config: C, recorded: Mapping[str, Any] | None, device: str, note: Callable[[str], None]
 ) -> C:
-    """The settings with `size_quantum` (pixels) filled in if None: from `recorded`, the settings in
-    run.json, or for a new run from USUAL_QUANTUM of the device. `note` gets a line on the latter.
+    """The settings with `size_quantum` (pixels) filled in if None.
+
+    It is that of `recorded`, the settings in run.json; for a new run (None) that of USUAL_QUANTUM
+    for the device, and `note` gets a line on the rounding.
     """
     if config.size_quantum is not None:
         return config

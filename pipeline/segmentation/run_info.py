@@ -1,4 +1,4 @@
-"""run.json of a new run, and the check of every later call against it.
+"""run.json of a new run, and the check of later calls against run.json.
 
 A call with another model, source or option of the fingerprint raises UserError with the field.
 """
