@@ -67,7 +67,7 @@ class Pruning:
 
 
 def plan_prune(out: str, keep: int, options: Mapping[str, str] | None = None) -> Pruning:
-    """The objects that `prune` would delete from `out`, without a change.
+    """The objects that `prune` would delete from `out`. Nothing is changed.
 
     keep: the number of last published snapshots to keep. options: storage options of `out`.
     """

@@ -57,9 +57,9 @@ class Verification:
 def verify(run: Run, number: int | None = None) -> Verification:
     """Check the rows of snapshot `number`, by default of the published one.
 
-    It is right if each image of the manifest has exactly one row, with its URI and ETag; if there
-    are no other rows; if rows are sorted by hash; and if footers, snapshot and the listing of the
-    store agree on each shard. Raises UserError without such a snapshot.
+    A snapshot is right if each image of the manifest has exactly one row, with its URI and ETag; if
+    there are no other rows; if rows are sorted by hash; and if footers, snapshot and the listing of
+    the store agree on each shard. Raises UserError without such a snapshot.
     """
     snapshot = run.snapshot(number)
     sizes = {entry.path: entry.size for entry in run.storage.list(SEGMENTS)}
