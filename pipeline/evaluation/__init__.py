@@ -1,1 +1,1 @@
-"""Figures against ground truth, and of one run against another."""
+"""PQ of a run against ground truth, and comparisons of two runs."""

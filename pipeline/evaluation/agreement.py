@@ -1,9 +1,9 @@
-"""Two snapshots without ground truth: where they disagree, and which images are worth labelling.
+"""Agreement of two snapshots without ground truth, and the images on which they differ most.
 
-Agreement is the PQ of B with A as truth. What A left void counts as labelled nothing, not as void:
-segments that only B sees are disagreements, not forgiven. Rows are paired by hash range, so memory
-is that of a few shards however large the runs; `limit` takes the smallest hashes, as everywhere a
-uniform sample.
+Agreement is the PQ of B with A as truth. Pixels that A left void count as labelled without a
+segment, so segments that only B has are false positives. Rows are paired by hash range, so memory
+is that of a few shards for runs of any size; the images with the smallest hashes are a uniform
+sample.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ SHARDS_HELD: Final = 64
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An image on which A and B differ. segments: how many of either have no partner of the same
-    class, halved, plus what matches lack of IoU 1: the loss of PQ's numerator, not its ratio, since
-    an image with one small segment is quickly at PQ 0."""
+    """An image on which A and B differ.
+
+    segments: (FP + FN) / 2 + sum of (1 - IoU) over matches. Images are ordered by this number and
+    not by PQ, which is 0 as soon as the only segment of an image differs.
+    """
 
     file_name: str
     uri: str
@@ -52,7 +54,7 @@ class Agreement:
     a: str
     b: str
     images: int
-    unpaired: int  # in one of them only, or failed in one
+    unpaired: int  # images that are in one run only, or failed in one
     groups: dict[str, dict[str, Any]]  # All, Things, Stuff: PQ of B with A as truth
     per_class: dict[str, dict[str, Any]]
     drift: Drift
@@ -63,7 +65,10 @@ class Agreement:
 
 
 def agree(a: RunSnapshot, b: RunSnapshot, limit: int = SAMPLE) -> Agreement:
-    """Compare the segments of B with those of A. Raises UserError if they share no image."""
+    """Compare the segments of B with those of A on at least `limit` images, if there are so many.
+
+    Raises UserError if the label sets differ, or if no image is ok in both.
+    """
     categories = a.run.info.categories
     if b.run.info.category_list != a.run.info.category_list:
         raise UserError("A and B have different categories: their segments can't be compared")
@@ -72,15 +77,15 @@ def agree(a: RunSnapshot, b: RunSnapshot, limit: int = SAMPLE) -> Agreement:
     shares = Shares.zero(len(ids)), Shares.zero(len(ids))
     images = unpaired = 0
     worst: list[Disagreement] = []
-    for one, two in _paired(a, b):
-        for own, rows in zip(shares, (one, two), strict=True):
-            own.add(Shares.of(rows, ids))
-        one, two, left_out = _both_ok(one, two)
+    for rows_a, rows_b in _paired(a, b):
+        for share, rows in zip(shares, (rows_a, rows_b), strict=True):
+            share.add(Shares.of(rows, ids))
+        ok_a, ok_b, left_out = _both_ok(rows_a, rows_b)
         unpaired += left_out
-        images += one.num_rows
-        partial, table = score_rows(two, as_truth(one), ids)
+        images += ok_a.num_rows
+        partial, table = score_rows(ok_b, as_truth(ok_a), ids)
         total.add(partial)
-        worst = nlargest(LISTED, [*worst, *_disagreements(table, two)], key=lambda d: d.segments)
+        worst = nlargest(LISTED, [*worst, *_disagreements(table, ok_b)], key=lambda d: d.segments)
         if images >= limit:
             break
     if not images:
@@ -107,7 +112,7 @@ def _paired(a: RunSnapshot, b: RunSnapshot) -> Iterator[tuple[pa.Table, pa.Table
 
 
 class _Rows:
-    """A snapshot's rows by hash range. A shard's range is in its name."""
+    """The rows of a snapshot by hash range; the name of a shard gives its range."""
 
     def __init__(self, run_snapshot: RunSnapshot) -> None:
         self._run = run_snapshot.run
@@ -121,7 +126,7 @@ class _Rows:
             bounds = shard_start(index, count), shard_start(index + 1, count)
             self._ranges.append((*bounds, entry.path))
         self.most_shards = max(shards.values(), default=1)
-        # Shards of small generations span many ranges: read once, held while they are needed.
+        # A shard of a small generation spans many ranges: the cache spares reading it again.
         self._read = lru_cache(maxsize=SHARDS_HELD)(self._read_shard)
 
     def between(self, low: int, high: int) -> pa.Table:
@@ -138,9 +143,9 @@ class _Rows:
         return rows, hashes_of(rows["file_name"].to_pylist())
 
 
-def _both_ok(one: pa.Table, two: pa.Table) -> tuple[pa.Table, pa.Table, int]:
-    """The rows whose image is ok in both, in the same order, and how many images are not."""
-    places = [
+def _both_ok(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table, int]:
+    """The rows of the images that are ok in both, in one order, and the number of other images."""
+    positions = [
         {
             name: row
             for row, (name, status) in enumerate(
@@ -148,19 +153,19 @@ def _both_ok(one: pa.Table, two: pa.Table) -> tuple[pa.Table, pa.Table, int]:
             )
             if status == "ok"
         }
-        for rows in (one, two)
+        for rows in (a, b)
     ]
-    names = [name for name in places[0] if name in places[1]]
-    every = {*one["file_name"].to_pylist(), *two["file_name"].to_pylist()}
-    taken = [
-        rows.take(pa.array([place[name] for name in names], pa.int64()))
-        for rows, place in zip((one, two), places, strict=True)
+    names = [name for name in positions[0] if name in positions[1]]
+    union = {*a["file_name"].to_pylist(), *b["file_name"].to_pylist()}
+    tables = [
+        rows.take(pa.array([row_of_name[name] for name in names], pa.int64()))
+        for rows, row_of_name in zip((a, b), positions, strict=True)
     ]
-    return taken[0], taken[1], len(every) - len(names)
+    return tables[0], tables[1], len(union) - len(names)
 
 
 def as_truth(rows: pa.Table) -> pa.Table:
-    """Ok shard rows as truth rows (`truth_table.TRUTH_SCHEMA`) that leave no pixel void."""
+    """Shard rows with status ok -> rows of TRUTH_SCHEMA in which no pixel is void."""
     columns = (
         "file_name",
         "height",
@@ -171,26 +176,26 @@ def as_truth(rows: pa.Table) -> pa.Table:
         "bbox",
         "counts",
     )
-    found = rows.select(columns).to_pylist()
-    hashes = hashes_of([row["file_name"] for row in found]).tolist()
+    predictions = rows.select(columns).to_pylist()
+    hashes = hashes_of([row["file_name"] for row in predictions]).tolist()
     return pa.Table.from_pylist(
         [
             {
                 **row,
-                "hash": own,
+                "hash": name_hash,
                 "image_id": row["file_name"],
                 "iscrowd": [False] * len(row["segment_id"]),
                 "area_mismatches": 0,
                 **_rest(row),
             }
-            for own, row in zip(hashes, found, strict=True)
+            for name_hash, row in zip(hashes, predictions, strict=True)
         ],
         schema=TRUTH_SCHEMA,
     )
 
 
 def _rest(row: dict[str, Any]) -> dict[str, Any]:
-    """The pixels of no segment as their own string, or why the row can't be read."""
+    """`unlisted_counts`: RLE of the pixels without a segment; or `problem`, if the RLE is bad."""
     height, width = row["height"], row["width"]
     positions = np.arange(1, len(row["counts"]) + 1)
     try:

@@ -1,17 +1,18 @@
-"""Truth and model of two label sets, scored in one: categories renamed, merged or left out.
+"""The category map: categories of truth and model renamed, merged or left out, by a TOML file.
 
     [truth]
     truck = "vehicle"
-    sky = ""            # left out: its pixels are void, which forgives whatever is predicted there
+    sky = ""            # left out: its pixels are void, and predictions on void are no errors
 
     [model]
     truck = "vehicle"
     bus = "vehicle"
-    "*" = ""            # whatever is not named here is left out: predicted there is nothing
+    "*" = ""            # every category without a line is left out: its segments are dropped
 
-Both sides go by names, and a category that no line names keeps its own. The common label set is
-what the truth then has, so a category of the model must end up in it. Stuff that is merged is one
-segment an image, as the rules of PQ want it; things stay as many as they are.
+Each line is a name of the side and a name of the common label set. A category without a line keeps
+its name. The common label set has the categories of the mapped truth, and each category of the
+model must be mapped to one of these. Merged stuff becomes one segment per image, as PQ requires;
+things are not joined.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from pipeline.storage.node_cache import local_copy
 OTHERS: Final = "*"
 LEFT_OUT: Final = ""
 FLAG: Final = "--map-categories"
-UNKNOWN: Final = -1  # an id of a row that its own label set has not: it can't be scored
-# What a row holds of each segment, where it holds it.
+UNKNOWN: Final = -1  # for an id outside the label set of its side: the row can't be scored
+# The list columns with one value per segment; a table may lack some of them.
 _LISTS: Final = (
     *("segment_id", "category_id", "isthing", "iscrowd", "score", "area", "bbox", "counts"),
 )
@@ -49,23 +50,23 @@ Segment = dict[str, Any]
 
 @dataclass(frozen=True)
 class CategoryMap:
-    """What each category id of either side is in the common label set; None is left out."""
+    """The mapping of category ids of truth and model to the common label set."""
 
-    categories: Categories
-    ids: Mapping[Side, Mapping[int, int | None]]
-    names: Names  # as the file gives them
+    categories: Categories  # of the common label set
+    ids: Mapping[Side, Mapping[int, int | None]]  # None: left out
+    names: Names  # the two tables of the file
 
     @property
     def digest(self) -> str:
-        """What tells scores under this file from scores under another."""
+        """SHA-256 of `names`: scores with different digests can't be compared."""
         return hashlib.sha256(json.dumps(self.names, sort_keys=True).encode()).hexdigest()
 
     def identity(self, truth_sha256: str) -> str:
-        """Of the truth as it is seen through this map: only equal ones are compared."""
+        """SHA-256 of the mapped truth, for `truth_sha256` of `pq.json`."""
         return hashlib.sha256(f"{truth_sha256}\n{self.digest}\n".encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """As `pq.json` holds it."""
+        """The value of `category_map` in `pq.json`."""
         pairs = {side: list(map(list, ids.items())) for side, ids in self.ids.items()}
         return {"categories": self.categories.to_json(), "ids": pairs, "names": self.names}
 
@@ -76,33 +77,33 @@ class CategoryMap:
 
     @classmethod
     def of_result(cls, result: Mapping[str, Any] | None) -> CategoryMap | None:
-        """That of an evaluation, by its `pq.json`; None where it was made without."""
+        """The map in the `pq.json` of an evaluation; None if it was made without a map."""
         data = (result or {}).get("category_map")
         return None if data is None else cls.from_json(data)
 
     def apply(self, rows: pa.Table, side: Side) -> pa.Table:
         """Shard or truth rows with the segments and categories of the common label set.
 
-        A merged segment has the id of its first part. Columns that `rows` has not are not needed;
-        without `counts` nothing is merged.
+        A merged segment has the id of its first part. `rows` needs height and width and may lack
+        columns of segments; without `counts` no segments are merged.
         """
         names = [name for name in _LISTS if name in rows.column_names]
         columns = [rows[name].to_pylist() for name in names]
         sizes = zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True)
         mapped = [
-            self._segments(_by_segment(names, own), side, size)
-            for own, size in zip(zip(*columns, strict=True), sizes, strict=True)
+            self._segments(_by_segment(names, lists), side, size)
+            for lists, size in zip(zip(*columns, strict=True), sizes, strict=True)
         ]
         for name in names:
-            at = rows.column_names.index(name)
+            index = rows.column_names.index(name)
             values = [[segment[name] for segment in segments] for segments in mapped]
             rows = rows.set_column(
-                at, rows.schema.field(at), pa.array(values, rows.schema.types[at])
+                index, rows.schema.field(index), pa.array(values, rows.schema.types[index])
             )
         return rows
 
     def row(self, row: Mapping[str, Any], side: Side) -> dict[str, Any]:
-        """As `apply`, of one row as a dict."""
+        """`apply` for one row as a dict."""
         names = [name for name in _LISTS if name in row]
         segments = _by_segment(names, [row[name] for name in names])
         mapped = self._segments(segments, side, (row["height"], row["width"]))
@@ -128,12 +129,12 @@ class CategoryMap:
             whole = _union(same, size) if len(same) > 1 else None
             if whole is not None:
                 kept[kept.index(same[0])] = whole
-                kept = [each for each in kept if not any(each is part for part in same[1:])]
+                kept = [entry for entry in kept if not any(entry is part for part in same[1:])]
         return kept
 
     @cached_property
     def _merged(self) -> dict[Side, set[int]]:
-        """Ids of stuff that several categories of a side have become."""
+        """By side, the ids of stuff in the common label set to which several categories map."""
         merged: dict[Side, set[int]] = {}
         for side, ids in self.ids.items():
             count = Counter(ids.values())
@@ -142,12 +143,12 @@ class CategoryMap:
 
 
 def _by_segment(names: Sequence[str], lists: Sequence[Sequence[Any]]) -> list[Segment]:
-    """One image's lists as a dict for each segment."""
-    return [dict(zip(names, each, strict=True)) for each in zip(*lists, strict=True)]
+    """The lists of one image as one dict per segment."""
+    return [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
 def _union(parts: Sequence[Segment], size: tuple[int | None, int | None]) -> Segment | None:
-    """One segment of all; None where they are no masks of this size: scoring names the fault."""
+    """The union of the segments; None if an RLE does not fit the size, which scoring reports."""
     shown = [part["counts"] for part in parts if part.get("area") != 0]
     height, width = size
     if height is None or width is None or not shown:
@@ -190,20 +191,20 @@ def read_map(
         raise UserError(f"{FLAG} {url} leaves out every category of the truth")
     ids: dict[Side, dict[int, int | None]] = {"truth": {}, "model": {}}
     for category in truth:
-        found = common.get(_new_name(names["truth"], category))
-        ids["truth"][category.id] = None if found is None else found.id
+        target = common.get(_new_name(names["truth"], category))
+        ids["truth"][category.id] = None if target is None else target.id
     homeless = []
     for category in model:
         new = _new_name(names["model"], category)
-        found = common.get(new)
-        if found is None and new != LEFT_OUT:
+        target = common.get(new)
+        if target is None and new != LEFT_OUT:
             homeless.append(new)
-        elif found is not None and found.isthing and not category.isthing:
+        elif target is not None and target.isthing and not category.isthing:
             raise UserError(
                 f"{FLAG} {url}: {category.name!r} is stuff of the model and {new!r} things of the "
                 "truth, which can't be told apart in it: leave it out, or map it to stuff"
             )
-        ids["model"][category.id] = None if found is None else found.id
+        ids["model"][category.id] = None if target is None else target.id
     if homeless:
         few = ", ".join(map(repr, homeless[:5])) + (", ..." if len(homeless) > 5 else "")
         raise UserError(
@@ -218,7 +219,7 @@ def _new_name(names: Mapping[str, str], category: Category) -> str:
 
 
 def _names(url: str, options: Mapping[str, str] | None) -> Names:
-    """The two tables of the file."""
+    """The two tables of the file. Raises UserError."""
     try:
         path = str(local_copy(url, options))
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """PQ of any model's COCO panoptic files: two JSONs and their PNG folders, without Ray.
 
-The same conversion, kernel and sums as for a run, image by image in threads (PNG decoding and the
-kernels release the GIL), so the figures of a run and of its export are the same bits. The truth's
-JSON is staged, the PNGs are read in chunks: a few thousand images or a few hundred thousand.
+Conversion, kernel and sums are those of a run, so a run and its export have exactly the same
+figures. Threads convert the images; PNG decoding and the kernels release the GIL. The JSONs are
+staged in DuckDB and the PNGs read in chunks, so some hundred thousand images fit in memory.
 """
 
 from __future__ import annotations
@@ -41,13 +41,15 @@ def evaluate_files(
     options: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Score `predictions` (a COCO panoptic JSON) against `truth`, joined by image_id.
+    """Score `predictions` against `truth`, both COCO panoptic JSONs, joined by image_id.
 
-    Each JSON's PNGs lie in the folder of its name unless another is given; options are those of
-    their storage. map_categories: as of `evaluate_run`; predictions that list no categories have
-    those of the truth. The result has the structure of `evaluate_run`. Raises UserError for files
-    that can't be read; InvalidError, with the figures of all others, for images that can't be
-    scored: by panopticapi's rules a truth without a prediction is one of them.
+    prediction_masks, truth_masks: the folders of the PNGs; None: the folder named as the JSON.
+    options: of the storage of all files. map_categories: as of `evaluate_run`; predictions that
+    list no categories have those of the truth. Returns figures with the names of `evaluate_run`.
+
+    Raises UserError for files that can't be read; InvalidError, with the figures of all other
+    images, for images that can't be scored. An image of the truth without a prediction is such an
+    image, as in panopticapi.
     """
     started = time.monotonic()
     folders = {
@@ -64,13 +66,13 @@ def evaluate_files(
             mapping = read_map(map_categories, truth=categories, model=model, options=options)
             categories = mapping.categories
         else:
-            for number, own, other in renamed(categories, category_names(listed))[:1]:
+            for number, true_name, other_name in renamed(categories, category_names(listed))[:1]:
                 note(
-                    f"category {number} is {other!r} in {predictions} and {own!r} in {truth}: are "
-                    "they of one label set? Only ids are compared (--map-categories FILE says "
-                    "which are the same)"
+                    f"category {number} is {other_name!r} in {predictions} and {true_name!r} in "
+                    f"{truth}: are they of one label set? Only ids are compared "
+                    "(--map-categories FILE says which are the same)"
                 )
-        # Rows are joined by name, which two images of a JSON may share.
+        # `score_rows` joins rows by name, and two images of a JSON may share a name.
         staging.connection.execute(
             "create view named as select image_id, case when count(*) over (partition by name) > 1 "
             "then name || ' (id ' || image_id || ')' else name end as name from images"
@@ -133,7 +135,7 @@ def _score_chunk(
         predictions, truth = mapping.apply(predictions, "model"), mapping.apply(truth, "truth")
     broken = predictions["problem"].to_pylist()
     good = [problem is None for problem in broken]
-    status = pa.array(["ok" if own else "error" for own in good])
+    status = pa.array(["ok" if is_good else "error" for is_good in good])
     predictions = predictions.append_column("status", status).append_column("error_code", status)
     partial, _ = score_rows(predictions.filter(pa.array(good)), truth, category_ids)
     for row, problem in zip(rows, broken, strict=True):
@@ -144,7 +146,7 @@ def _score_chunk(
 
 
 def _side(row: dict[str, Any], side: str, masks: Storage) -> dict[str, Any]:
-    own = {name[2:]: value for name, value in row.items() if name.startswith(f"{side}_")}
+    annotation = {name[2:]: value for name, value in row.items() if name.startswith(f"{side}_")}
     name = row["name"]
     names = {"hash": name_hash(name), "file_name": name, "image_id": row["image_id"]}
-    return convert_row({**own, **names}, masks, truth=side == "t")
+    return convert_row({**annotation, **names}, masks, truth=side == "t")

@@ -1,9 +1,8 @@
-"""Two snapshots against one ground truth: what changed, how surely, and is it good enough?
+"""The difference in PQ of two snapshots on one ground truth, with paired bootstrap intervals.
 
-Both were scored by `evaluate`; the per-image rows of the images that both have are summed again
-with the same bootstrap samples (`bootstrap.py`), so that the difference of each replicate is paired
-and an interval of it is far narrower than the two intervals laid side by side. Reads run folders
-only.
+Both snapshots were scored by `evaluate`. The per-image rows of their common images are summed again
+with the same bootstrap samples (`bootstrap.py`), so differences are paired by replicate: their
+interval is far narrower than the intervals of the two PQs suggest. Reads run folders only.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ class OtherTruthError(UserError):
 
 @dataclass(frozen=True)
 class Change:
-    """A figure in A and in B, as fractions; None where no class occurs. `interval` and `error` are
-    the paired 95 % interval and the standard error of the difference."""
+    """A figure (0 to 1) in A and in B; None where no class occurs. interval, error: the paired 95 %
+    interval and the standard error of the difference."""
 
     a: float | None
     b: float | None
@@ -52,7 +51,7 @@ class Change:
 
 @dataclass(frozen=True)
 class ClassChange:
-    """PQ of one category in A and in B. segments: how many the ground truth has."""
+    """PQ of one category in A and in B. segments: of the category in the ground truth."""
 
     category_id: int
     name: str
@@ -94,23 +93,26 @@ class _Side:
 
     hashes: NDArray[np.uint64]
     pq: NDArray[np.float64]  # NaN without segments
-    segments: NDArray[np.int64]  # true ones: TP + FN
+    segments: NDArray[np.int64]  # of the ground truth: TP + FN
 
 
 def shared_evaluation(a: RunSnapshot, b: RunSnapshot) -> str | None:
-    """The name of the evaluation that both have; None if there is none, UserError if several."""
-    both = sorted(set(a.evaluations()) & set(b.evaluations()))
-    if len(both) > 1:
-        raise UserError(f"both were evaluated as {' and as '.join(both)}: choose one with --name")
-    return both[0] if both else None
+    """The name of the evaluation that both snapshots have; None without a common one.
+
+    Raises UserError if several are common.
+    """
+    names = sorted(set(a.evaluations()) & set(b.evaluations()))
+    if len(names) > 1:
+        raise UserError(f"both were evaluated as {' and as '.join(names)}: choose one with --name")
+    return names[0] if names else None
 
 
 def compare(a: RunSnapshot, b: RunSnapshot, name: str | None = None) -> Comparison:
-    """Compare B with A by their evaluations called `name` (default: the only one both have).
+    """Compare B with A by their evaluations `name` (default: the only one that both have).
 
-    Raises UserError if they have none in common; OtherTruthError if they were scored against
-    different truth; IncompleteError if one of them lacks rows, was made before its snapshot was
-    finished, or by a version that did not record its truth.
+    Raises UserError without a common evaluation or image, or for different label sets;
+    OtherTruthError if A and B were scored against different truth; IncompleteError if an evaluation
+    lacks rows, is older than its finished snapshot, or does not record its truth.
     """
     name = name or shared_evaluation(a, b)
     for run_snapshot in (a, b):
@@ -203,31 +205,31 @@ def _sums(
 
 def changes(sums: Sequence[Sums], categories: Categories) -> dict[str, Any]:
     """`groups` and `classes` of a Comparison, from the sums of A and of B over the same images."""
-    figures = [results(own, categories) for own in sums]
+    figures = [results(side, categories) for side in sums]
     replicates = [
-        quality(own.replicates[0] / 2.0**20, own.replicates[1], own.replicates[2], np.float64(0))
-        for own in sums
-    ]  # each (3, C, replicates)
+        quality(side.replicates[0] / 2.0**20, side.replicates[1], side.replicates[2], np.float64(0))
+        for side in sums
+    ]  # A and B: (3, C, replicates)
     groups = {}
     for group, rows in group_members(categories).items():
         with warnings.catch_warnings():  # a replicate may hold no class of a small group
             warnings.simplefilter("ignore", RuntimeWarning)
-            means = [np.nanmean(own[:, rows], axis=1) for own in replicates]
-        pairs = [own[group] for own in figures]
+            means = [np.nanmean(side[:, rows], axis=1) for side in replicates]  # (3, replicates)
+        pairs = [side[group] for side in figures]
         groups[group] = {
             key: _change(pairs[0][key], pairs[1][key], means[1][k] - means[0][k])
             for k, key in enumerate(("pq", "sq", "rq"))
         }
     classes = []
     for position, category in enumerate(categories):
-        one, two = (own["per_class"][str(category.id)] for own in figures)
-        if not any(own[count] for own in (one, two) for count in ("tp", "fp", "fn")):
+        in_a, in_b = (side["per_class"][str(category.id)] for side in figures)
+        if not any(side[count] for side in (in_a, in_b) for count in ("tp", "fp", "fn")):
             continue
         difference = replicates[1][0, position] - replicates[0][0, position]
-        change = _change(one["pq"], two["pq"], difference)
-        true = one["tp"] + one["fn"]
-        classes.append(ClassChange(category.id, category.name, category.isthing, true, change))
-    classes.sort(key=lambda own: (own.pq.difference, own.category_id))
+        change = _change(in_a["pq"], in_b["pq"], difference)
+        segments = in_a["tp"] + in_a["fn"]
+        classes.append(ClassChange(category.id, category.name, category.isthing, segments, change))
+    classes.sort(key=lambda entry: (entry.pq.difference, entry.category_id))
     return {"groups": groups, "classes": tuple(classes)}
 
 
@@ -246,15 +248,15 @@ def _most_changed(
     a: RunSnapshot,
     name: str,
     common: NDArray[np.uint64],
-    one: NDArray[np.float64],
-    two: NDArray[np.float64],
+    pq_a: NDArray[np.float64],
+    pq_b: NDArray[np.float64],
 ) -> tuple[ImageChange, ...]:
-    """The images whose own PQ changed most; an image without any segment has PQ 1."""
-    one, two = np.nan_to_num(one, nan=1.0), np.nan_to_num(two, nan=1.0)
-    order = np.argsort(-np.abs(two - one), kind="stable")[:MOST_CHANGED]
-    order = order[one[order] != two[order]]
+    """The images whose PQ changed most; an image without any segment has PQ 1."""
+    pq_a, pq_b = np.nan_to_num(pq_a, nan=1.0), np.nan_to_num(pq_b, nan=1.0)
+    order = np.argsort(-np.abs(pq_b - pq_a), kind="stable")[:MOST_CHANGED]
+    order = order[pq_a[order] != pq_b[order]]
     names: dict[int, str] = {}
     for rows in a.per_image(name, ("hash", "file_name")):
         rows = rows.filter(np.isin(rows["hash"].to_numpy(), common[order]))
         names.update(zip(rows["hash"].to_pylist(), rows["file_name"].to_pylist(), strict=True))
-    return tuple(ImageChange(names[int(common[i])], float(one[i]), float(two[i])) for i in order)
+    return tuple(ImageChange(names[int(common[i])], float(pq_a[i]), float(pq_b[i])) for i in order)

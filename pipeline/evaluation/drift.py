@@ -1,9 +1,9 @@
-"""What a run says of its images when there is no truth: how many fail, are empty, show each class.
+"""Drift of a run without ground truth: shares of images that fail, are empty, or show a class.
 
-Shares are of images, not of pixels: an image is the unit that is sampled, so a share of them has an
-exact small-sample interval and a few large photos can't move it. Pixels are told besides. The gate
-of a night acts only on what is *shown* (a probability, an interval), so that three new images, one
-of them broken, wake nobody. Pure.
+Shares are of images, not of pixels: images are what is sampled, so small samples have valid
+intervals, and a few large photos can't move a share. Shares of pixels are reported, too. The
+release gate acts only on a change outside its interval (ALPHA), so that one broken image among
+three new ones raises no alarm.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pipeline.panoptic.pq import class_positions
 from pipeline.schema import list_values
 
 COLUMNS: Final = ("status", "error_code", "height", "width", "category_id", "area")
-ALPHA: Final = 0.01  # a night in a hundred may be stopped for nothing
+ALPHA: Final = 0.01  # error rate of each test: one false alarm in a hundred nights
 
 
 @dataclass
 class Shares:
-    """Counts over some images; adding them in any order gives the same."""
+    """Counts over a set of images."""
 
     images: int
     empty: int  # ok, without a segment
@@ -46,22 +46,22 @@ class Shares:
 
     @classmethod
     def of(cls, rows: pa.Table, category_ids: Sequence[int]) -> Shares:
-        """Of shard rows, of which COLUMNS are read."""
+        """The counts over shard rows with COLUMNS."""
         ok = rows.filter(pc.field("status") == "ok")
         lists = ok["category_id"].combine_chunks()
         lengths = np.diff(lists.offsets.to_numpy())
-        own = class_positions(list_values(lists).to_numpy(zero_copy_only=False), category_ids)
+        positions = class_positions(list_values(lists).to_numpy(zero_copy_only=False), category_ids)
         area = list_values(ok["area"]).to_numpy(zero_copy_only=False)
         image = np.repeat(np.arange(ok.num_rows), lengths)
         classes = len(category_ids)
-        shown = np.unique(image * classes + own) % classes if own.size else own
+        shown = np.unique(image * classes + positions) % classes if positions.size else positions
         sides = (ok[side].to_numpy().astype(np.int64) for side in ("height", "width"))
         return cls(
             images=rows.num_rows,
             empty=int((lengths == 0).sum()),
             errors=Counter(rows["error_code"].drop_null().to_pylist()),
             with_class=np.bincount(shown, minlength=classes),
-            pixels=np.bincount(own, weights=area, minlength=classes).astype(np.int64),
+            pixels=np.bincount(positions, weights=area, minlength=classes).astype(np.int64),
             all_pixels=int(np.prod(list(sides), axis=0).sum()),
         )
 
@@ -80,7 +80,7 @@ class Shares:
 
 @dataclass(frozen=True)
 class ClassDrift:
-    """The part of the images that show a class, before and after, and the change's interval."""
+    """Shares (0 to 1) of the ok images that show a class, with an interval of the difference."""
 
     category_id: int
     name: str
@@ -92,14 +92,14 @@ class ClassDrift:
 
     @property
     def shown(self) -> float:
-        """The change that is shown: 0 if the interval holds 0, else its end nearer to 0."""
+        """The change that is certain: 0 if the interval holds 0, else the end nearer to 0."""
         low, high = self.interval
         return max(low, 0.0) + min(high, 0.0)
 
 
 @dataclass(frozen=True)
 class ShareLimits:
-    """What a night may bring without being stopped; parts of the images, 0 to 1."""
+    """The limits of the release gate, as shares of images (0 to 1)."""
 
     error_rate: float
     empty_rise: float
@@ -108,7 +108,7 @@ class ShareLimits:
 
 @dataclass(frozen=True)
 class Drift:
-    """Two sets of images, side by side."""
+    """Shares of two sets of images, as (before, after)."""
 
     images: tuple[int, int]
     error_rate: tuple[float, float]
@@ -120,9 +120,12 @@ class Drift:
 
 
 def drift(before: Shares, after: Shares, categories: Categories) -> Drift:
-    """Classes that occur in either, with intervals that hold together (corrected for number)."""
+    """Compare two sets of images, over the classes that occur in either.
+
+    The intervals of the classes hold together at level 1 - ALPHA (Bonferroni).
+    """
     live = np.flatnonzero(before.with_class + after.with_class).tolist()
-    found = [
+    classes = [
         ClassDrift(
             category_id=categories[c].id,
             name=categories[c].name,
@@ -138,17 +141,17 @@ def drift(before: Shares, after: Shares, categories: Categories) -> Drift:
         )
         for c in live
     ]
-    found.sort(key=lambda own: -abs(own.after - own.before))
+    classes.sort(key=lambda entry: -abs(entry.after - entry.before))
     return Drift(
         images=(before.images, after.images),
-        error_rate=tuple(_part(own.errors.total(), own.images) for own in (before, after)),  # type: ignore[arg-type]
-        empty_rate=tuple(_part(own.empty, own.ok) for own in (before, after)),  # type: ignore[arg-type]
-        classes=tuple(found),
+        error_rate=tuple(_part(side.errors.total(), side.images) for side in (before, after)),  # type: ignore[arg-type]
+        empty_rate=tuple(_part(side.empty, side.ok) for side in (before, after)),  # type: ignore[arg-type]
+        classes=tuple(classes),
     )
 
 
 def alarms(before: Shares, after: Shares, categories: Categories, limits: ShareLimits) -> list[str]:
-    """Why the images of a night must not be published unseen: a sentence each."""
+    """The reasons, a sentence each, why the release gate must stop the images `after`."""
     reasons = []
     failed = after.errors.total()
     if failed and binom.sf(failed - 1, after.images, limits.error_rate) < ALPHA:
@@ -164,12 +167,12 @@ def alarms(before: Shares, after: Shares, categories: Categories, limits: ShareL
             f"{100 * _part(before.empty, before.ok):.1f} %: a rise of "
             f"{100 * limits.empty_rise:g} points is allowed"
         )
-    for own in drift(before, after, categories).classes:
-        if abs(own.shown) > limits.class_drift:
+    for entry in drift(before, after, categories).classes:
+        if abs(entry.shown) > limits.class_drift:
             reasons.append(
-                f"class {own.category_id} {own.name} is in {100 * own.after:.1f} % of the images, "
-                f"before {100 * own.before:.1f} %: a change of {100 * limits.class_drift:g} points "
-                "is allowed"
+                f"class {entry.category_id} {entry.name} is in {100 * entry.after:.1f} % of the "
+                f"images, before {100 * entry.before:.1f} %: a change of "
+                f"{100 * limits.class_drift:g} points is allowed"
             )
     return reasons
 
@@ -177,8 +180,11 @@ def alarms(before: Shares, after: Shares, categories: Categories, limits: ShareL
 def difference_interval(
     before: tuple[int, int], after: tuple[int, int], alpha: float
 ) -> tuple[float, float]:
-    """Interval of p_after - p_before from (hits, images) each: Newcombe 1998, method 10."""
-    (low_b, p_b, high_b), (low_a, p_a, high_a) = (wilson(*own, alpha) for own in (before, after))
+    """Interval of p_after - p_before at level 1 - alpha (Newcombe 1998, method 10).
+
+    before, after: (hits, images).
+    """
+    (low_b, p_b, high_b), (low_a, p_a, high_a) = (wilson(*side, alpha) for side in (before, after))
     change = p_a - p_b
     down = float(np.hypot(p_a - low_a, high_b - p_b))
     up = float(np.hypot(high_a - p_a, p_b - low_b))
@@ -186,7 +192,10 @@ def difference_interval(
 
 
 def wilson(hits: int, images: int, alpha: float) -> tuple[float, float, float]:
-    """Wilson's score interval of a proportion: low, estimate, high. Without images 0, 0.5, 1."""
+    """Wilson's score interval of hits / images at level 1 - alpha: (low, estimate, high).
+
+    Without images: (0, 0.5, 1).
+    """
     if not images:
         return 0.0, 0.5, 1.0
     z = NormalDist().inv_cdf(1 - alpha / 2)

@@ -1,13 +1,12 @@
-"""PQ of a run: parallel readers score shards, one actor owns the sums.
+"""PQ of a run against ground truth: Ray tasks score shards, one actor adds the sums.
 
-A reader takes a shard, the truth of its hash range, and writes the per-image rows itself, so only
-sums of fixed size travel. The actor takes each shard's part once: a task that Ray runs again, or
-delivers twice, changes nothing. Ray Data was not used for this: what a shard adds is not rows but
-five megabytes of sums at most, and while a job is being followed the shards come one by one. The
-rows lie in a fresh folder that `pq.json`, written last, names: they become visible at once.
+A task reads a shard and the truth of its hash range and writes the per-image rows itself, so only
+sums of fixed size (5 MB at most) travel. The actor counts each shard once, also if Ray runs a task
+twice. The per-image rows lie in a fresh folder that `pq.json`, written last, names: readers see all
+of them at once.
 
-Whatever can't be scored (a broken shard, an overlap, another size) is listed, the rest is scored
-and written, and only then the evaluation ends with a sentence (`InvalidError`).
+Shards and images that can't be scored (a broken shard, an overlap, another size) are listed. All
+others are scored and written before the evaluation raises `InvalidError`.
 """
 
 from __future__ import annotations
@@ -56,16 +55,16 @@ from pipeline.storage.storage import Storage, normalize_url, open_file
 
 POLL_SECONDS: Final = 2.0
 IN_FLIGHT_PER_CPU: Final = 2
-# Said here, for a segmentation in this process may have told Ray to try tasks for ever: one that
-# kills its worker each time would never end.
+# Set for each task: a segmentation in this process may have set Ray's default to retries without a
+# limit, and a task that kills its worker each time would then never end.
 TASK_RETRIES: Final = 3
 LOST: Final = (NodeDiedError, ObjectLostError, OutOfMemoryError, WorkerCrashedError)
-ROW_KINDS: Final = ("scored", "failed", "without_truth", "invalid")  # of images that have a row
+ROW_KINDS: Final = ("scored", "failed", "without_truth", "invalid")  # kinds with a per-image row
 
 
 @dataclass(frozen=True)
 class LiveShards:
-    """The shards to score now. `number` names the snapshot, or the one being made."""
+    """The shards to score. number: of the snapshot, or of the generation in work."""
 
     number: int
     paths: tuple[str, ...]
@@ -74,7 +73,7 @@ class LiveShards:
 
 @ray.remote(num_cpus=0)
 class PqActor:
-    """Owns the sums. Every shard counts once, however often its part is delivered."""
+    """Adds the sums of the shards; each shard counts once, also if its task ran twice."""
 
     def __init__(self, category_list: list[dict[str, Any]]) -> None:
         self._categories = Categories.from_json(category_list)
@@ -82,7 +81,7 @@ class PqActor:
         self._seen: set[str] = set()
 
     def add(self, shard: str, part: Partial) -> bool:
-        """True if this shard is counted now, False if it was already."""
+        """Add the sums of a shard; False if this shard was added before."""
         if shard in self._seen:
             return False
         self._seen.add(shard)
@@ -93,7 +92,7 @@ class PqActor:
         return self._total
 
     def progress(self) -> tuple[int, dict[str, int], float | None]:
-        """Shards so far, images by kind, and PQ of all classes."""
+        """Number of shards so far, images by kind, and PQ (0 to 1) of all classes."""
         figures = results(self._total.sums, self._categories)
         return len(self._seen), dict(self._total.counts), figures["All"]["pq"]
 
@@ -103,7 +102,8 @@ def score_shard(
 ) -> Partial:
     """Score one shard and write its per-image rows into `folder` of the run.
 
-    mapping: to a common label set, by default that of the truth.
+    mapping: to a common label set; None: the label set of the truth. A shard that can't be read is
+    counted as broken and writes no rows.
     """
     category_ids = (mapping or truth).categories.ids
     try:
@@ -144,24 +144,24 @@ def evaluate_run(
     truth_options: dict[str, str] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Score a run's shards against ground truth; write and return `pq.json`.
+    """Score a run's shards against ground truth; write `pq.json` and return its contents.
 
-    truth: a COCO panoptic JSON (its PNGs in the folder of its name, or `masks`), or the `truth`
-    folder of an earlier evaluation of this run. truth_options: of its storage; by default the
-    run's, if it lies there. map_categories: a file that renames, merges or leaves out categories of
-    both (category_map.py). Without a published snapshot the shards that are there are scored
-    (each is a uniform sample of the images). follow: go on until the generation being made is done.
+    truth: a COCO panoptic JSON, or the `truth` folder of an earlier evaluation of this run. masks:
+    the folder of the truth's PNGs; None: the folder named as the JSON. truth_options: storage
+    options of the truth; None: those of the run, if the truth lies in the run folder.
+    map_categories: a file that renames, merges or leaves out categories of truth and model
+    (category_map.py). snapshot: None scores the published one; in a run without one, the shards
+    written so far (each is a uniform sample of the images). follow: also score the shards that a
+    running job writes, until its generation is complete.
 
-    Raises UserError before anything is scored; InvalidError, with the result, if something could
-    not be.
+    Raises UserError before anything is scored; InvalidError, with the result, if an image or a
+    shard could not be scored.
     """
-    from pipeline.cluster.ray_session import (
-        join_ray,  # here: it imports torch, which readers have no use for
-    )
+    from pipeline.cluster.ray_session import join_ray  # imports torch, which readers do not need
 
     urls = ((truth, "--truth"), (masks, "--truth-masks"), (map_categories, FLAG))
     for url, flag in urls:
-        refuse_secrets(url or "", flag)  # `pq.json` names them
+        refuse_secrets(url or "", flag)  # `pq.json` holds these URLs
     run = open_run(out, options)
     if (size := run.info.config.get("output_size", "original")) != "original":
         raise UserError(
@@ -191,10 +191,10 @@ def evaluate_run(
                 options=truth_options,
             )
 
-    ready = load_truth(*open_file(truth, truth_options))
-    if ready is not None:
-        check(ready[0].categories)
-        prepared = ready[0]
+    converted = load_truth(*open_file(truth, truth_options))
+    if converted is not None:
+        check(converted[0].categories)
+        prepared = converted[0]
     else:
         prepared = prepare(
             run,
@@ -208,15 +208,15 @@ def evaluate_run(
         )
     categories = (mapping or prepared).categories
     rows = fresh_name()
-    # Beside the driver: a spot node would take the sums along when it goes.
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    actor: Any = PqActor.options(scheduling_strategy=here).remote(categories.to_json())
-    place = f"{folder}/per_image/{rows}"
-    done = _score_all(run, live, follow, prepared, place, mapping, actor, note)
+    # On the driver's node: the sums would be lost with a spot node.
+    strategy = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    actor: Any = PqActor.options(scheduling_strategy=strategy).remote(categories.to_json())
+    rows_folder = f"{folder}/per_image/{rows}"
+    done = _score_all(run, live, follow, prepared, rows_folder, mapping, actor, note)
     total: Partial = ray.get(actor.total.remote())
     ray.kill(actor)
     count = sum(total.counts[kind] for kind in ROW_KINDS)
-    _count_unpredicted(run, prepared, place, total)
+    _count_unpredicted(run, prepared, rows_folder, total)
     result = {
         "run": run.storage.url,
         "snapshot": done.number,
@@ -245,15 +245,15 @@ def evaluate_run(
 
 
 def _label_set(run: Run, truth: Truth, mapping: CategoryMap | None) -> dict[str, Any]:
-    """What `pq.json` says of the categories that were scored."""
+    """`pq.json`: the category map, or the truth's categories that the run does not predict."""
     if mapping is not None:
         return {"category_map": mapping.to_json()}
     ids = run.info.categories.ids
-    return {"more_categories": [each for each in truth.category_list if each["id"] not in ids]}
+    return {"more_categories": [entry for entry in truth.category_list if entry["id"] not in ids]}
 
 
 def _former_rows(storage: Storage, folder: str) -> str | None:
-    """The fresh folder that the evaluation of this name has until now."""
+    """The name of the fresh folder in `pq.json` before this evaluation replaces it."""
     try:
         former = json.loads(storage.read(f"{folder}/{PQ_FILE}"))
     except (FileNotFoundError, ValueError):
@@ -269,7 +269,7 @@ def default_name(truth: str, map_categories: str | None = None) -> str:
 
 
 def live_shards(run: Run, number: int) -> LiveShards:
-    """The shards of a snapshot, or, while its generation is being made, those already there."""
+    """The shards of snapshot `number`; before it is made, those written or kept so far."""
     if number in run.snapshot_numbers():
         return LiveShards(number, tuple(s.path for s in run.snapshot(number).shards), True)
     generation = run.generation(number)
@@ -282,7 +282,10 @@ def live_shards(run: Run, number: int) -> LiveShards:
 
 
 def _chosen(run: Run, snapshot: int | None, *, follow: bool) -> LiveShards:
-    """By default what is published, else what is being made. Raises UserError."""
+    """The shards of `snapshot`; None: of the published one, else of the newest generation.
+
+    Raises UserError if no shard is there and `follow` is False.
+    """
     if snapshot is not None:
         return LiveShards(snapshot, tuple(s.path for s in run.snapshot(snapshot).shards), True)
     newest = max(run.generations(), default=None)
@@ -303,16 +306,16 @@ def _score_all(
     actor: Any,
     note: Callable[[str], None],
 ) -> LiveShards:
-    """Score every live shard, and while following the ones that come. Returns what was scored."""
+    """Score every live shard, with `follow` also those that a running job adds; returns all."""
     shared = ray.put(truth)
     sent: set[str] = set()
     while True:
         new = [path for path in live.paths if path not in sent]
-        told = time.monotonic()
+        last_note = time.monotonic()
         for _ in _bounded(_score.remote(run, path, shared, folder, mapping, actor) for path in new):
-            if time.monotonic() - told > POLL_SECONDS:
+            if time.monotonic() - last_note > POLL_SECONDS:
                 _tell(actor, len(live.paths), note)
-                told = time.monotonic()
+                last_note = time.monotonic()
         sent.update(new)
         if new:
             _tell(actor, len(live.paths), note)
@@ -334,12 +337,12 @@ def _in_parallel(conversions: Iterable[Callable[[], TruthPart]]) -> Iterator[Tru
 
 
 def _bounded(tasks: Iterator[ray.ObjectRef]) -> Iterator[Any]:
-    """Results as they come, with a few tasks per CPU in flight: the driver's memory stays flat."""
-    room = max(2, int(IN_FLIGHT_PER_CPU * ray.cluster_resources().get("CPU", 1)))
+    """Results in order of completion; few tasks are in flight, which saves memory on the driver."""
+    limit = max(2, int(IN_FLIGHT_PER_CPU * ray.cluster_resources().get("CPU", 1)))
     waiting: list[ray.ObjectRef] = []
     for task in tasks:
         waiting.append(task)
-        if len(waiting) >= room:
+        if len(waiting) >= limit:
             [ready], waiting = ray.wait(waiting, num_returns=1)
             yield _result(ready)
     while waiting:
@@ -364,11 +367,11 @@ def _result(task: ray.ObjectRef) -> Any:
 
 
 def _count_unpredicted(run: Run, truth: Truth, folder: str, total: Partial) -> None:
-    """Truth without a row among the scored shards: counted, and a few of them named."""
-    met = sum(total.counts[kind] for kind in ("scored", "failed", "invalid"))
-    total.counts["without_prediction"] = truth.absent + truth.images - met
+    """Add to `total` the number of truth images without a prediction, and NAMED of their names."""
+    predicted = sum(total.counts[kind] for kind in ("scored", "failed", "invalid"))
+    total.counts["without_prediction"] = truth.absent + truth.images - predicted
     names = list(truth.absent_names)
-    if met < truth.images:
+    if predicted < truth.images:
         with Staging() as staging:
             written = [entry.path for entry in run.storage.list(folder)]
             rows = staging.stage("rows", _columns(run.storage, written, ["hash"]))

@@ -1,8 +1,8 @@
-"""Fresh folders for what is written in many objects and counts only once it is complete.
+"""Fresh folders: many objects that readers see at once, when one object names their folder.
 
-An evaluation writes its rows and its truth into a folder that nobody else writes, and names it in
-one object that is written last. So two evaluations of one name never mix, and a reader sees the
-rows of one of them.
+An evaluation writes its rows and its truth into a new folder of its own, and then one object with
+the name of this folder. So two evaluations of one name never mix their files, and a reader sees the
+rows of one evaluation only.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _NAME: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d{6}\.\d+Z)-[0-9a-f]{8}")
 
 
 def fresh_name() -> str:
-    """A folder name that nobody else has: the time, which says its age, and random digits."""
+    """A unique folder name: the time (UTC), from which `sweep` reads the age, and random digits."""
     return f"{datetime.now(UTC).strftime(STAMP)}-{uuid.uuid4().hex[:8]}"
 
 
 def sweep(storage: Storage, folder: str, *, keep: str, replaced: str | None = None) -> None:
-    """Delete the fresh folders in `folder` but `keep`: `replaced`, and those of a day ago or more.
+    """Delete from `folder` the fresh folder `replaced` and all older than KEPT, but never `keep`.
 
-    keep, replaced: names. Younger ones may belong to an evaluation that is still at work.
+    Younger folders may belong to an evaluation that still runs.
     """
     now = datetime.now(UTC)
     for entry in list(storage.list(folder)):
@@ -36,7 +36,7 @@ def sweep(storage: Storage, folder: str, *, keep: str, replaced: str | None = No
         if match is not None and below and name != keep:
             age = now - datetime.strptime(match[1], STAMP).replace(tzinfo=UTC)
             gone = name == replaced or age > KEPT
-        else:  # older versions wrote without such a folder
+        else:  # older versions wrote Parquet files without a fresh folder
             gone = not below and name.endswith(".parquet")
         if gone:
             storage.delete(entry.path)

@@ -1,9 +1,10 @@
-"""Is B good enough to take A's place? One answer, with its reasons. Pure.
+"""The quality gate of `panoptic compare`: whether B is good enough to replace A, and why not.
 
-Overall PQ must be shown not to have dropped by more than allowed: the lower end of the paired
-interval decides, so little ground truth never lets a bad model through in silence. Single classes
-are many, and the intervals of rare ones wide: there a larger drop must itself be shown, at a level
-corrected for the number of classes tested (Bonferroni), among classes with enough true segments.
+For overall PQ the lower end of the paired interval must stay within the allowed drop, so that
+little ground truth can't let a bad model pass. Single classes are many, and rare classes have wide
+intervals: a class fails only if all of its interval lies beyond the allowed drop. That interval is
+corrected for the number of classes (Bonferroni), and classes with few segments in the ground truth
+are left out.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ DecideBy = Literal["interval", "estimate"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """passed, and every reason against (each a sentence)."""
+    """The result of the quality gate; reasons: why B failed, a sentence each."""
 
     passed: bool
     reasons: tuple[str, ...]
@@ -38,9 +39,10 @@ def judge(
     decide_by: DecideBy = "interval",
     min_segments: int = MIN_SEGMENTS,
 ) -> Verdict:
-    """The verdict on B. Drops are in points (a hundredth of PQ); None allows any.
+    """The result for B. max_pq_drop, max_class_drop: in points (PQ times 100); None allows any.
 
-    decide_by "estimate" takes the measured differences as they are.
+    decide_by: "estimate" ignores the intervals. min_segments: of a class in the ground truth, else
+    the class is not tested.
     """
     reasons = []
     if max_pq_drop is not None:
@@ -69,21 +71,21 @@ def _overall(comparison: Comparison, allowed: float, decide_by: DecideBy) -> lis
 def _classes(
     comparison: Comparison, allowed: float, decide_by: DecideBy, min_segments: int
 ) -> list[str]:
-    tested = [own for own in comparison.classes if own.segments >= min_segments]
+    tested = [entry for entry in comparison.classes if entry.segments >= min_segments]
     reasons = []
-    for own in tested:
-        change = own.pq
+    for entry in tested:
+        change = entry.pq
         if change.difference is None:
             continue
         drop = -100 * change.difference
         if decide_by == "interval":
-            # The 400 replicates hold no such far quantile: the normal one stands for it.
+            # 400 replicates are too few for so small a quantile: that of the normal is used.
             level = NormalDist().inv_cdf(1 - (1 - LEVEL) / len(tested))
             drop -= level * 100 * (change.error or 0.0)
         if drop > allowed:
             shown = "" if decide_by == "estimate" else f", {drop:.2f} of them shown"
             reasons.append(
-                f"class {own.category_id} {own.name} dropped by {-100 * change.difference:.2f} "
+                f"class {entry.category_id} {entry.name} dropped by {-100 * change.difference:.2f} "
                 f"points{shown}, {allowed:g} are allowed"
             )
     return reasons

@@ -1,15 +1,14 @@
-"""Ground truth of a run, as RLE Parquet sorted by the hash of the run's own file names.
+"""Ground truth of a run: a COCO panoptic JSON and its PNGs in, RLE Parquet sorted by hash out.
 
-Decoding a PNG costs twenty times what scoring it does, so truth is converted once per evaluation;
-sorted like the shards, it joins each with a few row groups and no shuffle. Names are resolved
-first, against the manifest (exactly, else by a unique common tail of the path), because the
-hash that places an image is that of the run's name, not of the truth's.
+Decoding a PNG takes twenty times as long as scoring it, so truth is converted once per evaluation.
+Rows are sorted as shards are, by the hash of the run's file name, so each shard needs only a few
+row groups of truth and no shuffle. Names are resolved against the manifest first (truth_join.py),
+since the hash is that of the run's name.
 
-Memory: the JSON is a stream, the join is DuckDB's, and the PNGs are read in chunks of rows that are
-consecutive in hash order already; nothing is sorted in Python. Each conversion has a fresh folder,
-which `truth.json`, written last, names: without it truth is not ready, and with another `key` it is
-made anew. `sha256` says what truth this is, wherever it lies: only evaluations of which it is equal
-are compared.
+Memory stays small: the JSON is a stream, DuckDB joins and sorts, and the PNGs are read in chunks of
+rows in hash order. Each conversion writes a fresh folder, then `truth.json` with its name. Truth
+without `truth.json`, or with another `key`, is converted again. `sha256` identifies the truth
+wherever it is stored: `compare` takes only evaluations with equal `sha256`.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from pipeline.storage.objects import place_of, read_named
 from pipeline.storage.storage import Storage
 
 VERSION: Final = 2
-ROWS_PER_PART: Final = 512  # about a shard: a reader takes one or two parts whole
+ROWS_PER_PART: Final = 512  # about the rows of a shard, which needs one or two whole parts
 ROWS_PER_GROUP: Final = 128
 FIRST_FEW: Final = 5
 
@@ -52,34 +51,33 @@ class TruthPart:
 
     path: str
     ranges: list[tuple[int, int]]
-    mismatched: int  # segments whose JSON gave another area
+    mismatched: int  # segments whose area in the JSON is not that of the PNG
     problems: int  # images that can't be scored
 
 
 @dataclass(frozen=True)
 class Truth:
-    """A truth folder that is ready."""
+    """A complete truth folder."""
 
     storage: Storage
     folder: str
     sha256: str  # of the JSON, and of the sizes and ETags of the PNGs
     category_list: list[dict[str, Any]]
-    images: int  # with truth, in the run's manifest
-    absent: int  # with truth, but not in the manifest
+    images: int  # truth images in the run's manifest
+    absent: int  # truth images not in the manifest
     absent_names: list[str]
     mismatched: int
     problems: int
     paths: list[str]
-    # Of each row group: its part (position in paths), its number there, its hash range.
-    groups: NDArray[np.int64]  # (n, 2)
-    ranges: NDArray[np.uint64]  # (n, 2)
+    groups: NDArray[np.int64]  # (row groups, 2): position in `paths`, row group in that file
+    ranges: NDArray[np.uint64]  # (row groups, 2): first and last hash
 
     @property
     def categories(self) -> Categories:
         return Categories.from_json(self.category_list)
 
     def rows(self, hashes: NDArray[np.uint64]) -> pa.Table:
-        """The truth of these images, in hash order; those without truth are left out."""
+        """The truth rows (TRUTH_SCHEMA) of these images, in hash order; an image may have none."""
         wanted = np.sort(hashes)
         # A row group is needed if a wanted hash lies between its first and its last.
         low = np.searchsorted(wanted, self.ranges[:, 0], side="left")
@@ -95,7 +93,7 @@ class Truth:
 
 
 def load_truth(storage: Storage, folder: str) -> tuple[Truth, str] | None:
-    """The truth in this folder with the key that it was made from, None if it isn't ready."""
+    """The truth in this folder and its `key`; None without a `truth.json` of this VERSION."""
     try:
         data = json.loads(storage.read(f"{folder}/truth.json"))
     except (FileNotFoundError, NotADirectoryError):
@@ -139,13 +137,14 @@ def prepare(
     check: Callable[[Categories], object] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Truth:
-    """The truth of a run, converted into `folder` of it, or as it was left there.
+    """The truth of a run in `folder` of the run; converted, if not done before from the same files.
 
-    options are those of the truth's storage. convert runs the given conversions of chunks, in
-    parallel if it can. check: is given the truth's categories and refuses what doesn't fit; by
-    default they must be the run's. Raises UserError for a file that is no panoptic JSON, other
-    categories than the run's, ambiguous names, or no image in common. One image's broken PNG is a
-    `problem` in its row.
+    masks_url: the folder of the PNGs; None: the folder named as the JSON. options: of the storage
+    of the truth. convert: runs the conversions of chunks, in parallel or not. check: gets the
+    truth's categories and raises UserError if they do not fit; None: `check_categories`.
+
+    Raises UserError for a file that is no panoptic JSON, for categories that do not fit, ambiguous
+    names, or no image in common. A broken PNG is a `problem` in its row.
     """
     masks = Storage(masks_url or masks_of(truth_url), options)
     file = CocoFile(truth_url, options)
@@ -157,10 +156,10 @@ def prepare(
             check_categories(run.info.categories, categories, truth_url)
         pngs = _pngs(masks)
         sha256, key = _sha256(file, pngs), _key(run, file, pngs)
-        ready = load_truth(run.storage, folder)
-        if ready is not None and ready[1] == key and not ready[0].problems:
+        former = load_truth(run.storage, folder)
+        if former is not None and former[1] == key and not former[0].problems:
             note("ground truth: already converted")
-            return ready[0]
+            return former[0]
         stage_manifest(staging, "manifest", run)
         resolve(staging, truth_url)
         images = staging.count("select count(*) from resolved")
@@ -177,15 +176,15 @@ def prepare(
         note(f"ground truth: converting {counted(images, 'image')}")
         chunks = staging.tables("from resolved order by hash")
         name = fresh_name()
-        parts = convert(_conversions(chunks, run.storage, folder, name, masks))
-        found = sorted(parts, key=lambda part: part.path)
+        results = convert(_conversions(chunks, run.storage, folder, name, masks))
+        parts = sorted(results, key=lambda part: part.path)
     truth = save_truth(
         run.storage,
         folder,
         key=key,
         sha256=sha256,
         categories=categories,
-        parts=found,
+        parts=parts,
         images=images,
         absent=absent,
         absent_names=[name for (name,) in names],
@@ -206,7 +205,7 @@ def save_truth(
     absent: int = 0,
     absent_names: Sequence[str] = (),
 ) -> Truth:
-    """Declare a truth folder ready: its parts are there, in the order of their hashes."""
+    """Write `truth.json`, which makes a truth folder complete. parts: in hash order."""
     data = {
         "version": VERSION,
         "key": key,
@@ -222,7 +221,8 @@ def save_truth(
 
 
 def masks_of(url: str) -> str:
-    """COCO's convention: the PNGs lie in the folder named as the JSON."""
+    """The folder of a JSON's PNGs by COCO's convention: the URL without `.json`. Raises UserError
+    for a URL without it."""
     if not url.endswith(".json"):
         raise UserError(
             f"{url} is not a panoptic JSON by its name: give the .json file, and the folder of its "
@@ -232,7 +232,7 @@ def masks_of(url: str) -> str:
 
 
 def _key(run: Run, file: CocoFile, pngs: Sequence[Entry]) -> str:
-    """Hash of what the conversion depends on: JSON, PNGs as listed, manifest."""
+    """SHA-256 over all inputs of the conversion: JSON, object info of the PNGs, manifest."""
     digest = hashlib.sha256(f"{VERSION} {file.sha256}\n".encode())
     for part in run.manifest_files():
         digest.update(f"{part}\n".encode())
@@ -242,7 +242,7 @@ def _key(run: Run, file: CocoFile, pngs: Sequence[Entry]) -> str:
 
 
 def _sha256(file: CocoFile, pngs: Sequence[Entry]) -> str:
-    """What truth this is, wherever and whenever it was put: JSON, and PNGs by size and ETag."""
+    """SHA-256 over JSON and PNGs (size, ETag), equal for copies of the truth in other places."""
     digest = hashlib.sha256(f"{file.sha256}\n".encode())
     for entry in pngs:
         digest.update(f"{entry.path} {entry.size} {entry.etag}\n".encode())
@@ -271,13 +271,13 @@ def _conversions(
 def convert_part(
     rows: pa.Table, target: Storage, folder: str, path: str, masks: Storage
 ) -> TruthPart:
-    """Read the PNGs of these annotations, write one part of the truth."""
+    """Convert the PNGs of these annotations and write them as one Parquet file `path`."""
     table = table_of(convert_row(row, masks) for row in rows.to_pylist())
     return write_part(table, target, folder, path)
 
 
 def write_part(table: pa.Table, target: Storage, folder: str, path: str) -> TruthPart:
-    """Write truth rows, sorted by hash, as one part."""
+    """Write truth rows, sorted by hash, as one Parquet file `path` in `folder`."""
     sink = pa.BufferOutputStream()
     pq.write_table(
         table, sink, compression="zstd", compression_level=3, row_group_size=ROWS_PER_GROUP
@@ -294,7 +294,10 @@ def write_part(table: pa.Table, target: Storage, folder: str, path: str) -> Trut
 
 
 def convert_row(row: dict[str, Any], masks: Storage, *, truth: bool = True) -> dict[str, Any]:
-    """The row of one annotation; a PNG that is missing or unreadable is a problem in it."""
+    """The row of one annotation; a missing or broken PNG is its `problem`.
+
+    Raises UserError if the store can't be read.
+    """
     where = place_of(masks.url, row["png"])
     try:
         data = read_named(masks, row["png"])

@@ -1,9 +1,9 @@
-"""Whose truth is whose: the panoptic JSON staged in DuckDB and joined with the run's manifest.
+"""The join of a COCO panoptic JSON with the run's manifest by image name, in DuckDB.
 
-A truth names its images as COCO did (`000000000139.jpg`), a run as its source does
-(`val2017/000000000139.jpg`, or a whole URI). Names that are equal belong together; else one must be
-a tail of the other's path, and of no other's: a guess between two would score the wrong photo in
-silence, so it is refused by name.
+A truth names its images as COCO does (`000000000139.jpg`), a run as its source does
+(`val2017/000000000139.jpg`, or a whole URI). Equal names belong together; else one name must be the
+tail of the other's path, and of no second path. An ambiguous name raises UserError, since a guess
+could score the wrong photo.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ IMAGES: Final = pa.schema([("image_id", pa.string()), ("name", pa.string())])
 
 
 def check_categories(run: Categories, truth: Categories, truth_url: str) -> None:
-    """Raises UserError unless every category of the run is the same one in the truth."""
+    """Raises UserError unless the truth has each category of the run with its name and kind."""
     known = {category.id: category for category in truth}
     for category in run:
         same = known.get(category.id)
@@ -49,7 +49,11 @@ def check_categories(run: Categories, truth: Categories, truth_url: str) -> None
 
 
 def stage_truth(staging: Staging, file: CocoFile) -> Categories:
-    """Make the tables `annotations`, `images` (image_id, name) and `truth` of a panoptic JSON."""
+    """Make the tables `annotations` and `images` (image_id, name) of a panoptic JSON, and the view
+    `truth` (image_id, name) of the images with an annotation; returns the categories.
+
+    Raises UserError for a JSON without annotations, or one whose annotation has no image.
+    """
     listed = _stage(staging, file, truth=True, prefix="")
     for image_id, png in staging.connection.execute(
         "select image_id, png from annotations anti join images using (image_id) limit 1"
@@ -72,7 +76,7 @@ def stage_predictions(staging: Staging, file: CocoFile) -> list[dict[str, Any]]:
 
 
 def _stage(staging: Staging, file: CocoFile, *, truth: bool, prefix: str) -> list[dict[str, Any]]:
-    """Write the JSON's lists to Parquet as they come, then to tables; returns its categories."""
+    """Stream the lists of the JSON to Parquet, then into tables; returns the categories."""
     listed: list[dict[str, Any]] = []
     schemas = {"image": IMAGES, "annotation": ANNOTATIONS}
     paths = {kind: staging.path / f"{prefix}{kind}.parquet" for kind in schemas}
@@ -103,11 +107,10 @@ def _stage(staging: Staging, file: CocoFile, *, truth: bool, prefix: str) -> lis
 
 
 def resolve(staging: Staging, truth_url: str) -> None:
-    """Table `resolved`: the annotations with hash and file_name of the run's manifest.
+    """Make the table `resolved`: the annotations with hash and file_name of the run's manifest.
 
-    A truth's name is the run's name, or one is a tail of the other's path and of no other's. Views
-    needed: truth (image_id, name), annotations, manifest (hash, file_name). Raises UserError naming
-    an ambiguous one.
+    Needs the tables or views truth (image_id, name), annotations and manifest (hash, file_name).
+    Names match as the module says. Raises UserError with an ambiguous name.
     """
     connection = staging.connection
     connection.execute(

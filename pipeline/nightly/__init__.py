@@ -1,1 +1,1 @@
-"""A folder of nights: compute the difference, judge it, publish it, take it back."""
+"""Nightly: compute the changes of a source, check them, publish them, roll them back."""

@@ -1,12 +1,12 @@
-"""A night: list, compute the difference, evaluate, judge, report, and only then let readers see it.
+"""One call of `panoptic nightly`: compute the changes of the source, check them, publish them.
 
-    lease -> finish what an earlier call left -> list and compare -> compute -> snapshot
-          -> evaluate -> gate against the live snapshot and the pinned baseline -> report command
-          -> summary -> latest.json
+    lease -> finish the generation of an earlier call -> list and compare -> compute -> snapshot
+          -> evaluate -> release gate against the live snapshot and the pinned baseline
+          -> report command -> summary -> latest.json
 
-Each step looks at the folder and does what is missing, so a call that was killed anywhere is
-continued by the next one, and a call on a quiet night finds nothing to do. With other weights the
-images with ground truth come first, in a run folder of their own, and the rest only if they pass.
+Each step reads the folder and does what is missing, so a killed call is continued by the next one,
+and a call without changes computes nothing. New weights get a run folder of their own: the images
+with ground truth are computed first, and all others only if these pass the release gate.
 """
 
 from __future__ import annotations
@@ -70,15 +70,16 @@ STAMP: Final = "%Y-%m-%dT%H%M%S.%fZ"
 def nightly(
     config: NightlyConfig, reporter: Reporter | None = None, *, pin: bool = False
 ) -> NightSummary:
-    """Do what there is to do tonight. A summary with reasons means that nothing was published.
+    """Compute, check and publish the changes of the source. Nothing is published if the summary has
+    reasons; readers see a new snapshot only by the last write.
 
-    pin: what is live afterwards becomes the baseline. Raises UserError for whatever the caller can
-    mend, LeaseError while another call works, ErrorBudgetError when too many images fail,
-    TryAgainError when the store is down. Readers are moved by the very last write, or not at all.
+    pin: make the snapshot that is live afterwards the baseline. Raises UserError for an error that
+    the caller can mend, LeaseError while another job writes, ErrorBudgetError when too many images
+    fail, TryAgainError when the store fails.
     """
     try:
         storage = Storage(config.out, config.out_options)
-        Nights(storage)  # refuses a run folder before it writes there
+        Nights(storage)  # raises UserError for a run folder, before anything is written
         with lease(storage, of_nights=True) as hold, ExitStack() as held:
             return _Night(Nights(storage, hold), config, reporter or Reporter(), held).do(pin)
     except StorageError as error:
@@ -94,17 +95,17 @@ def nightly(
 
 
 def filled(word: str, places: Mapping[str, str]) -> str:
-    """A word of the report command with {run}, {snapshot}, {baseline} and {out} in place.
+    """A word of the report command with the values of {run}, {snapshot}, {baseline} and {out}.
 
-    Any other brace stays as it is, such as a shell's ${HOME}.
+    Other braces stay, such as a shell's ${HOME}.
     """
     return re.sub(r"(?<!\$)\{(\w+)\}", lambda match: places.get(match[1], match[0]), word)
 
 
 class _Night:
-    """One call: the folder, what is live in it, and the run that it works on.
+    """One call: the folder of nights, its live snapshot, and the run of the present weights.
 
-    held: keeps the lease of that run folder, from before it is written to the end of the call.
+    held: the stack that holds the lease of the run folder until the call ends.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class _Night:
                 reasons = (*judged.reasons, *self._report(candidate))
                 return self._stop(candidate, dataclasses.replace(judged, reasons=reasons))
             self._brake(run)
-        # What failed a moment ago is left to the next call.
+        # Images that failed in this call are tried again by the next call.
         if self._difference(run, retry=not computed):
             self._compute(run)
         candidate = RunSnapshot(run, max(run.generations()))
@@ -171,10 +172,11 @@ class _Night:
         self.nights.publish(self.name, run, candidate.number)
         return summary
 
-    # -- the steps
+    # -- steps
 
     def _first(self, run: Run | None) -> Run:
-        """List, make the run folder, plan generation 1: all, or what can judge new weights."""
+        """List, make the run folder, and plan generation 1: all images, or with new weights those
+        with ground truth."""
         config = self.config
         with Staging() as staging:
             images, size = stage_listing(
@@ -202,7 +204,7 @@ class _Night:
         return run
 
     def _difference(self, run: Run, *, retry: bool) -> bool:
-        """Plan what is new, changed, gone or worth another try; False if that is nothing."""
+        """Plan a generation of new, changed, removed and retried images; False without any."""
         config = self.config
         free = config.allow_full or self.live is None or not self.same_weights
         generation = plan_refresh(
@@ -226,23 +228,23 @@ class _Night:
         return True
 
     def _compute(self, run: Run) -> int:
-        """Finish the newest generation, unpublished; returns how many images that took."""
+        """Finish the newest generation without publishing; the number of computed images."""
         return work(
             run, self.settings, self.spec, self.device, self.reporter, self.began, publish=False
         ).computed
 
     @property
     def _images_per_shard(self) -> int:
-        """Full shards also in a small night: what every night adds stays for years."""
+        """Full shards, also for few images: the shards of each night stay for years."""
         return self.config.images_per_shard or IMAGES_PER_SHARD
 
     def _lease(self) -> Hold:
-        """Of the run folder that this call works on, kept to its end."""
+        """Take the lease of the run folder until the end of the call."""
         self.hold = self.held.enter_context(lease(self.nights.run_storage(self.name)))
         return self.hold
 
     def _refuse_failures(self, candidate: RunSnapshot, mend: str) -> None:
-        """Raises ErrorBudgetError, its summary written, if too many images failed."""
+        """Raises ErrorBudgetError if too many images failed; the summary is written before."""
         snapshot, limit = candidate.snapshot, self.config.max_error_rate
         reason = over_budget(snapshot.rows, failures(candidate.run, snapshot), limit)
         if reason is None:
@@ -269,7 +271,7 @@ class _Night:
         )
 
     def _report(self, candidate: RunSnapshot) -> list[str]:
-        """Run the report command; a failure is a reason not to publish."""
+        """Run the report command; returns its failure as a reason not to publish."""
         if not self.config.report:
             return []
         pinned = self.nights.pinned()
@@ -287,10 +289,10 @@ class _Night:
             return [f"the report command can't be run: {error}"]
         return [f"the report command ended with {code}: {shlex.join(command)}"] if code else []
 
-    # -- how it ends
+    # -- outcomes
 
     def _nothing_to_do(self, candidate: RunSnapshot, pin: bool) -> NightSummary:
-        candidate.run.mark_success(True)  # a call may have been killed right before it
+        candidate.run.mark_success(True)  # an earlier call may have been killed before this
         if candidate.number in (candidate.run.pointer() or {}).get("withdrawn", ()):
             self.reporter.note(
                 f"snapshot {candidate.number} was rolled back and nothing has changed since: "
@@ -328,7 +330,7 @@ class _Night:
         self.nights.write_summary(self.started.strftime(STAMP), summary.to_json(), summary.text())
         return summary
 
-    # -- questions
+    # -- state and source
 
     def _is_live(self, candidate: RunSnapshot) -> bool:
         withdrawn = (candidate.run.pointer() or {}).get("withdrawn", ())
@@ -341,14 +343,14 @@ class _Night:
         )
 
     def _source(self, run: Run | None) -> Source:
-        """The source, listed as the run was, or as the live one before it; images are not looked
-        for in the folder of nights if it lies inside."""
+        """The source, listed as for `run`, else as for the live run; the folder of nights is left
+        out if it lies inside the source."""
         before = run or (self.live.run if self.live else None)
         source = Source.of(self.settings, before.info.source if before else None)
         return dataclasses.replace(source, output_url=normalize_url(self.config.out))
 
     def _suffixes(self) -> tuple[str, ...]:
-        """Those that a new run is listed by."""
+        """The file suffixes of the photos of a new run."""
         return self._source(None).photos.suffixes
 
     def _refuse_withdrawn(self) -> None:

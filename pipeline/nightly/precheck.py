@@ -1,4 +1,4 @@
-"""What a night decides before anything is computed: the device, the first images, the brakes."""
+"""The checks of nightly before it computes: device, images with ground truth, brakes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from pipeline.storage.storage import open_file
 def night_device(
     live: RunSnapshot | None, config: NightlyConfig, note: Callable[[str], None]
 ) -> Device:
-    """As the live run was made, so that a quiet night starts no GPU only to ask for its name."""
+    """The device of the live run, unless the settings say another.
+
+    So a night without changes needs no GPU only to learn the GPU's name.
+    """
     if live is None or config.device != "auto":
         return decide_device(config, note)
     info = live.run.info
@@ -29,16 +32,16 @@ def night_device(
 
 
 def check_truth(truth: str, options: Mapping[str, str]) -> None:
-    """Raises UserError now, rather than after a night's computing, if there is no such file."""
+    """Raises UserError if the file of the truth does not exist, before images are computed."""
     storage, name = open_file(truth, options)
     if not storage.exists(name):
         raise UserError(f"truth {truth} does not exist: check the path in the settings")
 
 
 def only_with_truth(staging: Staging, truth: str, options: Mapping[str, str]) -> tuple[int, int]:
-    """Keep of the view `listing` the images that have ground truth.
+    """Reduce the view `listing` to the images with ground truth; returns their number and bytes.
 
-    Returns how many, and their bytes. Raises UserError if there is none.
+    Raises UserError without such an image.
     """
     staging.connection.execute("create view manifest as from listing")
     stage_truth(staging, CocoFile(truth, options))
@@ -57,7 +60,10 @@ def only_with_truth(staging: Staging, truth: str, options: Mapping[str, str]) ->
 
 
 def refuse_short(images: int, live: RunSnapshot, config: NightlyConfig) -> None:
-    """A new run's listing is held against the live run. Raises UserError if too much is gone."""
+    """Raises UserError if a new run's listing has too few of the images of the live run.
+
+    images: in the listing.
+    """
     before = live.snapshot.rows
     if exceeds(before - images, before, config.max_removed_rate):
         raise UserError(
@@ -67,16 +73,16 @@ def refuse_short(images: int, live: RunSnapshot, config: NightlyConfig) -> None:
 
 
 def brake_full(name: str, live: RunSnapshot, done: int, config: NightlyConfig) -> None:
-    """New weights compute every image: a person says so. Raises UserError.
+    """Raises UserError if new weights have too many images to compute and allow_full is False.
 
-    done: images that were computed already, to judge the weights by.
+    done: images computed already, those with ground truth.
     """
-    every = live.snapshot.rows
-    rest = every - done
-    if not config.allow_full and exceeds(rest, every, config.max_recompute):
+    total = live.snapshot.rows
+    count = total - done
+    if not config.allow_full and exceeds(count, total, config.max_recompute):
         passed = "they passed on the images with ground truth, but " if done else ""
         raise UserError(
-            f"other weights or settings ({name}): {passed}{rest:,} images must be computed, more "
+            f"other weights or settings ({name}): {passed}{count:,} images must be computed, more "
             f"than --max-recompute {config.max_recompute:g} allows: if that is meant, add "
             "--allow-full"
         )

@@ -1,13 +1,12 @@
-"""Old shards leave, once no snapshot that is kept names them.
+"""`panoptic prune`: delete the shards, snapshots and evaluations that no kept snapshot needs.
 
-Kept are the last published snapshots (a rollback can reach them), the pinned baseline, what each
-run's own `latest.json` names (a rollback to the run shows it), and what the newest generation of
-each run needs to be finished. Manifests always stay: the list of images is their sum, and they are
-small. A run folder of other weights goes whole when none of its snapshots is kept.
+These are kept: the last published snapshots (for `rollback`), the pinned baseline, the snapshot in
+each run's `latest.json` (for a rollback to that run), and all that the newest generation of each
+run needs to be finished. The manifests of a kept run stay: they are small, and together they are
+the list of images. A run folder of other weights is deleted whole if none of its snapshots is kept.
 
-What names others goes before what it names: pointers forget first, then snapshots, then shards. So
-wherever it is stopped, no snapshot that is there lacks a shard, and the next night, or the next
-prune, can go on.
+The order is pointers, then snapshots, then shards, so no snapshot lacks a shard wherever `prune` is
+stopped, and the next call of `prune` or `nightly` can continue.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ from pipeline.run.writing import is_nights, locate, writing
 from pipeline.storage.entry import Entry
 from pipeline.storage.storage import Storage
 
-STAYS: Final = (LEASE_FILE, CLOCK_FILE)  # epochs go on, should a run of this name come back
+STAYS: Final = (LEASE_FILE, CLOCK_FILE)  # the lease epochs of a later run of this name must rise
 
 
 @dataclass(frozen=True)
 class Move:
-    """A pointer as it was judged by, and with a history as long as what is kept."""
+    """The change of a `latest.json`: its history without the snapshots or runs that go."""
 
     where: Storage
     before: dict[str, Any]
@@ -55,11 +54,11 @@ class Move:
 
 @dataclass(frozen=True)
 class Pruning:
-    """What `prune` removes, or would: paths in the folder, in the order in which they go."""
+    """The plan or the result of a prune."""
 
     out: str
-    kept: tuple[str, ...]
-    objects: tuple[Entry, ...]
+    kept: tuple[str, ...]  # snapshots
+    objects: tuple[Entry, ...]  # to delete, in this order; paths in the folder
     pointers: tuple[Move, ...]
 
     @property
@@ -68,56 +67,65 @@ class Pruning:
 
 
 def plan_prune(out: str, keep: int, options: Mapping[str, str] | None = None) -> Pruning:
-    """What no kept snapshot names, with the last `keep` published ones kept. Changes nothing."""
+    """The objects that `prune` would delete from `out`. Nothing is changed.
+
+    keep: the number of last published snapshots to keep. options: storage options of `out`.
+    """
     return _plan(Storage(out, options), keep)
 
 
 def prune(out: str, keep: int, options: Mapping[str, str] | None = None) -> Pruning:
-    """Remove it. Raises LeaseError while a job writes; stopped half-way, run it again."""
+    """Delete the objects of `plan_prune`. A stopped prune is continued by the next call.
+
+    Raises LeaseError while a job writes.
+    """
     return prune_at(Storage(out, options), keep)
 
 
 def prune_at(storage: Storage, keep: int, *, host: Host | None = None) -> Pruning:
-    """`prune` of a folder in this store; host: whose clock the lease goes by."""
+    """`prune` of a run folder or a folder of nights. host: gives the clock of the lease."""
     fences: dict[str, Fence] = {}
-    with ExitStack() as held:
+    with ExitStack() as stack:
         if storage.exists(RUN_FILE):
-            writer = held.enter_context(writing(locate(storage), host=host))
+            writer = stack.enter_context(writing(locate(storage), host=host))
             fences[storage.url] = writer.hold
-        elif not is_nights(storage):  # a folder of something else, in which nothing is written
+        elif not is_nights(storage):  # neither a run folder nor a folder of nights: write nothing
             return Pruning(storage.url, (), (), ())
         else:
             nights = Nights(storage)
-            hold = held.enter_context(lease(storage, of_nights=True, host=host))
+            hold = stack.enter_context(lease(storage, of_nights=True, host=host))
             fences[storage.url] = hold
             for name in nights.run_names():
-                place = nights.run_storage(name)
-                fences[place.url] = held.enter_context(lease(place, host=host))
+                run_storage = nights.run_storage(name)
+                fences[run_storage.url] = stack.enter_context(lease(run_storage, host=host))
         pruning = _plan(storage, keep)
         for move in pruning.pointers:
             fenced.move(move.where, LATEST_FILE, _as_planned(move), fences[move.where.url])
         for entry in pruning.objects:
             for fence in fences.values():
                 fence.check()
-            with suppress(FileNotFoundError):  # the mark goes with the last of the run
+            with suppress(FileNotFoundError):  # REMOVED_FILE is deleted together with RUN_FILE
                 _remove(storage, entry.path)
     return pruning
 
 
 def _remove(storage: Storage, path: str) -> None:
-    """Delete an object. A run that goes whole is marked first: no rollback shows it any more, and
-    wherever this is stopped, the next prune goes on, or the next night of that run."""
+    """Delete an object; of a run that goes whole, write REMOVED_FILE before `latest.json` goes.
+
+    With REMOVED_FILE no rollback goes to the run, and the next prune or nightly deletes its other
+    objects.
+    """
     folder, _, name = path.rpartition("/")
-    mark = f"{folder}/{REMOVED_FILE}".removeprefix("/")
+    removed = f"{folder}/{REMOVED_FILE}".removeprefix("/")
     if name == LATEST_FILE:
-        storage.write_if_absent(mark, b"")
+        storage.write_if_absent(removed, b"")
     storage.delete(path)
     if name == RUN_FILE:
         unmark(storage.below(folder) if folder else storage)
 
 
 def unmark(storage: Storage) -> None:
-    """Forget that a run was removed here."""
+    """Delete REMOVED_FILE of a run folder, so that a new run can be made there."""
     with suppress(FileNotFoundError):
         storage.delete(REMOVED_FILE)
 
@@ -152,12 +160,12 @@ def _plan(storage: Storage, keep: int) -> Pruning:
     for name in nights.run_names():
         run = nights.run(name)
         if run is None or is_going(run) or (name in once_live and name not in kept_of):
-            own = _whole(nights.run_storage(name).list())
+            entries = _whole(nights.run_storage(name).list())
         else:
             kept_of[name] |= _shown(run)
-            own = _of_run(run, kept_of[name])
+            entries = _of_run(run, kept_of[name])
             pointers += _shorter(run, kept_of[name])
-        objects += [entry._replace(path=f"{name}/{entry.path}") for entry in own]
+        objects += [entry._replace(path=f"{name}/{entry.path}") for entry in entries]
     pointer = nights.pointer()
     if pointer is not None:
         live = {**pointer, "previous": [n for n in pointer.get("previous", ()) if n in kept_of]}
@@ -167,15 +175,15 @@ def _plan(storage: Storage, keep: int) -> Pruning:
 
 
 def _plan_run(storage: Storage, keep: int) -> Pruning:
-    """Of one run folder, which may lie in a folder of nights: its baseline is kept then, too."""
+    """The plan for one run folder. In a folder of nights the pinned baseline is kept, too."""
     run = find_run(storage)
     assert run is not None
     pointer = run.pointer() or {}
     numbers = [*pointer.get("previous", ()), *([pointer["snapshot"]] if pointer else [])]
     kept = set(numbers[-keep:])
-    place = locate(storage)
-    pinned = Nights(place.nights).pinned() if place.nights is not None else None
-    if pinned and pinned.run == place.name:
+    location = locate(storage)
+    pinned = Nights(location.nights).pinned() if location.nights is not None else None
+    if pinned and pinned.run == location.name:
         kept.add(pinned.snapshot)
     names = tuple(snapshot_name(number) for number in sorted(kept))
     return Pruning(storage.url, names, tuple(_of_run(run, kept)), _shorter(run, kept))
@@ -187,7 +195,7 @@ def _shown(run: Run) -> set[int]:
 
 
 def _of_run(run: Run, kept: set[int]) -> list[Entry]:
-    """Objects of a run that no kept snapshot names, nor the newest generation needs."""
+    """The objects of a run that neither a kept snapshot nor the newest generation needs."""
     generations = run.generations()
     snapshots = set(run.snapshot_numbers())
     kept = (kept | ({max(snapshots)} if snapshots else set())) & snapshots
@@ -206,38 +214,38 @@ def _of_run(run: Run, kept: set[int]) -> list[Entry]:
             return int(rest.partition("/")[0]) in kept
         return True
 
-    found = [entry for entry in run.storage.list() if not stays(entry.path)]
+    entries = [entry for entry in run.storage.list() if not stays(entry.path)]
     order = (SNAPSHOTS, EVALUATION, SEGMENTS)
-    return sorted(found, key=lambda entry: (order.index(entry.path.split("/")[0]), entry.path))
+    return sorted(entries, key=lambda entry: (order.index(entry.path.split("/")[0]), entry.path))
 
 
 def _whole(entries: Iterable[Entry]) -> list[Entry]:
-    """Every object of a run folder: first what names others, last what says which run it was."""
+    """All objects of a run folder in the order of deletion: `latest.json` first, run.json last."""
 
-    def place(entry: Entry) -> tuple[int, int, str]:
+    def rank(entry: Entry) -> tuple[int, int, str]:
         top, _, rest = entry.path.partition("/")
-        if top == MANIFEST:  # the newest generation first: none may lose what it builds on
+        if top == MANIFEST:  # the newest generation first, since it builds on earlier ones
             part = not rest.endswith(f"/{PLAN_FILE}")
             return _ORDER.index(top), -int(rest[:4]), f"{part:d}{rest}"
         last = {RUN_FILE: 1, REMOVED_FILE: 2}.get(top, 0)
         return (_ORDER.index(top) if top in _ORDER else len(_ORDER) + last), 0, rest
 
-    return sorted((entry for entry in entries if entry.path not in STAYS), key=place)
+    return sorted((entry for entry in entries if entry.path not in STAYS), key=rank)
 
 
 _ORDER: Final = (LATEST_FILE, SNAPSHOTS, EVALUATION, SEGMENTS, STATS, MANIFEST)
 
 
 def is_going(run: Run) -> bool:
-    """Whether a prune that removes the whole run was stopped."""
+    """Whether a prune has begun to delete the whole run and was stopped."""
     return run.storage.exists(REMOVED_FILE)
 
 
 def remove_rest(run: Run) -> None:
-    """Go on where that prune was stopped. The run is held."""
+    """Finish a stopped prune of the whole run. The caller holds the lease of the run."""
     for entry in _whole(run.storage.list()):
         run.check()
-        if entry.path != REMOVED_FILE:  # it goes with the last
+        if entry.path != REMOVED_FILE:  # deleted together with RUN_FILE
             _remove(run.storage, entry.path)
 
 

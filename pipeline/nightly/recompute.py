@@ -1,8 +1,7 @@
-"""Some images of a run, fetched and segmented again here, and compared with their rows.
+"""A sample of a run's images, fetched and segmented again here, and compared with their rows.
 
-What a count can't show: rows that are there and wrong. Whoever repeats a run on the same kind of
-device in fp32 gets the same masks; another device, or a lower precision, moves pixels at edges, so
-the share of pixels that differ is what is judged.
+Counts of rows do not show wrong rows. The same kind of device gives the same masks in fp32; another
+device or a lower precision moves pixels at edges. So the result is the share of pixels that differ.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ Row = Mapping[str, Any]
 
 @dataclass
 class Recomputed:
-    """Images that were computed again, by what came of it."""
+    """The comparison of recomputed images with their rows."""
 
-    same: int = 0  # to the last character of their masks
-    close: int = 0  # some pixels differ
-    skipped: int = 0  # the source can't be had, or has changed since
-    differences: dict[str, float] = field(default_factory=dict)  # file_name -> part of its pixels
-    other: list[str] = field(default_factory=list)  # another status, error or size
-    note: str = ""  # how this differs from what the run did
+    same: int = 0  # images with equal RLE strings
+    close: int = 0  # images with other RLE strings or categories
+    skipped: int = 0  # images that can't be fetched, have changed, or failed by chance
+    differences: dict[str, float] = field(default_factory=dict)  # share of pixels by file name
+    other: list[str] = field(default_factory=list)  # images with another status, error or size
+    note: str = ""  # a difference between this method and the run's
 
     @property
     def compared(self) -> int:
@@ -48,15 +47,16 @@ class Recomputed:
 
     @property
     def mean_difference(self) -> float:
-        """Part of the pixels that differ, over the images that have a map both times."""
+        """The share of differing pixels, as a mean over the images with two maps."""
         images = self.same + self.close
         return sum(self.differences.values()) / images if images else 0.0
 
 
 def recompute(run: Run, config: RunConfig, images: int, *, number: int, seed: int) -> Recomputed:
-    """Segment a sample of the snapshot's images again, on this machine's CPU.
+    """Segment a sample of `images` images of snapshot `number` again, on this machine's CPU.
 
-    config: the run's own, with whatever the caller has elsewhere now (weights, storage options).
+    config: the run's settings, with the present place of the weights and the present storage
+    options. Raises UserError or ModelError if the weights can't be loaded.
     """
     snapshot = run.snapshot(number)
     manifest = _sample(run, snapshot, images, seed)
@@ -71,7 +71,7 @@ def recompute(run: Run, config: RunConfig, images: int, *, number: int, seed: in
     result.skipped = wanted.count(False)
     unit = _as_unit(manifest, bodies).filter(pa.array(wanted, pa.bool_()))
     method = config.decode
-    if method == "nvjpeg":  # needs a GPU; PIL's pixels differ from its by a level here and there
+    if method == "nvjpeg":  # needs a GPU; some pixels of PIL differ from nvJPEG's by one level
         method = "pil"
         result.note = "decoded by PIL, where the run used nvjpeg: some pixels at edges differ"
     if unit.num_rows:
@@ -89,18 +89,18 @@ def recompute(run: Run, config: RunConfig, images: int, *, number: int, seed: in
 
 
 def check_weights(run: Run, config: RunConfig) -> None:
-    """Raises UserError if `config` names other weights than those that the run was made with."""
-    own = run.info.weights_sha256
-    other = ModelSpec.of(config, device="cpu", dtype="fp32").describe().weights_sha256
-    if own != other:
+    """Raises UserError if the weights of `config` are not those of the run."""
+    expected = run.info.weights_sha256
+    actual = ModelSpec.of(config, device="cpu", dtype="fp32").describe().weights_sha256
+    if expected != actual:
         raise UserError(
-            f"the weights {config.weights} have sha256 {other[:16]}, those of the run {own[:16]}: "
-            "give the run's own by --weights"
+            f"the weights {config.weights} have sha256 {actual[:16]}, those of the run "
+            f"{expected[:16]}: give the run's own by --weights"
         )
 
 
 def _repeatable(row: Row | None) -> bool:
-    """A row that depends on nothing but the file: a time-out of that day can't be had again."""
+    """Whether the row follows from the file alone; a time-out, for example, does not."""
     return row is not None and (row["status"] == "ok" or row["error_code"] in PERMANENT_CODES)
 
 
@@ -137,7 +137,7 @@ def _judge(result: Recomputed, stored: Row, again: Row) -> None:
 
 
 def _categories(row: Row) -> NDArray[np.int32]:
-    """(H, W) int32: the category of each pixel, 0 for void."""
+    """The category of each pixel, (H, W) int32, 0 for void."""
     ids = row["segment_id"]
     painted = rle.decode(row["counts"], row["height"], row["width"], ids)
     kinds = np.zeros(max(ids, default=0) + 1, np.int32)

@@ -1,7 +1,7 @@
-"""May this snapshot take the live one's place? Truth where there is some, shares of images always.
+"""The release gate: the reasons against publishing a snapshot, from PQ and from shares of images.
 
-Asked of what a night made, before anybody reads it; pure reading, so a night that was killed asks
-again and hears the same.
+PQ is compared if ground truth is configured, shares of images always. The gate writes only
+evaluations, so a killed call repeats it with the same result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.run.folder import ShardEntry
 from pipeline.run.snapshots import IncompleteError, RunSnapshot
 from pipeline.sharding import origin_of
 
-SAMPLED_ROWS: Final = 100_000  # a shard is a uniform sample, so a part of them is enough
+SAMPLED_ROWS: Final = 100_000  # about so many rows are read; each shard is a uniform sample
 READERS: Final = 16
 
 Note = Callable[[str], None]
@@ -29,11 +29,11 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Judged:
-    """Every reason against publishing (none: it may be), and what was found on the way."""
+    """The result of the release gate."""
 
-    reasons: tuple[str, ...]
-    evaluation: dict[str, Any] | None = None
-    comparison: Comparison | None = None
+    reasons: tuple[str, ...]  # against publishing; empty: the snapshot may be published
+    evaluation: dict[str, Any] | None = None  # pq.json
+    comparison: Comparison | None = None  # with the baseline
 
 
 def evaluation_name(config: NightlyConfig) -> str:
@@ -43,10 +43,10 @@ def evaluation_name(config: NightlyConfig) -> str:
 def evaluate_candidate(
     candidate: RunSnapshot, config: NightlyConfig, note: Note
 ) -> dict[str, Any] | None:
-    """`pq.json` of the snapshot against the configured truth, made now; None without truth.
+    """Evaluate the snapshot against the configured truth; returns `pq.json`, None without truth.
 
-    Images that can't be scored (an image that was replaced by one of another size) are counted in
-    it and don't stop a night.
+    Images that can't be scored (such as one replaced by an image of another size) are counted in
+    `pq.json` and are no reason against publishing.
     """
     if config.truth is None:
         return None
@@ -70,7 +70,7 @@ def evaluate_candidate(
 def judge_quality(
     candidate: RunSnapshot, baseline: RunSnapshot | None, config: NightlyConfig, note: Note
 ) -> Judged:
-    """Evaluate the candidate and compare it with the baseline."""
+    """Evaluate the candidate, and the baseline if needed, and compare the two."""
     result = evaluate_candidate(candidate, config, note)
     if result is None or baseline is None:
         return Judged((), result)
@@ -85,25 +85,24 @@ def judge_quality(
         note(f"{what}: evaluating the baseline again")
         evaluate_candidate(baseline, config, note)
         comparison = compare(baseline, candidate, name)
-    verdict = judge(
+    gate = judge(
         comparison,
         max_pq_drop=config.max_pq_drop,
         max_class_drop=config.max_class_drop,
         decide_by=config.decide_by,
         min_segments=config.min_class_segments,
     )
-    return Judged(verdict.reasons, result, comparison)
+    return Judged(gate.reasons, result, comparison)
 
 
 def judge_shares(
     candidate: RunSnapshot, live: RunSnapshot | None, config: NightlyConfig, *, same_weights: bool
 ) -> list[str]:
-    """Reasons in what the images look like, against those that are live.
+    """The reasons against publishing from shares of images, compared with the live snapshot.
 
-    With the weights unchanged only rows that are new since are looked at: those of every generation
-    after the live one, so that rows which a night was stopped for, or which were rolled back, are
-    looked at again though a later generation copied them. Other weights may see other classes,
-    which is theirs to do: their error and empty rates are looked at.
+    same_weights: compare only the rows of generations after the live one. These include rows for
+    which an earlier call was stopped, and rows that were rolled back. With other weights all rows
+    are compared, but not by class, since other weights may predict other classes.
     """
     if live is None:
         return []
@@ -118,7 +117,7 @@ def judge_shares(
 
 
 def _shares(candidate: RunSnapshot, shards: Sequence[ShardEntry]) -> Shares:
-    """Shares of the rows of these shards, or of an even part of them."""
+    """Shares of the rows of `shards`, or of each n-th shard beyond SAMPLED_ROWS rows."""
     rows = sum(entry.rows for entry in shards)
     stride = max(1, rows // SAMPLED_ROWS)
     ids = candidate.run.info.categories.ids
@@ -128,6 +127,6 @@ def _shares(candidate: RunSnapshot, shards: Sequence[ShardEntry]) -> Shares:
 
     total = Shares.zero(len(ids))
     with ThreadPoolExecutor(READERS) as pool:
-        for own in pool.map(read, list(shards)[::stride]):
-            total.add(own)
+        for shares in pool.map(read, list(shards)[::stride]):
+            total.add(shares)
     return total

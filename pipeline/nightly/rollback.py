@@ -1,7 +1,7 @@
-"""Readers back to an earlier snapshot: one small object moves, nothing is computed or deleted.
+"""`panoptic rollback`: readers go back to an earlier snapshot by one change of `latest.json`.
 
-What was live is remembered as withdrawn, so that no later call publishes it again by itself; naming
-it with `to` does.
+Nothing is computed or deleted. The snapshot that was live is recorded as withdrawn, so that no
+later call publishes it; a rollback with `to` can publish it again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pipeline.storage.storage import Storage
 
 @dataclass(frozen=True)
 class Moved:
-    """What readers saw, and what they see now: `run-.../snapshots/0003.parquet`, or in a run folder
+    """The live snapshot before and after: `run-.../snapshots/0003.parquet`, or in a run folder
     `snapshots/0003.parquet`."""
 
     out: str
@@ -32,33 +32,34 @@ class Moved:
 
 
 def rollback(out: str, to: str | None = None, options: Mapping[str, str] | None = None) -> Moved:
-    """Go back to the snapshot published before, or `to` a snapshot (3) or a run folder (run-...).
+    """Go back to the snapshot published before the live one, or `to` another one.
 
-    Raises UserError where there is nothing to go back to, LeaseError while a job writes.
+    to: the number of a snapshot ("3") or the name of a run folder ("run-..."). Raises UserError
+    without such a snapshot, LeaseError while a job writes.
     """
     return rollback_at(Storage(out, options), to)
 
 
 def rollback_at(storage: Storage, to: str | None = None, *, host: Host | None = None) -> Moved:
-    """`rollback` of a folder in this store; host: whose clock the lease goes by."""
+    """`rollback` of a run folder or a folder of nights. host: gives the clock of the lease."""
     if not storage.exists(RUN_FILE) and read_pointer(storage) is None:
         raise UserError(f"{storage.url} has nothing published: there is no way back")
-    place = locate(storage)
-    with writing(place, host=host) as writer:
+    location = locate(storage)
+    with writing(location, host=host) as writer:
         run, nights = writer.run(), writer.nights
         if run is None:
             raise UserError(f"{storage.url} has nothing published: there is no way back")
-        if nights is None or storage.url == place.run.url:
-            before = _live(run)
+        if nights is None or storage.url == location.run.url:
+            number = _live(run)
             _move_run(run, to)
-            return Moved(storage.url, snapshot_name(before), snapshot_name(_live(run)))
-        seen = _where(nights)
+            return Moved(storage.url, snapshot_name(number), snapshot_name(_live(run)))
+        before = _where(nights)
         _move_nights(nights, run, to)
-        return Moved(storage.url, seen, _where(nights))
+        return Moved(storage.url, before, _where(nights))
 
 
 def _move_nights(nights: Nights, live: Run, to: str | None) -> None:
-    """live: the run that readers see, under its lease."""
+    """live: the live run, whose lease the caller holds."""
     if to is not None and to.startswith(PREFIX):
         target = nights.run(to)
         if target is None or target.latest() is None or target.storage.exists(REMOVED_FILE):
@@ -76,24 +77,24 @@ def _move_nights(nights: Nights, live: Run, to: str | None) -> None:
             before = nights.run(moved["run"])
             if before is not None and before.latest() is not None:
                 return moved
-            moved = back(moved, "run")  # pruned since
+            moved = back(moved, "run")  # `before` was pruned
         raise UserError(f"nothing was published in {nights.storage.url} before what is live")
 
     nights.move(back_to_another)
 
 
 def _move_run(run: Run, to: str | None) -> None:
-    there = run.snapshot_numbers()
-    if to is not None and (not to.isdigit() or int(to) not in there):
-        known = ", ".join(map(str, there))
+    numbers = run.snapshot_numbers()
+    if to is not None and (not to.isdigit() or int(to) not in numbers):
+        known = ", ".join(map(str, numbers))
         raise UserError(f"--to {to}: {run.storage.url} has no such snapshot (there are: {known})")
 
     def change(pointer: dict[str, Any] | None) -> dict[str, Any]:
-        now = _there(pointer, run.storage)
-        moved = _step(run, now) if to is None else _to_snapshot(now, int(to))
+        live = _there(pointer, run.storage)
+        moved = _step(run, live) if to is None else _to_snapshot(live, int(to))
         if moved is None:
             raise UserError(
-                f"no snapshot of {run.storage.url} was published before {now['snapshot']}"
+                f"no snapshot of {run.storage.url} was published before {live['snapshot']}"
             )
         return moved
 
@@ -107,8 +108,11 @@ def _there(pointer: dict[str, Any] | None, storage: Storage) -> dict[str, Any]:
 
 
 def _to_run(pointer: dict[str, Any], name: str) -> dict[str, Any]:
-    """The pointer at this run folder, with what was published after it, or is live in place of it,
-    withdrawn. One that was itself withdrawn is published again, on top of what is live."""
+    """The pointer with run folder `name` live, and the runs published after it withdrawn.
+
+    A withdrawn run is published again, with the live run as the previous one. A run that is not in
+    the history replaces the live run, which is withdrawn.
+    """
     if name == pointer["run"] or name in pointer.get("withdrawn", ()):
         return forward(pointer, "run", name)
     moved: dict[str, Any] | None = pointer
@@ -120,21 +124,21 @@ def _to_run(pointer: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _to_snapshot(pointer: dict[str, Any], number: int) -> dict[str, Any]:
-    """The pointer at this snapshot, with every later one that was published withdrawn."""
+    """The pointer with snapshot `number` live, and the later published snapshots withdrawn."""
     moved = pointer
     while moved["snapshot"] > number and (before := back(moved, "snapshot")) is not None:
         moved = before
-    if moved["snapshot"] > number:  # nothing as old was published
+    if moved["snapshot"] > number:  # no snapshot as old as `number` is in the history
         return instead(moved, "snapshot", number)
     return forward(moved, "snapshot", number)
 
 
 def _step(run: Run, pointer: dict[str, Any] | None) -> dict[str, Any] | None:
-    """The pointer to the snapshot published before, of those whose snapshot is still there."""
-    there = set(run.snapshot_numbers())
+    """The pointer with the last published snapshot before the live one that was not pruned."""
+    numbers = set(run.snapshot_numbers())
     while pointer is not None:
         pointer = back(pointer, "snapshot")
-        if pointer is not None and pointer["snapshot"] in there:
+        if pointer is not None and pointer["snapshot"] in numbers:
             return pointer
     return None
 

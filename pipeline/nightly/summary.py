@@ -1,7 +1,7 @@
-"""What a night did, for machines and for the person whom cron mails: counts, PQ, errors, cost.
+"""The summary of a call of nightly, as JSON and as text for cron mail: counts, PQ, errors, cost.
 
-Work is counted once: a summary says up to which entry of `stats/` it has counted (`counted`), and
-the next one takes what came after it, whatever was published, stopped or rolled back in between.
+Work is counted once: a summary stores up to which entry of `stats/` it has counted (`counted`), and
+the next summary counts the entries after it, also if a call was stopped or rolled back in between.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from pipeline.run.snapshots import RunSnapshot
 from pipeline.run.stats import read_stats
 from pipeline.sharding import Generation
 
-# Of each run folder by name: its newest generation that was counted, and the entries of its stats.
+# Run folder name -> {"generation": newest counted one, "entries": counted entries of its stats}.
 Counted = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True)
 class NightWork:
-    """What was done since the summary before."""
+    """The work since the last summary."""
 
-    why: dict[str, int]  # images by reason: new, changed, retry, removed
+    why: dict[str, int]  # images by reason: new, changed, retry, removed, or other weights
     computed: int
     seconds: float
     gpu_hours: float
@@ -40,12 +40,12 @@ class NightWork:
 
 @dataclass(frozen=True)
 class NightSummary:
-    """One call of `panoptic nightly`."""
+    """The summary of one call of `panoptic nightly`."""
 
     out: str
-    run: str
-    snapshot: int  # the snapshot that was judged, or the live one where nothing changed
-    published: bool  # readers see it, or will as soon as this is written
+    run: str  # name of the run folder
+    snapshot: int  # the one that was judged, or the live one if nothing changed
+    published: bool  # readers see the snapshot, or will after the next write
     outcome: str  # "nothing to do", "published" or "stopped"
     reasons: tuple[str, ...]
     images: int
@@ -69,7 +69,7 @@ class NightSummary:
         return asdict(self)
 
     def text(self) -> str:
-        """A few lines for people."""
+        """The summary as a few lines of text."""
         lines = [f"{self.outcome}: {self.run}, snapshot {self.snapshot} of {self.out}"]
         lines += [f"  {reason}" for reason in self.reasons]
         failed = sum(self.errors.values())
@@ -114,9 +114,9 @@ def summarize(
     started: datetime,
     counted: Counted | None = None,
 ) -> NightSummary:
-    """The summary of a call that ends with this snapshot.
+    """The summary of a call that ends with `candidate`.
 
-    price: of a GPU for an hour; counted: of the summary before, None if there is none.
+    price: per GPU-hour. seconds: of the call. counted: from the last summary; None without one.
     """
     snapshot = candidate.snapshot
     done = work_since(candidate.run, live, counted)
@@ -150,10 +150,11 @@ def summarize(
 
 
 def work_since(run: Run, live: RunSnapshot | None, counted: Counted | None = None) -> NightWork:
-    """What was done in a run since the summary that counted so far.
+    """The work in a run after `counted` of the last summary.
 
-    A call writes its entry under the newest generation that there is, so older ones get no more.
-    Without a summary before, what the live snapshot holds and what was rolled back were counted.
+    A call writes its stats under the newest generation, so older generations get no new entries.
+    counted: None without a summary; then the generations up to the live snapshot and the withdrawn
+    ones do not count again.
     """
     same = live is not None and live.run.storage.url == run.storage.url
     name = run.storage.url.rpartition("/")[2]
@@ -170,7 +171,7 @@ def work_since(run: Run, live: RunSnapshot | None, counted: Counted | None = Non
         for number, made in stats.items()
         for entry in made[last["entries"] if number == last["generation"] else 0 :]
     ]
-    fresh = {n: own for n, own in generations.items() if n > last["generation"]}
+    fresh = {n: generation for n, generation in generations.items() if n > last["generation"]}
     newest = max(generations, default=0)
     now = {"generation": newest, "entries": len(stats.get(newest, ()))}
     return NightWork(
@@ -186,21 +187,21 @@ def _reasons(generations: dict[int, Generation], *, other_weights: bool) -> dict
     why: Counter[str] = Counter()
     for generation in generations.values():
         why.update(generation.counts)
-    if other_weights:  # every image is new to this run, but not to the user
+    if other_weights:  # the images are new to the run but not to the user
         return {"other weights": why.total() - why["removed"]}
     return {kind: why[kind] for kind in ("new", "changed", "retry", "removed") if why[kind]}
 
 
 def _gpu_hours(entry: dict[str, Any]) -> float:
-    """Of the GPUs that were there while a call computed; without a GPU, machine-hours."""
+    """GPU-hours of a call (GPUs of the cluster while it computed); machine-hours without a GPU."""
     seconds = entry["seconds"]
     if entry.get("placement", {}).get("actor_gpus", 0):
-        seconds = entry.get("gpu_seconds", seconds)  # older entries: of one GPU, the least it was
+        seconds = entry.get("gpu_seconds", seconds)  # older entries lack it: at least one GPU
     return seconds / 3600
 
 
 def errors_by_code(candidate: RunSnapshot) -> dict[str, int]:
-    """Failed images by code; reads only shards that have some."""
+    """Failed images by error code; reads only shards with errors."""
     codes: Counter[str] = Counter()
     for entry in candidate.snapshot.shards:
         if entry.error:

@@ -1,8 +1,8 @@
-"""Does a run keep its first promise? Counted anew from its objects, believing no count in them.
+"""`panoptic verify`: the check that a snapshot holds each image of the manifest exactly once.
 
-Every live shard is asked for its names and its footer; DuckDB joins the names with the manifest,
-out of core, so a hundred million images need no more memory than a thousand. What planning and
-publishing derive from hashes and counts is not used here: this is the second opinion.
+The names and the footer of each live shard are read, and DuckDB joins the names with the manifest
+on disk, so memory does not grow with the run. Counts and hashes in the run folder are checked and
+not relied on: the check is independent of the code that plans and publishes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from pipeline.sharding import name_hash
 from pipeline.storage.entry import of_client
 
 READ_THREADS: Final = 16
-SHOWN: Final = 20  # findings of a kind that are named; all are counted
+SHOWN: Final = 20  # examples per kind of finding; all findings are counted
 COLUMNS: Final = ("file_name", "uri", "etag", "status", "error_code")
 
 
 @dataclass
 class Verification:
-    """What was counted, and every way in which it is not as promised."""
+    """The counts of a snapshot, and the findings: empty if all is right."""
 
     snapshot: int
     shards: int
@@ -41,7 +41,7 @@ class Verification:
     rows: int
     ok: int
     error: int
-    findings: dict[str, int] = field(default_factory=dict)  # kind -> how many
+    findings: dict[str, int] = field(default_factory=dict)  # number by kind
     examples: list[str] = field(default_factory=list)
 
     @property
@@ -55,10 +55,11 @@ class Verification:
 
 
 def verify(run: Run, number: int | None = None) -> Verification:
-    """Count the rows of a snapshot, by default the published one. Raises UserError without one.
+    """Check the rows of snapshot `number`, by default of the published one.
 
-    Every image of the manifest exactly once, with its URI and ETag; no row of anything else; rows
-    sorted by hash; footers, snapshot and the store's listing of one mind about each shard.
+    A snapshot is right if each image of the manifest has exactly one row, with its URI and ETag; if
+    there are no other rows; if rows are sorted by hash; and if footers, snapshot and the listing of
+    the store agree on each shard. Raises UserError without such a snapshot.
     """
     snapshot = run.snapshot(number)
     sizes = {entry.path: entry.size for entry in run.storage.list(SEGMENTS)}
@@ -80,7 +81,7 @@ def verify(run: Run, number: int | None = None) -> Verification:
     return result
 
 
-# Kind of finding -> names, and where they are.
+# The SQL query for each kind of finding: file names, and shards or URIs.
 _QUERIES: Final = {
     "twice": """
         select file_name, string_agg(shard, ', ') from found
@@ -98,7 +99,7 @@ _QUERIES: Final = {
 def _live(
     run: Run, snapshot: Snapshot, sizes: Mapping[str, int], result: Verification
 ) -> Iterator[pa.Table]:
-    """Names of every live shard that can be read; what is wrong with the others is noted."""
+    """The names of each readable live shard as tables; faults of shards go to `result`."""
 
     def read(entry: ShardEntry) -> tuple[ShardEntry, pa.Table | None, Mapping[bytes, bytes], str]:
         try:
@@ -108,16 +109,16 @@ def _live(
                 return entry, rows, shard.metadata.metadata or {}, ""
         except FileNotFoundError:
             return entry, None, {}, "is missing"
-        except (OSError, ValueError) as error:  # pyarrow's errors are both
-            if of_client(error):  # the store failed, and says nothing of the shard
+        except (OSError, ValueError) as error:  # pyarrow raises both
+            if of_client(error):  # the store failed: no finding on the shard
                 raise
             return entry, None, {}, f"can't be read: {error}"
 
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        # In groups, so that what is read ahead doesn't grow with the number of shards.
-        ahead = 4 * READ_THREADS
-        for first in range(0, len(snapshot.shards), ahead):
-            group = snapshot.shards[first : first + ahead]
+        # In groups, so that memory does not grow with the number of shards.
+        group_size = 4 * READ_THREADS
+        for first in range(0, len(snapshot.shards), group_size):
+            group = snapshot.shards[first : first + group_size]
             for entry, table, metadata, problem in pool.map(read, group):
                 if table is None:
                     result.found("broken shard", f"{entry.path} {problem}")
@@ -138,7 +139,7 @@ def _inconsistent(
     metadata: Mapping[bytes, bytes],
     size: int | None,
 ) -> Iterator[str]:
-    """Where a shard's rows, its footer, the snapshot and the store's listing differ."""
+    """The differences between the rows and footer of a shard, the snapshot and the listing."""
     failed = pc.is_valid(table["error_code"])  # type: ignore[attr-defined]
     errors = int(pc.sum(failed).as_py() or 0)  # type: ignore[attr-defined]
     facts: dict[str, tuple[Any, Any]] = {
@@ -151,9 +152,9 @@ def _inconsistent(
         "fingerprint": (metadata.get(b"panoptic.fingerprint"), run.info.fingerprint.encode()),
         "weights": (metadata.get(b"panoptic.weights_sha256"), run.info.weights_sha256.encode()),
     }
-    for what, (said, counted) in facts.items():
-        if said != counted:
-            yield f"{what}: {_text(said)}, but there is {_text(counted)}"
+    for what, (recorded, counted) in facts.items():
+        if recorded != counted:
+            yield f"{what}: {_text(recorded)}, but there is {_text(counted)}"
     hashes = np.array([name_hash(name) for name in table["file_name"].to_pylist()], np.uint64)
     if np.any(hashes[:-1] > hashes[1:]):
         yield "rows are not sorted by hash"

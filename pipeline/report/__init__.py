@@ -1,1 +1,1 @@
-"""What people look at and other tools read: pages, pictures, SQL, COCO files. Without Ray."""
+"""A run as pages, pictures, SQL tables and COCO files. Without Ray."""

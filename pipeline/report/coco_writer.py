@@ -1,8 +1,8 @@
-"""COCO JSON written a piece at a time, and the image ids that COCO wants.
+"""The writer of large COCO JSON files, and the COCO image ids of file names.
 
-COCO's files are one JSON object with several long lists, which the usual way holds in memory whole.
-Here each list grows in a file of its own beside the target; `close` joins them under the target's
-name in one rename, so a stopped export leaves nothing that looks finished.
+A COCO file is one JSON object with several long lists, too long for the memory. Each list is
+written to a temporary file beside the target. At the end the files are joined and renamed to the
+target, so a stopped export leaves no JSON.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from pipeline.storage.storage import open_file
 
 
 class JsonLists:
-    """An object of fixed members and of lists that are appended to; or one bare list.
+    """A JSON object of fixed members and growing lists, or one bare list.
 
     with JsonLists(Path("pred.json"), {"info": {}}, ["images", "annotations"]) as lists:
         lists.append("images", {"id": 1})
     """
 
     def __init__(self, target: Path, members: Mapping[str, Any] | None, names: list[str]) -> None:
-        """`members` None writes the only list bare, as COCO's results are."""
+        """members: None writes one bare list, as COCO's results are."""
         assert members is not None or len(names) == 1
         self.target = target
         self.members = members
-        mark = f".{target.name}.{uuid.uuid4().hex[:8]}"
-        self._paths = {name: target.with_name(f"{mark}.{name}.part") for name in names}
-        self._joined = target.with_name(f"{mark}.part")
+        prefix = f".{target.name}.{uuid.uuid4().hex[:8]}"
+        self._paths = {name: target.with_name(f"{prefix}.{name}.part") for name in names}
+        self._joined = target.with_name(f"{prefix}.part")
         self._files: dict[str, IO[str]] = {}
         self.counts = dict.fromkeys(names, 0)
 
@@ -99,10 +99,10 @@ class TruthImage:
 
 @dataclass
 class ImageIds:
-    """COCO image id of a file name: the truth's, or the number that the name is.
+    """The COCO image id of a file name: from a truth JSON, or the number in the name.
 
-    With a truth, names match whole or, where that is unambiguous, by their last part, for a run's
-    names are relative to its source and a truth's often bare.
+    With a truth, whole names match, else the last parts of the paths, if only one image has it: a
+    run's names are relative to its source, and names in a truth often have no folder.
     """
 
     truth: dict[str, TruthImage] | None = None
@@ -113,7 +113,7 @@ class ImageIds:
 
     @classmethod
     def of_truth(cls, url: str, options: Mapping[str, str] | None = None) -> ImageIds:
-        """Read the `images` of a COCO JSON. Raises UserError if it isn't one."""
+        """The ids in a COCO JSON, which is read into memory. Raises UserError."""
         storage, name = open_file(url, options)
         try:
             whole = json.loads(storage.read(name))
@@ -136,16 +136,17 @@ class ImageIds:
 
     def check_categories(self, run: Categories) -> None:
         """Raises UserError if the truth has another category under one of the run's ids."""
-        for number, own, other in renamed(run, self.categories):
+        for number, run_name, true_name in renamed(run, self.categories):
             raise UserError(
-                f"category {number} is {own!r} in the run and {other!r} in {self.url}: give truth "
-                "of the run's own categories, or no --truth"
+                f"category {number} is {run_name!r} in the run and {true_name!r} in {self.url}: "
+                "give truth of the run's own categories, or no --truth"
             )
 
     def find(self, file_name: str) -> TruthImage | None:
-        """The image's entry, None if the truth has no such image. Raises UserError in doubt.
+        """The image's entry in the truth; None if the truth has no such image.
 
         Without a truth the entry is made from the name: `val/000000000139.jpg` has the id 139.
+        Raises UserError for an ambiguous name, or a name without a number.
         """
         entry = self._made(file_name) if self.truth is None else self._match(file_name)
         if entry is not None:
@@ -153,7 +154,7 @@ class ImageIds:
         return entry
 
     def refuse_twice(self) -> None:
-        """Raises UserError if two images were given one id: 8 bytes an image are kept for it."""
+        """Raises UserError if `find` gave one id to two images."""
         ids, counts = np.unique(np.asarray(self._given), return_counts=True)
         if (counts > 1).any():
             twice = int(ids[counts > 1][0])

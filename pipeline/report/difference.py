@@ -1,7 +1,8 @@
-"""Prediction against truth, pixel by pixel, as a picture: what is right, and in which way it isn't.
+"""The difference of prediction and truth as a picture, with a kind (right, missed, ...) per pixel.
 
-Colours are Okabe and Ito's, which stay apart for colour-blind readers; what is right keeps the
-photo in grey, so that the eye goes to what is not. Void in the truth is never wrong: it is striped.
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Right pixels show the
+photo in grey, so that errors stand out. Pixels that are void in the truth are never wrong; they are
+striped.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ UNMATCHED: Final = Kind(
 )
 VOID: Final = Kind("void", (255, 255, 255), "unnamed in the truth: not scored (striped)")
 KINDS: Final = (RIGHT, WRONG_CLASS, MISSED, UNMATCHED, VOID)
-# Of two predictions, by the category of each pixel.
+# Kinds of pixels for two predictions, by category.
 SAME: Final = Kind("unchanged", (150, 150, 150), "the same category before and now")
 BETTER: Final = Kind("better", (0, 114, 178), "wrong before, now as in the truth")
 WORSE: Final = Kind("worse", (213, 94, 0), "as in the truth before, now wrong")
@@ -49,17 +50,17 @@ def compare_maps(
     true_category: Sequence[int],
     matches: Iterable[tuple[int, int]],
 ) -> NDArray[np.uint8]:
-    """(H, W): the index in KINDS of each pixel.
+    """The index in KINDS of each pixel, (H, W) uint8.
 
-    predicted, true: (H, W) ids, 0 where there is no segment; `..._category`: the category of each
-    id, from id 0 (whatever is given for it is not used); matches: (predicted id, true id) of the
+    predicted, true: (H, W) ids, 0 without a segment. predicted_category, true_category: the
+    category of each id from 0 up; that of id 0 is ignored. matches: (predicted id, true id) of the
     true positives.
     """
-    own, other = np.asarray(predicted_category), np.asarray(true_category)
-    kind = np.full((len(own), len(other)), KINDS.index(UNMATCHED), np.uint8)
-    kind[own[:, None] != other[None]] = KINDS.index(WRONG_CLASS)
-    for one, two in matches:
-        kind[one, two] = KINDS.index(RIGHT)
+    categories, true_categories = np.asarray(predicted_category), np.asarray(true_category)
+    kind = np.full((len(categories), len(true_categories)), KINDS.index(UNMATCHED), np.uint8)
+    kind[categories[:, None] != true_categories[None]] = KINDS.index(WRONG_CLASS)
+    for predicted_id, true_id in matches:
+        kind[predicted_id, true_id] = KINDS.index(RIGHT)
     kind[0] = KINDS.index(MISSED)
     kind[:, 0] = KINDS.index(VOID)
     return kind[predicted, true]
@@ -68,10 +69,13 @@ def compare_maps(
 def compare_changes(
     before: NDArray[np.integer], now: NDArray[np.integer], true: NDArray[np.integer] | None = None
 ) -> NDArray[np.uint8]:
-    """(H, W): the index in CHANGES of each pixel, from the categories (-1: none) of the three."""
+    """The index in CHANGES of each pixel, (H, W) uint8.
+
+    before, now, true: (H, W) category ids, -1 without a segment.
+    """
     if true is None:
-        same, other = CHANGES.index(SAME), CHANGES.index(CHANGED)
-        return np.where(before == now, same, other).astype(np.uint8)
+        same, changed = CHANGES.index(SAME), CHANGES.index(CHANGED)
+        return np.where(before == now, same, changed).astype(np.uint8)
     kinds = np.full(true.shape, CHANGES.index(OTHER), np.uint8)
     kinds[now == true] = CHANGES.index(BETTER)
     kinds[before == true] = CHANGES.index(WORSE)
@@ -86,10 +90,10 @@ def draw_difference(
     outlined: NDArray[np.integer],
     named: Sequence[Kind] = KINDS,
 ) -> Image.Image:
-    """The photo in grey under the colours of `kinds`, the segments of a map outlined.
+    """The photo in grey under the colours of `kinds`, with the contours of `outlined`.
 
-    image: (H, W, 3) uint8 of the size of kinds and outlined, both (H, W); named: what kinds index,
-    the first what is right.
+    image: (H, W, 3) uint8. kinds: (H, W) indices into `named`, whose first entry is not coloured.
+    outlined: (H, W) segment ids.
     """
     grey = image.mean(axis=2, keepdims=True) * 0.5 + 60
     picture = np.repeat(grey, 3, axis=2)

@@ -1,10 +1,9 @@
 """A run as COCO files: panoptic JSON with PNGs, or instances and results with one mask per thing.
 
-Reads the run folder only and holds one shard at a time, so the size of a run costs time, not
-memory. Masks of things are copied as the strings that the shards hold; the PNGs are painted from
-them. An image that failed has no segments: with a truth it is exported as all void, since COCO's
-tools demand every image and score it as missed, which is what `evaluate` does; without a truth it
-is left out and counted.
+The export reads the run folder only and holds one shard at a time, so memory does not grow with the
+run. RLE strings are copied from the shards; PNGs are painted from them. An image that failed has no
+segments. With a truth it is exported as all void: COCO's tools need every image, and score this one
+as missed, as `evaluate` does. Without a truth it is left out and counted.
 """
 
 from __future__ import annotations
@@ -37,14 +36,14 @@ _CHUNK_ROWS = 256
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export wrote and what it left out; counts are images but for `segments`."""
+    """The result of an export; all counts but `segments` are images."""
 
     output: str
     images: int
     segments: int
-    errors: int  # of the run's rows: all void with a truth, left out without
+    errors: int  # failed images: all void with a truth, left out without
     without_truth: int  # in the run, not in the truth: left out
-    without_prediction: int  # in the truth, not in the run; 0 where only a part was asked for
+    without_prediction: int  # in the truth, not in the run; 0 if only a part was exported
 
 
 def export_run(
@@ -60,11 +59,11 @@ def export_run(
 ) -> Exported:
     """Write `target` (a new local .json) and, for panoptic, the PNG folder of the same name.
 
-    panoptic: as panopticapi reads; segment ids from 1, colour = id (R + 256 G + 256^2 B), PNGs
-    named by image id. instances: a data set that pycocotools' COCO loads. results: the bare list
-    that its loadRes takes. ids: where COCO image ids come from, by default the number that a file
-    name is. file_names: only these. limit: only so many, from the first shards: a uniform sample.
-    Raises UserError, with no JSON left, when an image can't be exported.
+    format: "panoptic" for panopticapi (segment ids from 1, colour R + 256 G + 256^2 B = id, PNGs
+    named by image id), "instances" for `COCO` of pycocotools, "results" for its `loadRes` (a bare
+    list). ids: COCO image ids by file name; by default the number in the name. file_names: export
+    only these images. limit: export at most so many, from the first shards, a uniform sample.
+    Raises UserError if an image can't be exported; then no JSON is left.
     """
     target = _new_file(target)
     ids = ids or ImageIds()
@@ -76,7 +75,7 @@ def export_run(
         while chunk := list(islice(rows, _wanted(limit, writer.images))):
             entries = [entry for row in chunk if (entry := writer.entry(row)) is not None]
             for _ in pool.map(lambda entry: writer.paint(*entry), entries):
-                pass  # the first failure is raised here
+                pass  # iterating raises the first exception of a thread
             for row, image in entries:
                 writer.describe(row, image)
             progress(writer.images)
@@ -93,7 +92,7 @@ def export_run(
 
 
 class _Writer:
-    """Turns rows into COCO's entries; counts what goes where."""
+    """Writes COCO entries of rows, and counts them."""
 
     def __init__(self, run: Run, target: Path, format: Format, ids: ImageIds) -> None:
         self.format = format
@@ -177,7 +176,7 @@ class _Writer:
         result = {"image_id": image_id, "category_id": category_id, "segmentation": mask,
                   "score": score}  # fmt: skip
         if self.format == "results":
-            return result  # with a bbox, pycocotools would take the area of the box for the mask's
+            return result  # with a bbox, pycocotools would use the area of the box, not of the mask
         number = self.lists.counts["annotations"] + 1
         bbox, area = segment["bbox"], segment["area"]
         return {"id": number, **result, "bbox": bbox, "area": area, "iscrowd": 0}
@@ -195,7 +194,7 @@ def _panoptic_segment(segment: Row) -> Row:
 
 
 def png_name(image_id: int) -> str:
-    """COCO's own rule: the id in 12 digits."""
+    """The name of an image's PNG in COCO's form: the id in 12 digits."""
     return f"{image_id:012d}.png"
 
 

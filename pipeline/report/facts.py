@@ -1,9 +1,8 @@
-"""What a report says, gathered from a run folder: counts, errors, contents, speed, quality.
+"""The facts of a report, from a run folder: counts, errors, contents, speed, quality.
 
-Small on any run: whatever would mean reading all rows is read from a sample of whole shards, spread
-evenly, and the fact carries the words that say so (each shard is a uniform random sample of the
-images, so a few of them are an honest one). What the run folder states as a sum (snapshot,
-`pq.json`) is taken from there and is exact.
+Facts that need rows are taken from a sample of at most SHARDS_READ shards, and carry a text that
+says so; each shard is a uniform random sample of the images. Sums in the run folder (snapshot,
+`pq.json`) are exact.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pipeline.run.stats import read_stats
 from pipeline.schema import SHARD_SCHEMA, TRANSIENT_CODES, list_values
 
 SHARDS_READ: Final = 64  # some 30,000 images
-PARTS_READ: Final = 256  # of per-image rows, which are small
+PARTS_READ: Final = 256  # Parquet files of per-image rows, which are small
 SAMPLES_A_CODE: Final = 5
 BINS: Final = 20  # of the PQ distribution
 THREADS: Final = 8
@@ -38,7 +37,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ErrorCode:
-    """Failed images of one code: how many, and a few by name with their message."""
+    """Failed images of one error code. samples: (file name, message)."""
 
     code: str
     count: int
@@ -48,28 +47,27 @@ class ErrorCode:
 
 @dataclass(frozen=True)
 class ClassFacts:
-    """One category: what was predicted (`segments`, `images`, `share` of all pixels in 0..1, mean
-    `score`, in the sample) and its line of `pq.json`, None without an evaluation."""
+    """The predictions of one category in the sample, and its quality."""
 
     category: Category
     segments: int
-    images: int
-    share: float
-    score: float | None
-    quality: Mapping[str, Any] | None
+    images: int  # with a segment of the category
+    share: float  # of the pixels of an image, 0 to 1, as a mean over images
+    score: float | None  # mean
+    quality: Mapping[str, Any] | None  # `per_class` of pq.json; None without an evaluation
 
     @property
     def occurs(self) -> bool:
-        own = self.quality
-        return self.segments > 0 or (own is not None and any(own[k] for k in ("tp", "fp", "fn")))
+        line = self.quality
+        return self.segments > 0 or (line is not None and any(line[k] for k in ("tp", "fp", "fn")))
 
 
 @dataclass(frozen=True)
 class Quality:
-    """An evaluation: `pq.json`, and what its per-image rows add."""
+    """An evaluation: `pq.json`, and facts from its per-image rows."""
 
     name: str
-    result: Mapping[str, Any]
+    result: Mapping[str, Any]  # pq.json
     histogram: tuple[int, ...]  # images by PQ, BINS equal bins over 0..1
     images: int  # counted in the histogram
     sampled: str
@@ -79,7 +77,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Facts:
-    """Everything a report says in words and numbers."""
+    """All numbers and texts of a report. sampled: a text on the sample; empty if all was read."""
 
     run_snapshot: RunSnapshot
     images: int
@@ -91,7 +89,7 @@ class Facts:
     sampled: str
     classes: tuple[ClassFacts, ...]
     calls: tuple[Mapping[str, Any], ...]  # stats of each `segment` call, oldest first
-    names: tuple[str, ...]  # of some ok images, in no order that means anything
+    names: tuple[str, ...]  # of the ok images in the sample
     quality: Quality | None = field(default=None)
 
     @property
@@ -100,9 +98,9 @@ class Facts:
 
     @property
     def versions(self) -> tuple[str, ...]:
-        """What the calls of `segment` ran on, each set of versions once, oldest first."""
-        told = (call.get("versions", {}) for call in self.calls)
-        texts = (", ".join(f"{name} {own}" for name, own in versions.items()) for versions in told)
+        """The library versions of the `segment` calls as texts, without repeats, oldest first."""
+        sets = (call.get("versions", {}) for call in self.calls)
+        texts = (", ".join(f"{name} {value}" for name, value in pairs.items()) for pairs in sets)
         return tuple(dict.fromkeys(text for text in texts if text))
 
     @property
@@ -111,7 +109,7 @@ class Facts:
 
 
 def gather(run_snapshot: RunSnapshot, evaluation: str | None = None) -> Facts:
-    """The facts of one snapshot, with the named (or newest) evaluation if there is one.
+    """The facts of one snapshot. evaluation: a name; None: the newest, if there is one.
 
     Raises UserError for an evaluation that doesn't exist or a shard that can't be read.
     """
@@ -124,7 +122,7 @@ def gather(run_snapshot: RunSnapshot, evaluation: str | None = None) -> Facts:
     paths = [shard.path for shard in snapshot.shards if shard.ok]
     table, sampled = _sample(run, paths, SHARDS_READ, _CONTENTS)
     mapping = CategoryMap.of_result(result)
-    if mapping is not None:  # by the classes that were scored
+    if mapping is not None:  # to the classes that were scored
         table = mapping.apply(table, "model")
     classes = _classes(run_snapshot.categories(name), table, result)
     stats = [entry for number in run.generations() for entry in read_stats(run, number)]
@@ -135,7 +133,7 @@ def gather(run_snapshot: RunSnapshot, evaluation: str | None = None) -> Facts:
         ok=snapshot.ok,
         errors=errors,
         errors_sampled=errors_sampled,
-        segments=sum(own.segments for own in classes),
+        segments=sum(entry.segments for entry in classes),
         sample=ok.num_rows,
         sampled=sampled,
         classes=classes,
@@ -149,7 +147,7 @@ def spread(items: Sequence[T], count: int) -> list[T]:
     """At most `count` of the items, evenly spaced, in order."""
     if len(items) <= count:
         return list(items)
-    return [items[place * len(items) // count] for place in range(count)]
+    return [items[position * len(items) // count] for position in range(count)]
 
 
 _CONTENTS: Final = ("file_name", "status", "height", "width", "category_id", "area", "score")
@@ -158,7 +156,7 @@ _CONTENTS: Final = ("file_name", "status", "height", "width", "category_id", "ar
 def _sample(
     run: Run, paths: Sequence[str], count: int, columns: Sequence[str]
 ) -> tuple[pa.Table, str]:
-    """Rows of some of these shards, and the words for how many; empty words for all of them."""
+    """Rows of at most `count` shards, and a text on the sample; empty if all shards were read."""
     chosen = spread(paths, count)
     if not chosen:
         return SHARD_SCHEMA.empty_table().select(list(columns)), ""
@@ -184,31 +182,31 @@ def _errors(run: Run, shards: Sequence[Any], failed: int) -> tuple[tuple[ErrorCo
         if len(few) < SAMPLES_A_CODE:
             few.append((row["file_name"], row["error_message"] or ""))
     scale = failed / counts.total() if sampled and counts else 1.0
-    found = [
+    codes = [
         ErrorCode(code, round(count * scale), code in TRANSIENT_CODES, tuple(samples[code]))
         for code, count in counts.most_common()
     ]
-    return tuple(found), sampled
+    return tuple(codes), sampled
 
 
 def _classes(
     categories: Categories, table: pa.Table, result: Mapping[str, Any] | None
 ) -> tuple[ClassFacts, ...]:
-    """Per category: segments, images, share of pixels and mean score of the rows."""
+    """The facts of each category, from shard rows and pq.json (`result`)."""
     ids = np.array(categories.ids)
     order = np.argsort(ids)
     lengths = table["category_id"].combine_chunks().value_lengths().fill_null(0).to_numpy()
     image = np.repeat(np.arange(table.num_rows), lengths)
     flat = {name: _flat(table, name) for name in ("category_id", "area", "score")}
-    place = order[np.searchsorted(ids, flat["category_id"], sorter=order).clip(0, len(ids) - 1)]
+    position = order[np.searchsorted(ids, flat["category_id"], sorter=order).clip(0, len(ids) - 1)]
     pixels = table["height"].fill_null(0).to_numpy().astype(np.float64)
     pixels = pixels * table["width"].fill_null(0).to_numpy()
     share = flat["area"] / np.maximum(pixels[image], 1)
-    count = np.bincount(place, minlength=len(ids))
-    pairs = np.unique(np.stack([place, image]), axis=1)[0] if len(place) else place
+    count = np.bincount(position, minlength=len(ids))
+    pairs = np.unique(np.stack([position, image]), axis=1)[0] if len(position) else position
     images = np.bincount(pairs, minlength=len(ids))
-    shares = np.bincount(place, share, minlength=len(ids)) / max(1, int((pixels > 0).sum()))
-    scores = np.bincount(place, flat["score"], minlength=len(ids))
+    shares = np.bincount(position, share, minlength=len(ids)) / max(1, int((pixels > 0).sum()))
+    scores = np.bincount(position, flat["score"], minlength=len(ids))
     quality = result["per_class"] if result is not None else {}
     return tuple(
         ClassFacts(
@@ -235,12 +233,12 @@ def _quality(run_snapshot: RunSnapshot, name: str, result: Mapping[str, Any]) ->
     table = table.filter(table["pq"].is_valid())
     pq = table["pq"].to_numpy()
     histogram, _ = np.histogram(pq, bins=BINS, range=(0.0, 1.0))
-    # Many images of one segment are perfect: of equals, those with more matches come first.
+    # Many images with one segment have PQ 1: among equal PQs, more matches come first.
     best = table.sort_by([("pq", "descending"), ("tp", "descending"), ("file_name", "ascending")])
     lowest = table.sort_by([("pq", "ascending"), ("fn", "descending"), ("file_name", "ascending")])
     scored = set(lowest["file_name"].to_pylist()) if not sampled else None
     worst = [row["file_name"] for row in result.get("worst", [])]
-    if scored is not None:  # failed images are among the worst of pq.json; they have no picture
+    if scored is not None:  # `worst` of pq.json holds failed images, too, which have no picture
         worst = lowest["file_name"].slice(0, len(worst) or 50).to_pylist()
     return Quality(
         name=name,

@@ -1,9 +1,8 @@
-"""The pictures of a report: for each image the photo, the prediction, the truth, the difference.
+"""The cards of a report: for each image the photo, the prediction, the truth and the difference.
 
-Everything is drawn at the size at which it is shown, from the rows of the run and of its evaluation
-and from the photo where the run read it. A photo that is gone costs its own picture only. Pictures
-are embedded, so there is a budget of bytes; when it is spent, the rest is left out, and the budget
-knows, so that the page can say so.
+Cards are drawn from the rows of the run and of its evaluation, and from the photo at its URI. If
+the photo can't be read, the card has a grey picture in its place. Pictures are embedded, so the
+bytes of a page are limited: cards beyond the limit are left out, and the page says so.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from pipeline.storage.storage import open_file
 
 @dataclass(frozen=True)
 class Card:
-    """One image of a gallery; `pq` in 0..1, None where it wasn't scored."""
+    """One image of a gallery. pq: 0 to 1; None for an image that was not scored."""
 
     file_name: str
     pq: float | None
@@ -44,13 +43,13 @@ class Card:
 
 @dataclass
 class Budget:
-    """Bytes that pictures may still take; `spent` once some didn't fit."""
+    """The bytes left for pictures. spent: some pictures did not fit."""
 
     left: int
     spent: bool = False
 
     def take(self, pictures: Sequence[Picture]) -> bool:
-        """True, and the bytes are spent, if they all fit."""
+        """Subtract the bytes of the pictures if all of them fit; else False."""
         size = sum(len(picture.data) for picture in pictures)
         if size > self.left:
             self.spent = True
@@ -61,13 +60,13 @@ class Budget:
 
 @dataclass(frozen=True)
 class Illustrator:
-    """Draws cards of one snapshot, with truth where an evaluation has it."""
+    """Draws the cards of one snapshot, with the truth of an evaluation, if there is one."""
 
     run_snapshot: RunSnapshot
     evaluation: str | None
     truth: Truth | None
     categories: Categories  # of predictions and truth
-    mapping: CategoryMap | None = None  # of the evaluation, to these categories
+    mapping: CategoryMap | None = None  # of the evaluation, to `categories`
     options: Mapping[str, str] = field(default_factory=dict)  # storage options of the photos
 
     @classmethod
@@ -77,8 +76,8 @@ class Illustrator:
         result: Mapping[str, Any] | None,
         options: Mapping[str, str] | None,
     ) -> Illustrator:
-        """With the truth that the evaluation `result` (its pq.json) was scored against, if it is
-        still there."""
+        """The illustrator of a snapshot. result: the pq.json of an evaluation, whose truth is
+        drawn if it still exists."""
         name = None if result is None else str(result["name"])
         truth = _truth(run_snapshot, result)
         mapping = CategoryMap.of_result(result)
@@ -87,8 +86,10 @@ class Illustrator:
     def cards(
         self, names: Sequence[str], count: int, budget: Budget, others: Sequence[Illustrator] = ()
     ) -> list[Card]:
-        """Cards of the first `count` of these images that are ok, in their order, while the budget
-        lasts; with the prediction of `others` beside (same images of other snapshots)."""
+        """Cards of the first `count` images in `names` that are ok, in order, while bytes are left.
+
+        others: of other snapshots, whose prediction of the same image is drawn, too.
+        """
         cards: list[Card] = []
         if count == 0:
             return cards
@@ -106,8 +107,8 @@ class Illustrator:
         return cards
 
     def _rows(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-        found = locate_rows(self.run_snapshot.run, names, snapshot=self.run_snapshot.snapshot)
-        for path, row in found:
+        located = locate_rows(self.run_snapshot.run, names, snapshot=self.run_snapshot.snapshot)
+        for path, row in located:
             if self.mapping is not None and row["status"] == "ok":
                 row = self.mapping.row(row, "model")
             yield path, row
@@ -116,34 +117,35 @@ class Illustrator:
         run, name = self.run_snapshot.run, row["file_name"]
         categories = self.categories
         height, width = row["height"], row["width"]
-        at = sampling(height, width)
+        pixels = sampling(height, width)
         lines = []
         try:
-            photo = photo_of(run, row, self.options)[np.ix_(*at)]
+            photo = photo_of(run, row, self.options)[np.ix_(*pixels)]
         except UserError as error:
-            photo = np.full((len(at[0]), len(at[1]), 3), 128, np.uint8)
+            photo = np.full((len(pixels[0]), len(pixels[1]), 3), 128, np.uint8)
             lines.append(f"no photo: {error}")
-        own = drawn(row, at, categories)
+        prediction = drawn(row, pixels, categories)
         pictures = [picture("Photo", f"The photo {name}", Image.fromarray(photo))]
         before: Panoptic | None = None
         for other in others:
-            for _, then in other._rows([name]):
-                if then["status"] == "ok" and (then["height"], then["width"]) == (height, width):
-                    before = drawn(then, at, categories)
+            for _, former in other._rows([name]):
+                size = (former["height"], former["width"])
+                if former["status"] == "ok" and size == (height, width):
+                    before = drawn(former, pixels, categories)
                     pictures.append(overlay("Prediction before", photo, before, categories))
         title = "Prediction now" if others else "Prediction"
-        pictures.append(overlay(title, photo, own, categories))
+        pictures.append(overlay(title, photo, prediction, categories))
         scored = self._outcomes(path, name)
         truth_row = self._truth_row(name)
         true: Panoptic | None = None
         if truth_row is not None and (truth_row["height"], truth_row["width"]) == (height, width):
-            true = drawn(truth_row, at, categories)
+            true = drawn(truth_row, pixels, categories)
             pictures.append(overlay("Truth", photo, true, categories, scores=False))
             if scored is not None and not others:
                 matches = _matches(scored, row["segment_id"], truth_row["segment_id"])
-                pictures.append(difference(photo, own, true, matches))
+                pictures.append(difference(photo, prediction, true, matches))
         if before is not None:
-            pictures.append(changed(photo, before, own, true))
+            pictures.append(changed(photo, before, prediction, true))
         pq = None
         if scored is not None:
             pq = scored["pq"]
@@ -151,29 +153,29 @@ class Illustrator:
         return Card(name, pq, tuple(lines), tuple(pictures))
 
     def _outcomes(self, path: str, file_name: str) -> dict[str, Any] | None:
-        """The image's row of the evaluation."""
+        """The per-image row of the evaluation; None if the image was not scored."""
         if self.evaluation is None:
             return None
         folder = self.run_snapshot.rows_folder(self.evaluation)
         try:
             rows = self.run_snapshot.run.read_shard(f"{folder}/{part_name(path)}")
-        except UserError:  # evaluated while it was being made: this shard came later
+        except UserError:  # the shard was written after an evaluation of the unfinished run
             return None
-        found = rows.filter(pc.field("file_name") == file_name).to_pylist()
-        return found[0] if found and found[0]["status"] == "scored" else None
+        matching = rows.filter(pc.field("file_name") == file_name).to_pylist()
+        return matching[0] if matching and matching[0]["status"] == "scored" else None
 
     def _truth_row(self, file_name: str) -> dict[str, Any] | None:
         if self.truth is None:
             return None
         rows = self.truth.rows(hashes_of([file_name]))
-        found = [row for row in rows.to_pylist() if row["file_name"] == file_name]
-        if not found or found[0]["problem"] is not None:
+        matching = [row for row in rows.to_pylist() if row["file_name"] == file_name]
+        if not matching or matching[0]["problem"] is not None:
             return None
-        return self.mapping.row(found[0], "truth") if self.mapping else found[0]
+        return self.mapping.row(matching[0], "truth") if self.mapping else matching[0]
 
 
 def outcome_lines(scored: Mapping[str, Any], categories: Categories) -> list[str]:
-    """What was matched, missed and made up, by category, most frequent first."""
+    """Lines on matched, missed (FN) and unmatched predicted (FP) segments, by category."""
     counts: dict[str, Counter[str]] = {"FN": Counter(), "FP": Counter()}
     for category_id, outcome in zip(scored["category_id"], scored["outcome"], strict=True):
         if outcome in counts:
@@ -190,23 +192,23 @@ def outcome_lines(scored: Mapping[str, Any], categories: Categories) -> list[str
 
 
 def _truth(run_snapshot: RunSnapshot, result: Mapping[str, Any] | None) -> Truth | None:
-    """The converted truth: in the evaluation's own folder, or the one that it was pointed to."""
+    """The converted truth of an evaluation: in its folder, or at the URL in its pq.json."""
     if result is None:
         return None
     evaluation = evaluation_folder(run_snapshot.number, result["name"])
-    ready = load_truth(run_snapshot.run.storage, truth_folder(evaluation))
-    if ready is None and "truth" in result:
-        ready = load_truth(*open_file(str(result["truth"]), run_snapshot.run.storage.options))
-    return None if ready is None else ready[0]
+    loaded = load_truth(run_snapshot.run.storage, truth_folder(evaluation))
+    if loaded is None and "truth" in result:
+        loaded = load_truth(*open_file(str(result["truth"]), run_snapshot.run.storage.options))
+    return None if loaded is None else loaded[0]
 
 
 def _matches(
     scored: Mapping[str, Any], predicted_ids: Sequence[int], true_ids: Sequence[int]
 ) -> list[tuple[int, int]]:
-    """The true positives as numbers of `drawn`."""
+    """The true positives as (predicted, true) ids of the maps that `drawn` makes."""
     return [
-        (predicted_ids.index(own) + 1, true_ids.index(other) + 1)
-        for outcome, own, other in zip(
+        (predicted_ids.index(predicted_id) + 1, true_ids.index(true_id) + 1)
+        for outcome, predicted_id, true_id in zip(
             scored["outcome"], scored["segment_id"], scored["truth_id"], strict=True
         )
         if outcome == "TP"

@@ -1,9 +1,9 @@
-"""The model's way on one image, stage by stage, with the tensors that really occur.
+"""DETR on one image, stage by stage: the tensors of backbone, transformer, heads and mask head.
 
-The engine computes the same answer by a shorter way (`detr.mask_head`): it splits sums that are
-linear, runs only what is kept and never builds an enlarged map. Here the mask head is run as the
-paper draws it, one query at a time, from the same weights; a test holds both ways together. So the
-shapes and pictures are those of the paper, and the map is the one that a run would write.
+Here the mask head runs as in the paper, one query at a time, so shapes and pictures are those of
+the paper. A run computes the same result faster (`detr.models.mask_head`): it splits linear sums,
+runs only kept queries and never builds an enlarged map. The panoptic map is that of a run; a test
+compares both ways.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from pipeline.report.inspect_stages import Stage, grid, stages
 
 @dataclass(frozen=True)
 class KeptQuery:
-    """A query that speaks of a segment: its class, its box (x0, y0, x1, y1 in 0..1 of the image),
-    where it looks, and its mask on the way. Arrays are float32."""
+    """A kept query with its attention and the stages of its mask."""
 
     query: int
     category_id: int
     score: float
-    box: tuple[float, float, float, float]
+    box: tuple[float, float, float, float]  # x0, y0, x1, y1 in 0..1 of the image
     attention: NDArray[np.float32]  # (heads, h5, w5), sums to 1
     steps: tuple[tuple[str, NDArray[np.float32]], ...]  # mean over channels after each convolution
     logits: NDArray[np.float32]  # (h2, w2)
@@ -43,24 +42,27 @@ class KeptQuery:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `inspect_image` saw. `features` are the norms over channels, by name, finest first."""
+    """The stages of one image in DETR."""
 
     image: NDArray[np.uint8]  # (H, W, 3)
     processed_size: tuple[int, int]
     stages: tuple[Stage, ...]
-    features: tuple[tuple[str, NDArray[np.float32]], ...]
-    queries: tuple[KeptQuery, ...]  # the surest first; not more than were asked for
-    kept: int
+    features: tuple[tuple[str, NDArray[np.float32]], ...]  # name, norm over channels (h, w)
+    queries: tuple[KeptQuery, ...]  # of the kept ones, those with the highest scores, descending
+    kept: int  # number of kept queries
     boxes: NDArray[np.float32]  # (N, 4) of all queries: centre x, y, width, height in 0..1
-    owner: NDArray[np.int64]  # (h2, w2): which kept query is strongest, before anything is dropped
-    owner_categories: tuple[int, ...]  # of the kept queries, in their order
+    owner: NDArray[np.int64]  # (h2, w2): kept query with the largest logit, before `merge`
+    owner_categories: tuple[int, ...]  # of the kept queries, indexed by `owner`
     panoptic: Panoptic
 
 
 @torch.inference_mode()
 def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int = 8) -> Inspection:
-    """Run one (H, W, 3) uint8 image and keep what it went through; `queries` of the kept ones are
-    followed through the mask head. Raises UserError for an image that is too thin."""
+    """Run DETR on one (H, W, 3) uint8 image and keep all stages.
+
+    queries: how many kept queries, those with the highest scores, get pictures of their mask head.
+    Raises UserError for an image that is too thin.
+    """
     model, config = predictor.model, predictor.card.config
     try:
         size = predictor.processed_size(*image.shape[:2])
@@ -68,12 +70,12 @@ def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int =
         raise UserError(f"the image can't be segmented: {error} ({error.code})") from error
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None].to(predictor.device)
     inputs = normalize(resize(pixels, size)).to(predictor.dtype)  # (1, 3, h, w)
-    found = model.detect(inputs)
+    detection = model.detect(inputs)
     class_ids = predictor.categories.class_ids(config.num_classes)
     known = torch.tensor([c is not None for c in class_ids], device=predictor.device)
-    kept = select(found.logits[-1][0], predictor.threshold, is_category=known)
+    kept = select(detection.logits[-1][0], predictor.threshold, is_category=known)
     image_index = torch.zeros_like(kept.queries)
-    logits = model.mask_logits(found, image_index, kept.queries, chunk=8)  # (K, h2, w2)
+    logits = model.mask_logits(detection, image_index, kept.queries, chunk=8)  # (K, h2, w2)
     categories = [c for c in (class_ids[label] for label in kept.labels.tolist()) if c is not None]
     panoptic = merge(
         logits,
@@ -83,20 +85,20 @@ def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int =
         processed_size=size,
         original_size=(image.shape[0], image.shape[1]),
     )
-    everybody = torch.arange(found.embeddings.shape[1], device=predictor.device)
-    attention = _attention(model, found, everybody)  # (N, heads, h5, w5)
+    all_queries = torch.arange(detection.embeddings.shape[1], device=predictor.device)
+    attention = _attention(model, detection, all_queries)  # (N, heads, h5, w5)
     order = kept.scores.argsort(descending=True, stable=True)[:queries].tolist()
     followed = []
     steps: list[tuple[str, Tensor]] = []
-    for place in order:
-        query = int(kept.queries[place])
-        steps = list(mask_head_steps(model, found, attention[query]))
-        centre_x, centre_y, width, height = found.boxes[-1][0, query].float().tolist()
+    for position in order:
+        query = int(kept.queries[position])
+        steps = list(mask_head_steps(model, detection, attention[query]))
+        centre_x, centre_y, width, height = detection.boxes[-1][0, query].float().tolist()
         followed.append(
             KeptQuery(
                 query=query,
-                category_id=categories[place],
-                score=float(kept.scores[place]),
+                category_id=categories[position],
+                score=float(kept.scores[position]),
                 box=(
                     centre_x - width / 2,
                     centre_y - height / 2,
@@ -108,23 +110,23 @@ def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int =
                 logits=_array(steps[-1][1][0, 0]),
             )
         )
-    if not steps:  # nothing was kept: the shapes are there all the same
-        steps = list(mask_head_steps(model, found, attention[0]))
-    features = [f.tensors for f in found.features]
+    if not steps:  # no query was kept: the table of stages needs the shapes all the same
+        steps = list(mask_head_steps(model, detection, attention[0]))
+    features = [f.tensors for f in detection.features]
     owner = logits.float().argmax(0) if len(logits) else torch.zeros(logits.shape[1:])
     return Inspection(
         image=image,
         processed_size=size,
         stages=tuple(
-            stages(config, image, inputs, found, attention, steps, len(kept.queries), panoptic)
+            stages(config, image, inputs, detection, attention, steps, len(kept.queries), panoptic)
         ),
         features=(
             *((f"Res{number}", _norm(x)) for number, x in enumerate(features, 2)),
-            ("Encoded image", _norm(grid(found))),
+            ("Encoded image", _norm(grid(detection))),
         ),
         queries=tuple(followed),
         kept=len(kept.queries),
-        boxes=_array(found.boxes[-1][0]),
+        boxes=_array(detection.boxes[-1][0]),
         owner=owner.long().cpu().numpy(),
         owner_categories=tuple(categories),
         panoptic=panoptic,
@@ -134,9 +136,9 @@ def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int =
 def mask_head_steps(
     model: DetrPanoptic, found: Detection, attention: Tensor
 ) -> Iterator[tuple[str, Tensor]]:
-    """The mask head of one query as the paper draws it: names and (1, C, h, w) tensors.
+    """The stages of the mask head for one query: names and (1, C, h, w) tensors.
 
-    attention: (heads, h5, w5) of the query. The last tensor is its mask logits, (1, 1, h2, w2).
+    attention: (heads, h5, w5) of the query. The last tensor is the mask logits, (1, 1, h2, w2).
     Source: upstream's `MaskHeadSmallConv`.
     """
     head = model.mask_head
@@ -161,16 +163,16 @@ def mask_head_steps(
     yield "mask logits", head.out_lay(x)
 
 
-def _attention(model: DetrPanoptic, found: Detection, queries: Tensor) -> Tensor:
-    """(N, heads, h5, w5): the attention maps of these queries of the only image."""
+def _attention(model: DetrPanoptic, detection: Detection, queries: Tensor) -> Tensor:
+    """The attention maps of these queries of one image, (N, heads, h5, w5)."""
     maps = model.bbox_attention(
-        found.embeddings[0, queries], found.memory, None, torch.zeros_like(queries)
+        detection.embeddings[0, queries], detection.memory, None, torch.zeros_like(queries)
     )
-    return maps.unflatten(-1, found.projected.shape[-2:])
+    return maps.unflatten(-1, detection.projected.shape[-2:])
 
 
 def _norm(x: Tensor) -> NDArray[np.float32]:
-    """(1, C, h, w) -> (h, w): the length of each cell's features."""
+    """The norm over channels: (1, C, h, w) -> (h, w)."""
     return _array(x[0].float().norm(dim=0))
 
 

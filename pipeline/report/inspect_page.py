@@ -1,7 +1,7 @@
-"""What `inspect_image` saw as one HTML file: the stages as a table, and as pictures.
+"""The page of `panoptic inspect`: the stages of the model on one image, as a table and as pictures.
 
-It shares style, script and rules with the report (`pipeline.report.page`): nothing is loaded, texts
-are escaped, pictures are embedded and have words beside them.
+Style, script and rules are those of the report (`pipeline.report.page`): nothing is loaded, texts
+are escaped, pictures are embedded and have an alt text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipeline.report.page import environment
 from pipeline.report.pictures import Picture, overlay, picture, sampling
 
 SIDE: Final = 480
-# From dark to light over blue and orange: dark is little, light is much, also in grey print.
+# The colour scale of heat maps, from dark (low) over blue and orange to light, also in grey print.
 _SCALE: Final = np.array(
     [(8, 8, 32), (38, 32, 110), (120, 40, 120), (205, 70, 70), (248, 150, 50), (252, 240, 170)],
     np.float64,
@@ -30,7 +30,7 @@ _SCALE: Final = np.array(
 
 @dataclass(frozen=True)
 class QueryPictures:
-    """A kept query: its category, score and pictures on the way to its mask."""
+    """A kept query: category, score, and pictures of box, attention and mask head."""
 
     query: int
     name: str
@@ -41,7 +41,7 @@ class QueryPictures:
 
 
 def render_inspect(seen: Inspection, categories: Categories, *, photo: str, weights: str) -> bytes:
-    """The page as UTF-8. photo and weights: what they are called."""
+    """The page as UTF-8. photo, weights: their names."""
     page = (
         environment()
         .get_template("inspect.html.j2")
@@ -79,7 +79,7 @@ def _dilated(seen: Inspection) -> bool:
 
 
 def _part_of_input(seen: Inspection) -> str:
-    """How much coarser than the model's input the mask logits are, in words."""
+    """The size of the mask logits as a part of the model's input, in words."""
     ratio = round(seen.processed_size[0] / seen.owner.shape[0])
     return {2: "half", 4: "a quarter", 8: "an eighth"}.get(ratio, f"1/{ratio}")
 
@@ -131,15 +131,15 @@ def _draw_box(
 
 
 def _quarter(seen: Inspection, categories: Categories) -> Picture:
-    """The owners of the mask logits' own cells, in the categories' colours."""
+    """The map at the size of the mask logits, in the colours of the categories."""
     segments = tuple(
-        Segment(place + 1, category, categories.by_id(category).isthing, 1.0)
-        for place, category in enumerate(seen.owner_categories)
+        Segment(position + 1, category, categories.by_id(category).isthing, 1.0)
+        for position, category in enumerate(seen.owner_categories)
     )
     numbers = (seen.owner + 1 if segments else seen.owner * 0).astype(np.int32)
     height, width = numbers.shape
-    found = paint(Panoptic(numbers, segments), categories)
-    return picture(f"Map of the logits, {height} x {width}", "The map before it is enlarged", found)
+    image = paint(Panoptic(numbers, segments), categories)
+    return picture(f"Map of the logits, {height} x {width}", "The map before it is enlarged", image)
 
 
 def _flat(panoptic: Panoptic, categories: Categories) -> Image.Image:
@@ -149,21 +149,21 @@ def _flat(panoptic: Panoptic, categories: Categories) -> Image.Image:
 def _small(
     image: NDArray[np.uint8], resample: Image.Resampling = Image.Resampling.BILINEAR
 ) -> Image.Image:
-    """At most SIDE pixels on the longer side."""
-    found = Image.fromarray(image)
-    scale = SIDE / max(found.size)
+    """Reduced to SIDE pixels on the longer side; a smaller image is enlarged by a whole factor."""
+    full = Image.fromarray(image)
+    scale = SIDE / max(full.size)
     if scale >= 1:
         factor = int(np.ceil(scale))
-        return found.resize((found.width * factor, found.height * factor), resample)
-    return found.resize(
-        (max(1, round(found.width * scale)), max(1, round(found.height * scale))), resample
+        return full.resize((full.width * factor, full.height * factor), resample)
+    return full.resize(
+        (max(1, round(full.width * scale)), max(1, round(full.height * scale))), resample
     )
 
 
 def _heat(
     title: str, alt: str, values: NDArray[np.float32], size: tuple[int, int] | None = None
 ) -> Picture:
-    """(h, w) values from dark (their least) to light (their most), each cell a block of pixels."""
+    """The heat map of (h, w) values, from dark (minimum) to light (maximum)."""
     low, high = float(values.min()), float(values.max())
     level = (values - low) / ((high - low) or 1.0) * (len(_SCALE) - 1)
     channels = [np.interp(level, np.arange(len(_SCALE)), _SCALE[:, k]) for k in range(3)]

@@ -1,7 +1,7 @@
-"""The table of stages: what each is called, the shape that really came out, what happens there.
+"""The table of `panoptic inspect`: name, shape and meaning of each stage of DETR on one image.
 
-Shapes are read off tensors, never computed from a config; the paper's letters stand beside them: H
-and W of the model's input, d channels, N queries, M attention heads, K kept queries, C classes.
+Shapes are those of the tensors, not computed from the config. Beside them are the paper's letters:
+H and W of the model's input, d channels, N queries, M attention heads, K kept queries, C classes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,17 @@ from detr.panoptic import Panoptic
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the way: the shape that came out, in numbers and in letters, and what happens.
-    `part` groups stages."""
+    """One row of the table."""
 
-    part: str
+    part: str  # group of stages
     name: str
     shape: tuple[int, ...]
-    letters: str
-    what: str
+    letters: str  # the shape in the paper's letters
+    what: str  # explanation
 
 
 def grid(found: Detection) -> Tensor:
-    """(1, d, h5, w5): the encoded image, its tokens back in rows and columns."""
+    """The encoder's output as a map, (1, d, h5, w5)."""
     return found.memory.transpose(1, 2).unflatten(-1, found.projected.shape[-2:])
 
 
@@ -46,10 +45,10 @@ def stages(
     kept: int,
     panoptic: Panoptic,
 ) -> Iterator[Stage]:
-    """Every stage of one image, from its photo, (H, W, 3), to its map.
+    """All stages of one image, from the photo to the panoptic map.
 
-    inputs: (1, 3, h, w); attention: (N, heads, h5, w5); steps: of one query through the mask head,
-    as `mask_head_steps` gives them.
+    image: (H, W, 3); inputs: (1, 3, h, w); attention: (N, heads, h5, w5); steps: of one query, as
+    `mask_head_steps` gives them; kept: number of kept queries.
     """
     at = [f"H/{stride} × W/{stride}" for stride in config.stage_strides]
     yield Stage("Image", "photo", image.shape, "H₀ × W₀ × 3", "as decoded, 8 bits a channel")
@@ -89,7 +88,7 @@ def stages(
 
 
 def _backbone(found: Detection, at: Sequence[str]) -> Iterator[Stage]:
-    """Four feature maps, each with its padding mask and its position encoding."""
+    """The stages of four feature maps, each with its padding mask and its position encoding."""
     channels = found.projected.shape[1]
     for level, features in enumerate(found.features):
         last, name = level == 3, f"Res{level + 2}"

@@ -1,10 +1,8 @@
-"""A segmentation that one can look at: the photo under translucent colours, contours and labels.
+"""The overlay: a photo and its panoptic map in, the photo with colours, contours and labels out.
 
-Pure: pixels and a `Panoptic` in, a PIL image out; the report, `inspect` and `view` share it. Every
-category has its own colour and the things of one category are shades of it. Labels must be legible
-on any photo, so they are white on a dark plate, sized by the picture, put into the middle of their
-segment (the pixel farthest from its border), and left out where they would cover each other: a
-segment without a label still has its contour.
+The report, `inspect` and `view` use it. Each category has a colour, and its things have shades of
+that colour. Labels are white on a dark plate, legible on any photo. A label stands in the middle of
+its segment (the pixel farthest from the border) and is left out where it would cover another.
 """
 
 from __future__ import annotations
@@ -25,11 +23,11 @@ from detr.panoptic import Panoptic, Segment
 Colors = NDArray[np.uint8]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-OPACITY = 0.35  # of the colours: a photo's own stay recognisable under them
-MIN_SIDE = 640  # the longer side of a picture is at least this: text on 128 pixels can't be read
-_COARSE_SIDE = 256  # the map's longer side when looking for a segment's middle
+OPACITY = 0.35  # of the colours; low, so that the photo can be recognised
+MIN_SIDE = 640  # pixels of the longer side of a picture, at least, for legible text
+_COARSE_SIDE = 256  # longer side of the reduced map in which the middle of a segment is searched
 _PLATE = (20, 20, 20, 190)
-# Where text isn't plain Latin, the first of these that is installed; PIL's own font has no more.
+# For text beyond ASCII, which PIL's own font lacks: the first of these that is installed is used.
 _FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial Unicode.ttf")
 
 
@@ -46,10 +44,10 @@ def draw_overlay(
 ) -> Image.Image:
     """The photo with its segments over it, as an RGB image.
 
-    `image` is (H, W, 3) uint8 of the map's size; a small one is enlarged by a whole factor until
-    its longer side is `min_side`. Void keeps the photo's own colours. `opacity` 0..1 is that of the
-    colours; `label_size` in pixels, by default a 34th of the shorter side; `scores=False` leaves
-    them out of the labels, as for ground truth. Raises ValueError if image and map differ in size.
+    image: (H, W, 3) uint8 of the map's size. min_side: smaller images are enlarged by a whole
+    factor until their longer side has at least so many pixels. opacity: of the colours, 0 to 1.
+    label_size: pixels, by default a 34th of the shorter side. scores: whether labels have scores.
+    Raises ValueError if image and map differ in size.
     """
     if image.shape[:2] != panoptic.segment_map.shape:
         raise ValueError(
@@ -70,22 +68,22 @@ def draw_overlay(
     _tint(painted, segment_map, _lighten(colors), contours(segment_map, width), 0.9)
     picture = Image.fromarray(painted)
     if labels:
-        found = labels_of(panoptic, categories, scores=scores)
-        draw_labels(picture, found, label_size or max(11, round(min(picture.size) / 34)))
+        texts = labels_of(panoptic, categories, scores=scores)
+        draw_labels(picture, texts, label_size or max(11, round(min(picture.size) / 34)))
     return picture
 
 
 def paint(panoptic: Panoptic, categories: Categories) -> Image.Image:
-    """The map alone in flat colours, void black, at its own size."""
+    """The panoptic map in flat colours, void in black, at the size of the map."""
     colors = segment_colors(panoptic.segments, categories)
     return Image.fromarray(colors[np.ascontiguousarray(panoptic.segment_map)])
 
 
 def segment_colors(segments: Sequence[Segment], categories: Categories) -> Colors:
-    """(largest id + 1, 3) uint8: the colour of each segment id; row 0, void, is black.
+    """The colour of each segment id, (largest id + 1, 3) uint8; row 0, void, is black.
 
-    The first segment of a category has the category's colour; later ones are lighter, darker and
-    slightly turned on the colour wheel, in an order that keeps neighbours in number apart.
+    The first segment of a category has about the colour of the category; later segments are
+    lighter or darker and of slightly different hue, so that successive ones differ well.
     """
     colors = np.zeros((max((s.id for s in segments), default=0) + 1, 3), np.uint8)
     seen: dict[int, int] = {}
@@ -97,7 +95,7 @@ def segment_colors(segments: Sequence[Segment], categories: Categories) -> Color
 
 
 def contours(segment_map: NDArray[np.integer], width: int = 1) -> NDArray[np.bool_]:
-    """(H, W): pixels within `width` of another segment; the picture's edge is no contour."""
+    """The pixels within `width` rows or columns of another segment, (H, W) bool."""
     edge = np.zeros(segment_map.shape, bool)
     for shift in range(1, width + 1):
         down = segment_map[shift:] != segment_map[:-shift]
@@ -112,7 +110,7 @@ def contours(segment_map: NDArray[np.integer], width: int = 1) -> NDArray[np.boo
 def _shade(color: tuple[int, int, int], nth: int) -> tuple[int, int, int]:
     hue, lightness, saturation = colorsys.rgb_to_hls(*(channel / 255 for channel in color))
     step = (0, 1, -1, 2, -2)[nth % 5]
-    # Colours that are nearly black or white have no shades: bring them in first.
+    # Nearly black or white colours have no lighter or darker shades: move them inwards first.
     lightness = min(max(lightness, 0.3), 0.7) + 0.12 * step
     hue += 0.02 * step + 0.015 * (nth // 5)
     red, green, blue = colorsys.hls_to_rgb(hue % 1.0, lightness, saturation)
@@ -130,7 +128,7 @@ def _tint(
     where: NDArray[np.bool_],
     opacity: float,
 ) -> None:
-    """Lay the segments' colours over the pixels `where`, in place, in steps of 1/256."""
+    """Blend the segments' colours into the pixels `where`, in place, in steps of 1/256."""
     share = np.uint16(round(opacity * 256))
     above = colors.astype(np.uint16) * share + np.uint16(128)
     below = picture[where].astype(np.uint16) * (np.uint16(256) - share)
@@ -139,13 +137,13 @@ def _tint(
 
 @dataclass(frozen=True)
 class Label:
-    """What is written into a segment. Lengths are parts of the picture's width and height."""
+    """The label of a segment. Lengths are in parts of the picture's sides."""
 
     name: str
     score: str  # such as 0.97; empty where there is none
     color: tuple[int, int, int]
-    center: tuple[float, float]  # x, y
-    room: float  # from the centre to the segment's border, of the longer side
+    center: tuple[float, float]  # x of the width, y of the height
+    room: float  # distance from the centre to the segment's border, of the longer side
 
     @property
     def text(self) -> str:
@@ -153,9 +151,9 @@ class Label:
 
 
 def draw_labels(picture: Image.Image, labels: Sequence[Label], size: int) -> None:
-    """Write them into the picture, in letters of `size` pixels, the first ones first.
+    """Write labels into the picture, in letters of `size` pixels.
 
-    A label that would cover another tries above and below, then goes.
+    A label that would cover an earlier one is moved up or down, and left out if that does not help.
     """
     draw = ImageDraw.Draw(picture, "RGBA")
     taken: list[tuple[float, float, float, float]] = []
@@ -184,16 +182,16 @@ def draw_labels(picture: Image.Image, labels: Sequence[Label], size: int) -> Non
 
 
 def labels_of(panoptic: Panoptic, categories: Categories, *, scores: bool = True) -> list[Label]:
-    """A label for each segment that shows, the largest first."""
+    """A label for each visible segment, the largest first."""
     segment_map, segments = panoptic.segment_map, panoptic.segments
     colors = segment_colors(segments, categories)
     height, width = segment_map.shape
     step = max(1, max(segment_map.shape) // _COARSE_SIDE)
     coarse = segment_map[step // 2 :: step, step // 2 :: step]
-    found = ndimage.find_objects(coarse)  # the bounding box of each id, None if it has no pixel
+    boxes = ndimage.find_objects(coarse)  # of each id from 1; None without a pixel
     labels: list[tuple[int, Label]] = []
     for segment in segments:
-        window = found[segment.id - 1] if segment.id <= len(found) else None
+        window = boxes[segment.id - 1] if segment.id <= len(boxes) else None
         if window is None:
             continue
         inside = np.pad(coarse[window] == segment.id, 1)
@@ -208,23 +206,21 @@ def labels_of(panoptic: Panoptic, categories: Categories, *, scores: bool = True
         score = f"{segment.score:.2f}" if scores else ""
         label = Label(_readable(category.name), score, (red, green, blue), (x, y), room)
         labels.append((int(inside.sum()), label))
-    return [label for _, label in sorted(labels, key=lambda found: -found[0])]
+    return [label for _, label in sorted(labels, key=lambda entry: -entry[0])]
 
 
 def _readable(name: str) -> str:
-    """COCO's stuff names carry their history: "floor-other-merged" is a floor to a reader."""
+    """A name without the suffixes of COCO's merged stuff: "floor-other-merged" -> "floor"."""
     return name.removesuffix("-merged").removesuffix("-other").removesuffix("-stuff")
 
 
-def _overlap(
-    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
-) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+def _overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @lru_cache(maxsize=32)
 def font(size: int, latin: bool) -> Font:
-    """A font of `size` pixels, with letters beyond Latin where `latin` is False."""
+    """A font of `size` pixels; with latin=False one with letters beyond ASCII, if installed."""
     for name in () if latin else _FONTS:
         try:
             return ImageFont.truetype(name, size)

@@ -1,8 +1,8 @@
-"""A run as one HTML file that opens from a disk: no server, no network, nothing beside it.
+"""The report of a run: one HTML file that needs no server, no network and no other files.
 
-Style, script and pictures are inside; the page forbids itself everything else (a Content Security
-Policy that names the hash of the one script), so that neither a request nor an injected script can
-run even where escaping failed. Names and labels are users' text: jinja2 escapes them all.
+Style, script and pictures are embedded. A Content Security Policy with the hashes of the style and
+the script blocks all requests and all other scripts, even if escaping fails. Names and labels are
+users' text: jinja2 escapes them.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from pipeline.storage.storage import open_file
 from pipeline.version import code_version
 
 MAX_BYTES: Final = 15_000_000
-# Base64 makes 4 bytes of 3; the rest of the page (133 classes, errors, script) is below 1 MB.
+# Base64 makes 4 bytes of 3; the page without pictures (133 classes, errors, script) is below 1 MB.
 PICTURE_BYTES: Final = (MAX_BYTES - 1_500_000) * 3 // 4
 CARDS: Final = 8
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Some images with a title; `id` is its anchor. cut: the page had no room for more of them."""
+    """Images under a title. id: the anchor. cut: the page had no bytes left for more images."""
 
     id: str
     title: str
@@ -53,7 +53,7 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Written:
-    """Where a report is, and how large."""
+    """The URL and size of a report."""
 
     url: str
     bytes: int
@@ -69,11 +69,11 @@ def write_report(
     options: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> Written:
-    """Write the report of a snapshot to `output`, by default OUT/report/000N.html.
+    """Write the report of a snapshot to `output` (a URL), by default OUT/report/000N.html.
 
-    evaluation: its name, by default the newest. other: a snapshot to compare with ("before").
-    cards: images a gallery. options: storage options of the photos, by default the run's own.
-    Raises UserError in a sentence.
+    evaluation: a name, by default the newest. other: an earlier snapshot to compare with. cards:
+    images per gallery. options: storage options of the photos, added to those of the run. Raises
+    UserError.
     """
     page = render_report(
         run_snapshot, evaluation=evaluation, other=other, cards=cards, options=options, note=note
@@ -121,9 +121,9 @@ def render_report(
             kinds=KINDS,
             changes=CHANGES,
             max_bytes=MAX_BYTES,
-            names={own.category.id: own.category.name for own in facts.classes},
+            names={entry.category.id: entry.category.name for entry in facts.classes},
             comparison=comparison,
-            changed={own.file_name: own for own in comparison.changed} if comparison else {},
+            changed={entry.file_name: entry for entry in comparison.changed} if comparison else {},
             made=datetime.now(UTC).isoformat(timespec="seconds"),
             made_by=code_version(),
         )
@@ -157,19 +157,19 @@ def _galleries(
         about = f"highest PQ of the image{where}; of equals, those with most segments"
         wanted.append(("best", "Best", about, quality.best, ()))
     wanted.append(("random", "Random", "drawn by lot", names, ()))
-    left, found = PICTURE_BYTES, []
-    for place, (name, title, about, files, others) in enumerate(wanted):
+    bytes_left, galleries = PICTURE_BYTES, []
+    for position, (name, title, about, files, others) in enumerate(wanted):
         note(f"drawing: {title.lower()}")
-        share = left // (len(wanted) - place)  # what one leaves over goes to those after it
+        share = bytes_left // (len(wanted) - position)  # later galleries get the unused bytes
         budget = Budget(share)
         shown = artist.cards(files, cards, budget, others)
-        left -= share - budget.left
-        found.append(Gallery(name, title, about, shown, cut=budget.spent))
-    return [gallery for gallery in found if gallery.cards or gallery.cut]
+        bytes_left -= share - budget.left
+        galleries.append(Gallery(name, title, about, shown, cut=budget.spent))
+    return [gallery for gallery in galleries if gallery.cards or gallery.cut]
 
 
 def settings(run: Run) -> list[tuple[str, str]]:
-    """What went into the fingerprint, as names and texts; the weights have a line of their own."""
+    """The fields of the fingerprint as (name, text), without weights_sha256."""
     return [
         (name, value if isinstance(value, str) else json.dumps(value))
         for name, value in run.info.fingerprint_fields.items()
@@ -178,9 +178,9 @@ def settings(run: Run) -> list[tuple[str, str]]:
 
 
 def stage_seconds(calls: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The stages that any call spent time in, in the order of the work. `total` holds others."""
-    found = {name for call in calls for name in call.get("stage_seconds", {})} - {"total"}
-    return sorted(found, key=lambda name: (_STAGES.find(name) if name in _STAGES else 99, name))
+    """The stages in `calls` in pipeline order, without `total`, which includes other stages."""
+    names = {name for call in calls for name in call.get("stage_seconds", {})} - {"total"}
+    return sorted(names, key=lambda name: (_STAGES.find(name) if name in _STAGES else 99, name))
 
 
 _STAGES: Final = "fetch decode model encode write"
@@ -189,22 +189,24 @@ _STAGE_COLORS: Final = ("#cc79a7", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "
 
 @cache
 def environment() -> Environment:
-    """The templates, with the filters that they use. Undefined names are errors."""
-    found = Environment(
+    """The jinja2 environment of the pages; an undefined name is an error."""
+    templates = Environment(
         loader=PackageLoader("pipeline.report"),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    found.filters.update(points=points, signed=signed, count=count, duration=duration, size=size)
+    templates.filters.update(
+        points=points, signed=signed, count=count, duration=duration, size=size
+    )
     style, script = (_asset(name) for name in ("page.css", "page.js"))
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
         f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-    found.globals.update(style=Markup(style), script=Markup(script), policy=policy)
-    return found
+    templates.globals.update(style=Markup(style), script=Markup(script), policy=policy)
+    return templates
 
 
 def _asset(name: str) -> str:
@@ -216,12 +218,12 @@ def _digest(text: str) -> str:
 
 
 def points(fraction: float | None, digits: int = 1) -> str:
-    """A fraction in percent, an en dash for none."""
+    """A fraction (0 to 1) in percent, without the sign; an en dash for None."""
     return "–" if fraction is None else f"{100 * fraction:.{digits}f}"
 
 
 def signed(fraction: float | None, digits: int = 2) -> str:
-    """A difference of fractions in points, with its sign (a true minus)."""
+    """A difference of fractions in points (times 100), with + or U+2212; an en dash for None."""
     return "–" if fraction is None else f"{100 * fraction:+.{digits}f}".replace("-", "−")
 
 

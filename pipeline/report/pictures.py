@@ -1,9 +1,8 @@
-"""The pictures of a report, drawn at the size at which they are shown: photo, segments, difference.
+"""The pictures of a report as WebP: photo, segments, difference from the truth.
 
-A picture's longer side is 480 pixels, whatever the photo's: the map is sampled, so that drawing 12
-megapixels costs what drawing a thumbnail does. Labels are no part of it: the page writes them over
-it, so that they are legible at whatever size it is shown. WebP, because it takes half
-of JPEG's bytes for flat colours.
+The longer side of a picture is 480 pixels for photos of any size: the map is sampled, so a photo of
+12 megapixels costs no more than a small one. The page writes the labels over the picture, so that
+they are legible at any size. For flat colours WebP takes half of JPEG's bytes.
 """
 
 from __future__ import annotations
@@ -39,13 +38,13 @@ QUALITY: Final = 80  # of WebP
 
 @dataclass(frozen=True)
 class Picture:
-    """An embedded picture: what it shows, in words for those who can't see it, and its bytes."""
+    """An embedded picture."""
 
     title: str
-    alt: str
-    data: bytes
+    alt: str  # for readers who can't see the picture
+    data: bytes  # WebP
     size: tuple[int, int]  # width, height
-    labels: tuple[Label, ...] = ()  # which the page writes over it, in letters of its own size
+    labels: tuple[Label, ...] = ()  # the page writes them over the picture
 
     @property
     def uri(self) -> str:
@@ -56,7 +55,7 @@ Sampling = tuple[NDArray[np.int64], NDArray[np.int64]]  # rows and columns that 
 
 
 def sampling(height: int, width: int) -> Sampling:
-    """Which pixels of a (height, width) map a picture of at most SIDE shows."""
+    """The rows and columns of a (height, width) map that a picture of at most SIDE pixels shows."""
     scale = min(1.0, SIDE / max(height, width))
     sides = [max(1, round(side * scale)) for side in (height, width)]
     rows, columns = (
@@ -67,24 +66,23 @@ def sampling(height: int, width: int) -> Sampling:
 
 
 def drawn(row: Mapping[str, Any], at: Sampling, categories: Categories) -> Panoptic:
-    """The segments of a row of a shard or of the truth as they are shown, numbered from 1 by their
-    place in it."""
-    here = [place for place, area in enumerate(row["area"]) if area]  # truth may lack pixels
+    """The sampled map of a row of a shard or of the truth; ids are positions in the row + 1."""
+    positions = [index for index, area in enumerate(row["area"]) if area]  # truth may lack pixels
     segment_map = rle.decode(
-        [row["counts"][place] for place in here],
+        [row["counts"][index] for index in positions],
         row["height"],
         row["width"],
-        [place + 1 for place in here],
+        [index + 1 for index in positions],
     )
     scores = row.get("score") or [1.0] * len(row["area"])
     segments = tuple(
         Segment(
-            place + 1,
-            row["category_id"][place],
-            categories.by_id(row["category_id"][place]).isthing,
-            scores[place],
+            index + 1,
+            row["category_id"][index],
+            categories.by_id(row["category_id"][index]).isthing,
+            scores[index],
         )
-        for place in here
+        for index in positions
     )
     return Panoptic(segment_map[np.ix_(*at)], segments)
 
@@ -97,7 +95,7 @@ def overlay(
     *,
     scores: bool = True,
 ) -> Picture:
-    """The photo, (h, w, 3) uint8, with these segments over it."""
+    """The picture of a photo, (h, w, 3) uint8, with segments over it."""
     counts = Counter(categories.by_id(segment.category_id).name for segment in panoptic.segments)
     listed = ", ".join(f"{count} {name}" for name, count in counts.most_common())
     painted = draw_overlay(photo, panoptic, categories, min_side=SIDE, labels=False)
@@ -108,7 +106,10 @@ def overlay(
 def difference(
     photo: NDArray[np.uint8], own: Panoptic, true: Panoptic, matches: Sequence[tuple[int, int]]
 ) -> Picture:
-    """What is wrong with `own`, and the shares in words; matches: ids of own and true."""
+    """The picture of the errors of the prediction `own` against the truth, with shares in `alt`.
+
+    photo: (h, w, 3) uint8. matches: (id in own, id in true) of the true positives.
+    """
     kinds = compare_maps(
         own.segment_map, true.segment_map, _category_of(own), _category_of(true), matches
     )
@@ -118,9 +119,9 @@ def difference(
 def changed(
     photo: NDArray[np.uint8], before: Panoptic, now: Panoptic, true: Panoptic | None
 ) -> Picture:
-    """Where `now` has another category than `before`, and which of them the truth has."""
-    given = [own for own in (before, now, true) if own is not None]
-    maps = [np.array(_category_of(own))[own.segment_map] for own in given]
+    """The picture of the pixels whose category changed, and, with a truth, to right or to wrong."""
+    panoptics = [panoptic for panoptic in (before, now, true) if panoptic is not None]
+    maps = [np.array(_category_of(panoptic))[panoptic.segment_map] for panoptic in panoptics]
     kinds = compare_changes(*maps)
     return _difference("Difference, before to now", photo, kinds, now.segment_map, CHANGES)
 
@@ -128,23 +129,23 @@ def changed(
 def _difference(
     title: str,
     photo: NDArray[np.uint8],
-    places: NDArray[np.uint8],
+    kind_map: NDArray[np.uint8],
     outlined: NDArray[np.integer],
     kinds: Sequence[Kind],
 ) -> Picture:
-    """places: (h, w) of `kinds`; outlined: the map whose contours are drawn."""
-    judged = np.count_nonzero(places != kinds.index(VOID)) or 1
+    """kind_map: (h, w) indices into `kinds`; outlined: the map whose contours are drawn."""
+    judged = np.count_nonzero(kind_map != kinds.index(VOID)) or 1
     shares = {
-        kind.name: np.count_nonzero(places == place) / judged
-        for place, kind in enumerate(kinds)
+        kind.name: np.count_nonzero(kind_map == index) / judged
+        for index, kind in enumerate(kinds)
         if kind is not VOID
     }
     listed = ", ".join(f"{100 * share:.0f} % {name}" for name, share in shares.items())
-    factor = max(1, -(-SIDE // max(places.shape)))
+    factor = max(1, -(-SIDE // max(kind_map.shape)))
     larger = np.ones((factor, factor), np.uint8)
     painted = draw_difference(
         np.kron(photo, larger[..., None]),
-        np.kron(places, larger),
+        np.kron(kind_map, larger),
         np.kron(outlined, larger),
         kinds,
     )
@@ -152,13 +153,13 @@ def _difference(
 
 
 def _category_of(panoptic: Panoptic) -> list[int]:
-    """The category of each id, from 0."""
+    """The category of each id from 0 up, -1 where there is no segment."""
     by_id = {segment.id: segment.category_id for segment in panoptic.segments}
     return [by_id.get(number, -1) for number in range(max(by_id, default=0) + 1)]
 
 
 def picture(title: str, alt: str, image: Image.Image) -> Picture:
-    """An image of any size, enlarged by a whole factor if it is smaller than SIDE."""
+    """An image as WebP, enlarged by a whole factor if its longer side is below SIDE."""
     if max(image.size) < SIDE:
         factor = -(-SIDE // max(image.size))
         image = image.resize(

@@ -1,4 +1,4 @@
-"""Which images of a run to look at: some at random, the worst, or those of nearly this name."""
+"""File names of a run for viewing: random images, the worst images, or names similar to a name."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
 
 NEAREST: Final = 3
-# Every name is compared: about two seconds a million on one core.
+# Comparing takes about two seconds per million names on one core.
 COMPARED_NAMES: Final = 5_000_000
 
 
 def random_names(run: Run, count: int, *, snapshot: int | None = None, seed: int = 0) -> list[str]:
     """File names of up to `count` segmented images, the same for the same seed.
 
-    The hash of its name puts an image into a shard, so a few shards are a random sample of all
-    images: no other shard is read.
+    Only a few shards are read: images are put into shards by the hash of their name, so each shard
+    is a random sample.
     """
     shards = list(run.snapshot(snapshot).shards)
     draw = random.Random(seed)
@@ -37,9 +37,9 @@ def random_names(run: Run, count: int, *, snapshot: int | None = None, seed: int
 def worst_names(
     run: Run, count: int, *, snapshot: int | None = None, evaluation: str | None = None
 ) -> list[str]:
-    """File names of the `count` segmented images of the lowest PQ, the lowest first.
+    """File names of the `count` segmented images with the lowest PQ, the lowest first.
 
-    evaluation: its name, by default the newest of the snapshot. Raises UserError if there is none.
+    evaluation: a name, by default the newest of the snapshot. Raises UserError without one.
     """
     number = run.snapshot(snapshot).number
     if choose_evaluation(run, number, evaluation) is None:
@@ -55,9 +55,8 @@ def worst_names(
 
 
 def nearest_names(run: Run, file_name: str, snapshot: Snapshot) -> list[str]:
-    """Up to three file names of the run that resemble this one; none where the run is too large.
-
-    Names that end in the same file name come first, whatever their folder.
+    """Up to NEAREST file names of the run that are similar to `file_name`; names with the same last
+    part come first. Empty for a run of more than COMPARED_NAMES images.
     """
     if snapshot.rows > COMPARED_NAMES:
         return []

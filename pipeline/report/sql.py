@@ -1,12 +1,11 @@
-"""A run folder as a DuckDB database: views over the shards where they lie, nothing is copied.
+"""A run folder as a DuckDB database: views over the shards in the store, without a copy.
 
-    images       one row per image: name, status, error, size, number of segments, your own columns
+    images       one row per image: name, status, error, size, number of segments, kept columns
     segments     one row per segment: category with its name, score, area, box, RLE string
     categories   the run's label set
-    per_image    one row per image of the newest evaluation, or of the one that is named
+    per_image    one row per image of an evaluation, by default the newest
 
-DuckDB reads only the columns that a query touches, so a count over a million images never reads a
-mask.
+DuckDB reads only the columns of a query: a count over a million images reads no mask.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ def connect(
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views of one snapshot, by default the published one.
 
-    evaluation: the NAME in OUT/evaluation/000N/NAME, by default the newest. Raises UserError if
-    the run has no such snapshot or evaluation.
+    evaluation: the NAME in OUT/evaluation/000N/NAME, by default the newest; without an evaluation
+    there is no view `per_image`. Raises UserError if the snapshot or the evaluation is missing.
     """
     live = run.snapshot(snapshot)
     connection = duckdb.connect()
@@ -55,7 +54,7 @@ def connect(
 def query(
     run: Run, text: str, *, snapshot: int | None = None, evaluation: str | None = None
 ) -> pa.Table:
-    """The answer to one SQL query. Raises UserError in a sentence for what DuckDB refuses."""
+    """The result of one SQL query. Raises UserError for an error of DuckDB or a missing shard."""
     try:
         with connect(run, snapshot=snapshot, evaluation=evaluation) as connection:
             answer = connection.sql(text)  # None for a statement such as `copy ... to`
@@ -71,17 +70,17 @@ def query(
 
 def evaluations(run: Run, snapshot: int) -> list[str]:
     """Names of the finished evaluations of a snapshot, the newest first."""
-    found = [
+    entries = [
         entry
         for entry in run.storage.list(evaluations_folder(snapshot))
         if entry.path.endswith(f"/{PQ_FILE}")
     ]
-    found.sort(key=lambda entry: (str(entry.last_modified or ""), entry.path), reverse=True)
-    return [entry.path.split("/")[2] for entry in found]
+    entries.sort(key=lambda entry: (str(entry.last_modified or ""), entry.path), reverse=True)
+    return [entry.path.split("/")[2] for entry in entries]
 
 
 def choose_evaluation(run: Run, snapshot: int, name: str | None = None) -> str | None:
-    """The evaluation of this name, by default the newest, None if there is none.
+    """The evaluation `name` if it exists; without a name the newest, or None without evaluations.
 
     Raises UserError for a name that doesn't exist.
     """
@@ -97,7 +96,7 @@ def choose_evaluation(run: Run, snapshot: int, name: str | None = None) -> str |
 
 
 def per_image_files(run: Run, snapshot: int, name: str | None = None) -> list[str]:
-    """The per-image rows of an evaluation, relative to the run folder."""
+    """Paths in the run folder of the per-image rows of an evaluation; empty without evaluations."""
     chosen = choose_evaluation(run, snapshot, name)
     if chosen is None:
         return []
@@ -139,15 +138,16 @@ def _paths(snapshot: Snapshot) -> list[str]:
 
 
 def _scan(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str]) -> str:
-    """`from read_parquet(...)` of objects of the run folder, on whatever store it is."""
+    """The SQL `from read_parquet(...)` of objects of the run folder."""
     urls = [url_of(connection, run.storage, path) for path in paths]
     listed = ", ".join("'" + _literal(url) + "'" for url in urls)
-    # A folder above, such as generation=7, is a name: DuckDB would put its value into the column.
+    # DuckDB would take a folder above, such as generation=7, for a Hive partition and overwrite
+    # the column of that name.
     return f"from read_parquet([{listed}], hive_partitioning = false)"
 
 
 def _literal(path: str) -> str:
-    """A path inside quotes: DuckDB reads `*`, `?` and `[` as patterns, a class of one is itself."""
+    """A path for use inside SQL quotes; `*`, `?` and `[`, patterns in DuckDB, become `[*]`, ..."""
     return re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''")
 
 

@@ -1,7 +1,7 @@
-"""Photos with their segmentation, from a model or from a run, ready to be drawn.
+"""Photos with their segments, from a model or from a run, for drawing.
 
-Looking must show what a run computes: a photo is decoded by the run's own decoder and a row's photo
-is read from where the run read it, turned upright as the run did.
+Photos are read from the URI in the row and decoded by the run's decoder with its EXIF rotation, so
+a view shows the pixels that the model got.
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from pipeline.segmentation.model_spec import ModelSpec, recommended_by, say_reco
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.objects import open_object
 
-# Of a contact sheet, in pixels.
-SHEET_COLUMNS: Final = 5
+SHEET_COLUMNS: Final = 5  # of a contact sheet; its other sizes are in pixels
 TILE: Final = 320
 LINE: Final = 20
 GAP: Final = 12
@@ -48,7 +47,7 @@ class View:
         )
 
     def segments(self) -> list[dict[str, Any]]:
-        """Segments with name, score, area in pixels and share of the picture, largest first."""
+        """Segments with name, score, area (pixels) and share of the image, largest first."""
         segment_map = self.panoptic.segment_map
         areas = np.bincount(segment_map.ravel(order="K"), minlength=len(self.panoptic.segments) + 1)
         rows = [
@@ -67,23 +66,22 @@ class View:
 
 
 def contact_sheet(pictures: Mapping[str, Image.Image]) -> Image.Image:
-    """Small copies of RGB pictures side by side, each with its name below, as one RGB image."""
+    """One RGB image of RGB pictures, reduced and in rows, each with its name below."""
     columns = min(SHEET_COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
     cell = (TILE + GAP, TILE + GAP + LINE)
     sheet = Image.new("RGB", (columns * cell[0] + GAP, rows * cell[1] + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for place, (name, picture) in enumerate(pictures.items()):
-        left = GAP + place % columns * cell[0]
-        top = GAP + place // columns * cell[1]
+    for position, (name, picture) in enumerate(pictures.items()):
+        left = GAP + position % columns * cell[0]
+        top = GAP + position // columns * cell[1]
         small = ImageOps.contain(picture, (TILE, TILE))
         sheet.paste(small, (left + (TILE - small.width) // 2, top + (TILE - small.height) // 2))
         letters = font(LINE - 6, name.isascii())
         text = name
         while len(text) > 1 and draw.textlength(text, letters) > TILE:
-            text = (
-                "\u2026" + text.lstrip("\u2026")[1:]
-            )  # the end of a path tells more than its start
+            # The end of a path is kept: it says more than the start.
+            text = "\u2026" + text.lstrip("\u2026")[1:]
         draw.text((left, top + TILE), text, fill="black", font=letters)
     return sheet
 
@@ -94,9 +92,9 @@ def view_photo(
     options: Mapping[str, str] | None = None,
     note: Callable[[str], None] = lambda text: None,
 ) -> View:
-    """Segment one photo at any fsspec URL. Raises UserError or ModelError in a sentence.
+    """Segment one photo at any fsspec URL. Raises UserError, ModelError.
 
-    note: is told which threshold is used where the weights chose it.
+    note: gets a line on the threshold if the weights recommend one.
     """
     image = photo_pixels(url, options)
     model = spec.load()
@@ -114,9 +112,8 @@ def view_row(
 ) -> View:
     """One image of a run, from snapshot `number` (by default the published one).
 
-    `options` are storage options of the photos, by default those that the run was made with.
-    Raises UserError if the run has no such image, if its row is an error, or if the photo is gone
-    or of another size than the run saw.
+    options: storage options of the photo, added to those of the run. Raises UserError if the run
+    has no such image, if the image failed, or if the photo is missing or has another size now.
     """
     row = find_row(run, file_name, snapshot=run.snapshot(number))
     if row["status"] != "ok":
@@ -133,9 +130,10 @@ def view_row(
 def photo_of(
     run: Run, row: Mapping[str, Any], options: Mapping[str, str] | None = None
 ) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8: the photo of an ok row, read and turned as the run did.
+    """The photo of an ok row, (H, W, 3) uint8, decoded and rotated as in the run, at mask size.
 
-    Raises UserError if it is gone, or of another size than the run saw.
+    options: storage options, added to those of the run. Raises UserError if the photo is missing or
+    has another size now.
     """
     config = run.info.config
     image = photo_pixels(
@@ -144,7 +142,7 @@ def photo_of(
         exif=config.get("exif", True),
         max_pixels=config.get("max_pixels", MAX_PIXELS),
     )
-    if config.get("output_size", "original") != "original":  # then masks are smaller than photos
+    if config.get("output_size", "original") != "original":  # masks are smaller than photos
         size = (row["width"], row["height"])
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
     if image.shape[:2] != (row["height"], row["width"]):
@@ -162,7 +160,7 @@ def photo_pixels(
     exif: bool = True,
     max_pixels: int = MAX_PIXELS,
 ) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 of an image at any fsspec URL. Raises UserError in a sentence."""
+    """The pixels of an image at any fsspec URL, (H, W, 3) uint8. Raises UserError."""
     storage, name = open_object(url, options)
     try:
         data = storage.read(name)

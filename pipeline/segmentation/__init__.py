@@ -1,1 +1,1 @@
-"""The job: units of images are fetched, segmented and written as shards, by Ray Data."""
+"""The segmentation job: Ray Data fetches work units, segments them and writes them as shards."""

@@ -1,9 +1,9 @@
-"""One work unit's files as batches of pixels, decoded by threads one batch ahead.
+"""The decoder of a work unit: encoded images in, batches of pixels out, one batch ahead.
 
-Files are grouped by the size in their headers before anything is decoded, so only two batches of
-pixels are in memory at a time, whatever the unit holds. A batch holds images of one processed size:
-nothing is padded, and an image's row doesn't depend on its neighbours. What is wrong with a file
-becomes its `ImageError`, kept by its index, and costs the others nothing.
+Images are grouped by the size in their headers before any is decoded, so the pixels of only two
+batches are in memory at a time. A batch holds images of one processed size: no image is padded, and
+a row does not depend on the other images of its batch. A file that can't be decoded becomes an
+`ImageError` under its index; the other images are not affected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from detr.transfer import Slots
 if TYPE_CHECKING:
     from pipeline.segmentation.model_spec import PanopticModel
 
-# Decoded pixels of one batch: 300 MB, and 600 MB where batches matter (16 photos of a phone).
+# Pixels of one batch at 3 bytes: 300 MB, and 600 MB (16 photos of 12 megapixels) for a GPU.
 BATCH_PIXELS: Final = 100_000_000
 BATCH_PIXELS_OF_A_DEVICE: Final = 200_000_000
 Pixels = NDArray[np.uint8] | torch.Tensor
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Decoding:
-    """How bytes become pixels; part of the fingerprint."""
+    """The settings of the image decoder; they are part of the fingerprint."""
 
     exif: bool
     max_pixels: int
@@ -47,20 +47,20 @@ class Decoding:
 
 @dataclass
 class Batch:
-    """Decoded images of one processed size; `indices` say which of the unit's they are."""
+    """Decoded images of one processed size; `indices` are their rows in the unit."""
 
     indices: list[int] = field(default_factory=list)
     images: list[Pixels] = field(default_factory=list)  # (H, W, 3) uint8; smaller in draft mode
-    sizes: list[Size] = field(default_factory=list)  # of the files, upright
+    sizes: list[Size] = field(default_factory=list)  # of the files, after EXIF rotation
 
     def part(self, start: int, end: int) -> Batch:
         return Batch(self.indices[start:end], self.images[start:end], self.sizes[start:end])
 
 
 class CpuSeconds:
-    """Calls functions in any thread; `seconds` is the CPU time that the threads spent in them.
+    """Calls functions in any thread; `seconds` is the CPU time that they took.
 
-    Not the clock's: a thread that waits for a core, which the model holds, does no work.
+    Wall time would count threads that wait for a core while the model uses all cores.
     """
 
     def __init__(self) -> None:
@@ -78,7 +78,7 @@ class CpuSeconds:
 
 
 def memory_for(model: PanopticModel) -> Memory:
-    """Where to decode to for this model: page-locked memory for a GPU. Once for all units."""
+    """The memory to decode into: page-locked for a GPU. Call it once per actor, not per unit."""
     device = getattr(model, "device", None)
     return Slots().take if getattr(device, "type", "cpu") == "cuda" else new_memory
 
@@ -91,7 +91,7 @@ class _Planned:
 
 
 class UnitDecoder:
-    """Iterate it once for the batches of a unit; `errors` and `work` are complete when it ends."""
+    """The batches of a unit, to be iterated once; then `errors` and `work` are complete."""
 
     def __init__(
         self,
@@ -104,17 +104,17 @@ class UnitDecoder:
         pool: ThreadPoolExecutor,
         memory: Memory = new_memory,
     ) -> None:
-        """`files(index)` gives the bytes of an image; `most(processed size)` images are a batch;
-        pixels lie in what `memory` gives.
+        """Read all headers and start to decode the first batch.
 
-        Headers are read and the first batch begins to be decoded here, before anybody waits.
+        `files(index)` returns the bytes of an image, `most(processed size)` the largest batch,
+        `memory` the array to decode into.
         """
         self.errors: dict[int, ImageError] = {}
         self.work = CpuSeconds()
         self._files, self._decoding, self._pool, self._memory = files, decoding, pool, memory
         self._device = getattr(model, "device", None)
-        alone = getattr(model, "works_alone", False)
-        self._most_pixels = BATCH_PIXELS_OF_A_DEVICE if alone else BATCH_PIXELS
+        works_alone = getattr(model, "works_alone", False)
+        self._most_pixels = BATCH_PIXELS_OF_A_DEVICE if works_alone else BATCH_PIXELS
         sizes = getattr(model, "processed_size", None)
         self._batches = iter(self.work(self._plan, indices, sizes, most))
         self._ahead = self._begin()
@@ -175,10 +175,10 @@ class UnitDecoder:
             return None
         if self._decoding.method == "nvjpeg":
             assert isinstance(self._device, torch.device)
-            together = self._pool.submit(self.work, self._decode_on_gpu, batch, self._device)
+            decoded = self._pool.submit(self.work, self._decode_on_gpu, batch, self._device)
             return [
-                (planned, self._pool.submit(self.work, self._from_gpu, planned, together, place))
-                for place, planned in enumerate(batch)
+                (planned, self._pool.submit(self.work, self._from_gpu, planned, decoded, position))
+                for position, planned in enumerate(batch)
             ]
         return [(planned, self._pool.submit(self.work, self._decode, planned)) for planned in batch]
 
@@ -193,10 +193,13 @@ class UnitDecoder:
         )
 
     def _from_gpu(
-        self, planned: _Planned, together: Future[list[torch.Tensor | None]], place: int
+        self, planned: _Planned, decoded: Future[list[torch.Tensor | None]], position: int
     ) -> Pixels:
-        """What the GPU decoded, or what PIL makes of it. The pool works first in, first out."""
-        pixels = together.result()[place]
+        """The pixels from the GPU, or from PIL where nvJPEG gave none.
+
+        Waits in the pool for `decoded` without a deadlock: the pool starts work in order.
+        """
+        pixels = decoded.result()[position]
         return self._decode(planned) if pixels is None else pixels
 
     def _decode(self, planned: _Planned) -> Pixels:

@@ -1,4 +1,4 @@
-"""What a job says when it ends: what a stop has cost, what looks wrong with its results. Pure."""
+"""The messages of a job that ends: the work lost by a stop, and a hint if segments are rare."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pipeline.progress import Progress
 from pipeline.segmentation.pending import Owed
 from pipeline.sharding import Generation
 
-HARDLY_ANY: Final = 0.1  # the part of the images with a segment that makes one ask why
+HARDLY_ANY: Final = 0.1  # part of the images with a segment, up to which the hint is given
 
 
 def what_is_left(generation: Generation, todo: Owed, progress: Progress) -> str:
-    """Such as `3 of 10 shards are written, 40 images in work were lost`, of a stopped job."""
+    """The message of a stopped job: `3 of 10 shards are written, 40 images in work were lost`."""
     owed_shards = sum(len(units) for units in todo.units.values())
     shards = sum(1 for _ in generation.units())
-    shards += owed_shards - len(todo.units.get(generation.number, ()))  # lost by others before it
+    shards += owed_shards - len(todo.units.get(generation.number, ()))  # lost of older generations
     written = shards - owed_shards + progress.shards
     text = f"{written:,} of {counted(shards, 'shard')} {'is' if shards == 1 else 'are'} written"
     if progress.in_work:
@@ -26,9 +26,9 @@ def what_is_left(generation: Generation, todo: Owed, progress: Progress) -> str:
 
 
 def few_segments(progress: Progress, threshold: float) -> str | None:
-    """Why hardly any image of a call has a segment, or None where more have one.
+    """A hint if at most HARDLY_ANY of the successful images have a segment; else None.
 
-    threshold: the least class probability of a segment that was used.
+    threshold: the smallest class probability of a segment, as the job used it.
     """
     if not progress.ok or progress.ok - progress.empty > HARDLY_ANY * progress.ok:
         return None

@@ -1,4 +1,4 @@
-"""Run the graph on what is owed, with progress told while it runs and errors made sentences."""
+"""Run the Ray Data graph on the missing shards: progress to the reporter, failures as UserError."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from pipeline.storage.entry import StorageError
 
 POLL_SECONDS: Final = 1.0
 PROGRESS_ACTOR_SECONDS: Final = 10.0
-# What Ray raises when it could not make good a loss by itself.
+# What Ray raises when its own retries did not replace a lost node, worker or object.
 LOST: Final = (
     NodeDiedError,
     ObjectLostError,
@@ -63,11 +63,11 @@ def execute(
     reporter: Reporter,
     done: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
-    """Compute the units of each generation, then the rewrites. Returns what was done.
+    """Compute the units of each generation, then the rewrites. Returns the last progress.
 
-    `done` is told the same, also when the job stops early. Raises ErrorBudgetError when too many
-    images fail, the UserError or ModelError that stopped a stage (such as weights that a worker
-    can't reach), and TryAgainError when the cluster lost more than Ray could make good.
+    `done` gets the last progress, also when the job stops early. Raises ErrorBudgetError when too
+    many images fail, UserError for an error in a stage that a user can mend (such as weights that a
+    worker can't reach), and TryAgainError when the cluster lost more than Ray replaced.
     """
     configure_ray_data(reporter.verbose)
     placement = computation.placement
@@ -91,10 +91,10 @@ def execute(
                 )
             # A later generation may copy what an earlier one wrote.
             for number in sorted({rewrite.generation for rewrite in rewrites}):
-                owed_copies = [each for each in rewrites if each.generation == number]
-                rewrite_shards(run, owed_copies, progress_actor)
+                copies = [rewrite for rewrite in rewrites if rewrite.generation == number]
+                rewrite_shards(run, copies, progress_actor)
     except BaseException as error:
-        with suppress(Exception):  # a store that is down: why the job stopped matters more
+        with suppress(Exception):  # the error that stopped the job matters more than one of `done`
             done(watch.last)
         if isinstance(error, Exception):
             _raise_sentence(error, progress_actor)
@@ -108,37 +108,37 @@ def execute(
 
 def _pool(placement: Placement) -> str:
     """Such as `1 cpu model actor`, `2 to 8 cuda model actors`."""
-    least, most = placement.min_actors, placement.max_actors
-    number = counted(most, f"{placement.device} model actor")
-    return number if least == most else f"{least:,} to {number}"
+    minimum, maximum = placement.min_actors, placement.max_actors
+    number = counted(maximum, f"{placement.device} model actor")
+    return number if minimum == maximum else f"{minimum:,} to {number}"
 
 
 def _raise_sentence(error: BaseException, progress_actor: ActorHandle) -> None:
-    """Raise the reason behind Ray's wrapping, if it is one for the user."""
+    """Raise the UserError inside Ray's wrapping; return if the error is none for the user."""
     reason: str | None = None
     refusal: Exception | None = None
     with suppress(RayError, TimeoutError):
         reason = cast(
             "str | None", ray.get(progress_actor.verdict.remote(), timeout=PROGRESS_ACTOR_SECONDS)
         )
-        told = ray.get(progress_actor.first_refusal.remote(), timeout=PROGRESS_ACTOR_SECONDS)
-        refusal = cast("Exception | None", told)
+        first = ray.get(progress_actor.first_refusal.remote(), timeout=PROGRESS_ACTOR_SECONDS)
+        refusal = cast("Exception | None", first)
     if reason is not None:
         raise ErrorBudgetError(
             f"{reason}; stopped early, shards already written stay: mend the cause and run the "
             "same command again"
         ) from None
     for cause in causes(refusal or error):
-        if isinstance(cause, UserError) and not isinstance(cause, RayError):  # Ray's are both
+        if isinstance(cause, UserError) and not isinstance(cause, RayError):  # not Ray's wrapper
             if isinstance(cause, StorageError) and cause.may_pass:
                 raise TryAgainError(f"{cause}; run the same command again") from None
             raise cause from None
         if isinstance(cause, ModelError):
             raise UserError(str(cause)) from None
         if isinstance(cause, LOST):
-            first = str(cause).strip().split("\n", 1)[0]
+            line = str(cause).strip().split("\n", 1)[0]
             raise TryAgainError(
-                f"the cluster lost what it was working on ({type(cause).__name__}: {first}); "
+                f"the cluster lost what it was working on ({type(cause).__name__}: {line}); "
                 "shards already written stay: run the same command again"
             ) from error
 
@@ -146,12 +146,12 @@ def _raise_sentence(error: BaseException, progress_actor: ActorHandle) -> None:
 def _kill(progress_actor: ActorHandle) -> None:
     try:
         ray.kill(progress_actor)
-    except (RayError, RuntimeError):  # it is gone, or Ray is
+    except (RayError, RuntimeError):  # the actor or the Ray session has ended
         return
 
 
 class Meter:
-    """GPU-seconds of a job: the GPUs that are there, but no more than its pool may take."""
+    """GPU-seconds of a job: the GPUs of the cluster, at most those that the actor pool may take."""
 
     def __init__(self, most: float, now: float) -> None:
         self.gpu_seconds = 0.0
@@ -159,19 +159,19 @@ class Meter:
         self._read = now
 
     def read(self, gpus: float, now: float) -> float:
-        """Count these GPUs since the reading before; returns what there is in all."""
+        """Add `gpus` for the seconds since the last reading; returns GPU-seconds in all."""
         self.gpu_seconds += min(gpus, self._most) * (now - self._read)
         self._read = now
         return self.gpu_seconds
 
 
 class Watch:
-    """Tells the reporter about the progress actor once a second, from a thread of its own."""
+    """A thread that gives the reporter the progress actor's state once a second."""
 
     def __init__(
         self, progress_actor: ActorHandle, reporter: Reporter, placement: Placement
     ) -> None:
-        self.last = Progress(0)  # what was seen last
+        self.last = Progress(0)  # of the last reading
         self._progress_actor = progress_actor
         self._reporter = reporter
         self._watchdog = Watchdog(placement)
@@ -193,18 +193,16 @@ class Watch:
 
     def _tell(self) -> None:
         try:
-            looked = ray.get(self._progress_actor.look.remote(), timeout=PROGRESS_ACTOR_SECONDS)
-            progress, flow = cast(tuple[Progress, Flow], looked)
-            held = self._meter.read(ray.cluster_resources().get("GPU", 0.0), time.monotonic())
-            self.last = replace(progress, gpu_seconds=round(held, 3))
+            state = ray.get(self._progress_actor.look.remote(), timeout=PROGRESS_ACTOR_SECONDS)
+            progress, flow = cast(tuple[Progress, Flow], state)
+            gpus = ray.cluster_resources().get("GPU", 0.0)
+            gpu_seconds = self._meter.read(gpus, time.monotonic())
+            self.last = replace(progress, gpu_seconds=round(gpu_seconds, 3))
             self._reporter.progress(self.last)
             for note in (self._watchdog.trouble(flow), self._stuck(flow)):
                 if note:
                     self._reporter.note(note)
-        except (
-            RayError,
-            TimeoutError,
-        ):  # the progress actor comes back, or the job ends for a reason
+        except (RayError, TimeoutError):  # Ray restarts the actor, or the job ends with an error
             return
 
     def _stuck(self, flow: Flow) -> str | None:

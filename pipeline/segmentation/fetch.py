@@ -1,9 +1,9 @@
-"""Work unit -> the bytes of its images, or for each image that can't be had the reason.
+"""The fetch task: a work unit in, its manifest rows with encoded bytes or an error code out.
 
-A task reads its own slice of the manifest and fetches its images concurrently, one GET an image
-and no HEAD. A body counts only if it is the object that was listed: its length, its ETag and,
-where the ETag is one, its MD5. Anything else is fetched again, with backoff and jitter, and then
-reported: never segmented. Blocks carry encoded bytes, a tenth of the pixels.
+A task reads its slice of the manifest and fetches the images concurrently, one GET per image and no
+HEAD. A body must pass the integrity check (length, ETag and, where the ETag is an MD5, its MD5).
+Other bodies are fetched again, with backoff and jitter; an image whose tries all fail becomes an
+error row. Blocks carry encoded bytes, a tenth of the size of the pixels.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from pipeline.storage.entry import Fetched, as_lost, classify
 from pipeline.storage.objects import Gets
 
 CONCURRENT_GETS: Final = 64
-# What another try may mend, and how often it is met at most; everything else is an answer. Where
-# half of all tries fail, 30 leave one image of a billion; their waits take a minute, two at most.
-# An object that was replaced stays so, unless a cache on the way still had the other.
+# Error codes that another try may mend, with the most tries that may end in each; other codes are
+# final. Where half of all tries fail, 30 tries leave one failed image in a billion; the waits take
+# one or two minutes. A replaced object stays replaced, unless a cache gave the old one.
 TRIES: Final = {"unavailable": 30, "timeout": 30, "changed": 3}
 # Seconds drawn between 0 and a bound that doubles with each try, from 0.1 to 5.
 BACKOFF: Final = wait_random_exponential(multiplier=0.1, max=5.0)
-IMAGE_SECONDS: Final = 180.0  # over all tries of one image...
-SLOWEST_BYTES: Final = 100_000  # ...and a second more for each so many bytes
-REPORT_IMAGES: Final = 100  # the budget is told after so many, not only at a unit's end
+IMAGE_SECONDS: Final = 180.0  # for all tries of one image, plus the time at SLOWEST_BYTES
+SLOWEST_BYTES: Final = 100_000  # per second
+REPORT_IMAGES: Final = 100  # images between two reports to the error budget
 
 _WHILE_WORTH_IT: Final = retry_if_result(lambda body: body.code in TRIES)
 
@@ -61,7 +61,7 @@ FETCHED_FIELDS: Final = [
 
 @dataclass(frozen=True)
 class Body:
-    """What an image's GETs ended in: bytes, or an error code and a message."""
+    """The result of all GETs of an image: bytes, or an error code and a message."""
 
     data: bytes | None
     code: str | None = None
@@ -77,7 +77,7 @@ def fetch_units(
 ) -> pa.Table:
     """The manifest rows of each unit with `data`, or `error_code` and `error_message`.
 
-    Raises BudgetExceededError, which ends the job, once too large a part of the images failed.
+    Raises BudgetExceededError, which ends the job, when the failed images exceed the error budget.
     """
     with refusals_told(progress_actor):
         return pa.concat_tables(
@@ -114,20 +114,20 @@ class UnitFetch:
     shard: str = ""
     retries: Counter[str] = field(default_factory=Counter)
     ended: int = 0
-    begun: int = 0  # of those that no earlier generation has tried
-    failed: list[tuple[str | None, str, str | None]] = field(default_factory=list)  # of these, too
+    begun: int = 0  # images that no earlier generation has tried
+    failed: list[tuple[str | None, str, str | None]] = field(default_factory=list)  # of `begun`
     bytes: int = 0
-    any_suffix: bool = False  # then the first bytes say whether a file is a picture
+    any_suffix: bool = False  # True: the first bytes decide whether a file is an image
 
     def __post_init__(self) -> None:
         self.gets = Gets(self.options)
 
     def run(self) -> list[Body]:
-        """`bodies` in an event loop of its own."""
+        """`bodies`, in a new event loop."""
         return uvloop.run(self.bodies())
 
     async def bodies(self) -> list[Body]:
-        """One for each row, in order. Raises BudgetExceededError."""
+        """One body for each row of the manifest, in order. Raises BudgetExceededError."""
         started = time.monotonic()
         gate = asyncio.Semaphore(CONCURRENT_GETS)
 
@@ -141,7 +141,7 @@ class UnitFetch:
             self.bytes += len(body.data or b"")
             if body.code and not attempts:
                 self.failed.append((body.code, without_query(uri), body.message))
-            # Whether or not this image failed: units that report only failures look worse than all.
+            # Also after a success: the error budget needs the number of images, not only failures.
             if self.ended % REPORT_IMAGES == 0:
                 await asyncio.to_thread(self._report, started, done=False)
             return body
@@ -155,7 +155,7 @@ class UnitFetch:
     def _report(self, started: float, *, done: bool) -> None:
         if self.progress_actor is None:
             return
-        # Begun, not ended: failures may end sooner than the rest and would look like more.
+        # `begun`, not `ended`: failures may end sooner than other images and would count for more.
         report = self.progress_actor.fetched.remote(
             self.shard,
             self.begun,
@@ -169,15 +169,15 @@ class UnitFetch:
             check_budget(report)
 
     async def _image(self, uri: str, size: int | None, etag: str | None) -> Body:
-        """One image, tried again while that may help and time is left."""
+        """The body of one image, after as many tries as TRIES and the time allow."""
         seconds = IMAGE_SECONDS + (size or 0) / SLOWEST_BYTES
         md5_check = Md5Check(uri)
-        met: Counter[str] = Counter()  # error codes
+        code_counts: Counter[str] = Counter()
 
         async def once() -> Body:
             try:
                 async with asyncio.timeout_at(deadline):
-                    if md5_check.must_ask:  # after a body that its ETag disagreed with: rare
+                    if md5_check.must_ask:  # after a body whose MD5 is not its ETag: rare
                         md5_check.encrypted = await self.gets.is_encrypted(uri)
                     fetched = await self.gets.get(uri)
             # Whatever the client raises for one object is that image's error row: there are as
@@ -187,7 +187,7 @@ class UnitFetch:
             else:
                 body = check_body(fetched, size, etag, md5_check)
             if body.code:
-                met[body.code] += 1
+                code_counts[body.code] += 1
             return body
 
         loop = asyncio.get_running_loop()
@@ -203,7 +203,7 @@ class UnitFetch:
 
         def is_enough(state: RetryCallState) -> bool:
             code = str(_body_of(state).code)
-            return met[code] >= TRIES[code] or out_of_time(state)
+            return code_counts[code] >= TRIES[code] or out_of_time(state)
 
         return await AsyncRetrying(
             stop=is_enough,
@@ -230,9 +230,9 @@ def _tried_in_vain(state: RetryCallState) -> Body:
 def check_body(
     fetched: Fetched, size: int | None, etag: str | None, md5_check: Md5Check | None = None
 ) -> Body:
-    """A body that is not the object that was listed is an error, never segmented."""
-    found = fault(fetched, size, etag, md5_check)
-    return Body(fetched.data) if found is None else Body(None, *found)
+    """The fetched bytes if they pass the integrity check, else the error; see `fault`."""
+    failure = fault(fetched, size, etag, md5_check)
+    return Body(fetched.data) if failure is None else Body(None, *failure)
 
 
 def _with_bodies(manifest: pa.Table, unit: WorkUnit, bodies: list[Body]) -> pa.Table:

@@ -1,13 +1,13 @@
-"""The main path: work units -> bytes -> segments -> shards, as one Ray Data graph.
+"""The Ray Data graph of a segmentation job: work units -> bytes -> segments -> shards.
 
     units of one generation          a few numbers each; the driver holds no image
       -> fetch_units                 tasks: manifest slice, async GETs, an error per failed image
       -> Segmenter                   actor pool, each with the model: decode, batches, RLE
       -> ShardSink                   tasks: one PUT per shard
 
-A block is a shard from end to end: `override_num_blocks` makes one block of each unit, and without
-a target block size nothing splits or joins them on the way. Ray retries tasks, actors and nodes;
-exceptions that leave a stage are bugs or the spent error budget, and end the job.
+A block is a unit is a shard: `override_num_blocks` makes one block of each unit, and without a
+target block size Ray Data neither splits nor joins blocks. Ray retries lost tasks and actors; an
+exception that leaves a stage is a bug or the spent error budget, and ends the job.
 """
 
 from __future__ import annotations
@@ -35,39 +35,39 @@ from pipeline.segmentation.segmenter import Decoding, Segmenter
 from pipeline.segmentation.sink import ShardSink
 from pipeline.sharding import Generation, Rewrite, WorkUnit, unit_key
 
-UNKNOWN_IMAGE_BYTES = 200_000.0  # of an image whose size no listing told
+UNKNOWN_IMAGE_BYTES = 200_000.0  # assumed for an image without a size in the listing
 RETRIES = "RAY_TASK_MAX_RETRIES"
 NO_PROGRESS_SECONDS = 6 * 3600.0  # spot nodes may be hours away; a hang must still end
 
 
 def configure_ray_data(verbose: bool) -> None:
-    """Ray Data's defaults that don't fit exactly one row per image."""
+    """Set the options of Ray Data whose defaults do not fit one block per shard."""
     context = DataContext.get_current()
     context.target_max_block_size = None
     context.max_errored_blocks = 0  # an errored block is a bug, never a silently missing shard
     context.max_consecutive_actor_init_deaths = 3
     context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-    # The pool grows while its actors are full. Ray's threshold, 175 % of what an actor does at a
-    # time, is never reached where no more than that is sent to one.
+    # The pool grows while its actors are full. Ray's default, 175 % of an actor's concurrent calls,
+    # is never reached: an actor gets no more tasks than it runs at a time.
     context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
-    # Half of all CPUs and memory would be kept for the other stages, which need little, and a pool
-    # would stand still beside a free GPU.
+    # By default half of all CPUs and memory is reserved for the other stages, which need little;
+    # then the actor pool would not grow onto a free GPU.
     context.op_resource_reservation_ratio = 0.2
     # Rows that wait for their write are lost with the driver.
     context.downstream_capacity_backpressure_ratio = 1.0
     let_no_stage_run_ahead()
-    context.enable_progress_bars = verbose  # ours shows images, theirs shows blocks
+    context.enable_progress_bars = verbose  # they show blocks; the reporter shows images
     context.enable_auto_log_stats = verbose
 
 
 @contextmanager
 def tasks_retried_for_ever() -> Iterator[None]:
-    """Ray tries the tasks of this job again however often they lose their worker.
+    """Ray retries the tasks of this job however often they lose their worker.
 
-    Ray's own limit is 3: a fetch or a write would end a job of days with its third spot node.
-    `progress_actor.begin` ends one that kills its workers. (Ray Data's actors are retried for
-    ever.) Other tasks of this process say themselves how often: Ray keeps the value once it has
-    read it.
+    Ray's default limit is 3 retries: a fetch or a write would end a long job with the fourth spot
+    node that it loses. `progress_actor.begin` ends a job whose unit kills its workers. Ray Data
+    retries its actors without a limit by itself. Ray reads the variable once and keeps the value,
+    so other tasks of this process must set `max_retries`.
     """
     before = os.environ.get(RETRIES)
     os.environ.setdefault(RETRIES, "-1")
@@ -80,12 +80,12 @@ def tasks_retried_for_ever() -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """How units become shards: which model, how images reach it, and where it runs."""
+    """How units become shards: the model, how images are decoded, and on which resources."""
 
     spec: ModelSpec
     decoding: Decoding
     placement: Placement
-    batch_size: int | None = None  # None: what fits
+    batch_size: int | None = None  # None: as many images as fit
     source_options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -96,7 +96,7 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """What runs in the two stages before the sink; a benchmark of the engine puts its own there."""
+    """The two stages before the sink; a benchmark of the engine replaces them."""
 
     fetch: Callable[..., pa.Table] = fetch_units
     segmenter: type = Segmenter
@@ -112,7 +112,7 @@ def compute_shards(
     progress_actor: ActorHandle,
     stages: Stages = Stages(),  # frozen
 ) -> None:
-    """Compute and write the shards of `units`. Returns when all are in the store."""
+    """Compute the shards of `units` and write them; returns when all are in the store."""
     placement = computation.placement
     known = generation.bytes / max(generation.images, 1) or UNKNOWN_IMAGE_BYTES
     largest = max(unit.images for unit in units)
@@ -143,8 +143,8 @@ def compute_shards(
         compute=ActorPoolStrategy(
             min_size=placement.min_actors,
             max_size=placement.max_actors,
-            # Two units in work, whose stages overlap (segmenter.py); more waiting beside them would
-            # only be lost with the actor.
+            # Two units are in work, and their stages overlap (segmenter.py). Units that wait in the
+            # actor would gain nothing and be lost with it.
             max_tasks_in_flight_per_actor=2,
             max_concurrent_calls_per_actor=2,
             enable_true_multi_threading=True,
@@ -169,7 +169,7 @@ def compute_shards(
 
 
 def rewrite_shards(run: Run, rewrites: Sequence[Rewrite], progress_actor: ActorHandle) -> None:
-    """Copy live shards without the rows that leave them; on CPUs, no model.
+    """Copy live shards without their removed rows; on CPUs, without the model.
 
     rewrites: all of one generation.
     """
@@ -202,7 +202,7 @@ def _rewrite(
 
 
 def copy_shard(run: Run, rewrite: Rewrite, dropped: str) -> None:
-    """Copy a live shard without the rows that leave it. dropped: the path of their list."""
+    """Copy a live shard without its removed rows. dropped: the path of the list of these rows."""
     rows = run.read_shard(rewrite.source)
     leaving = read_leaving(run.storage, dropped, rewrite.origin, rewrite.shard)
     keep = [name not in leaving for name in rows["file_name"].to_pylist()]

@@ -1,12 +1,12 @@
-"""Is a body the object that was listed? Its length, its ETag and, where that is one, its MD5.
+"""The integrity check: a fetched body against the length, the ETag and the MD5 of its listing.
 
-Clients notice a body that is shorter than its own header says, and nothing else: a byte that
-flipped on the way, or an answer cut short by a proxy that then counted it, arrives as if all were
-well. The ETag of a plain S3 object is the MD5 of its content. That of an object encrypted with KMS
-looks the same and isn't, and some stores make up all of theirs. A body that disagrees, even the
-same way each time, proves nothing of that: a cache or a disk damages it alike for everybody. So it
-is taken only if the store says that the object is encrypted so, or if no ETag of the bucket has
-been an MD5 yet and several objects disagree, each the same way each time.
+An S3 client notices only a body that is shorter than its Content-Length. Flipped bytes, and a body
+that a proxy cut and counted again, pass the client. The ETag of a plain S3 object is the MD5 of its
+content. The ETag of an object encrypted with KMS has the same form but is no MD5, and some stores
+use no MD5 at all. A body with another MD5 is accepted in two cases only: the store says that the
+object is encrypted with KMS; or no ETag in the bucket has matched an MD5 yet, and SEVERAL objects
+are encrypted with KMS or gave the same wrong MD5 twice. One object with the same wrong MD5 twice is
+no proof: a damaged disk or cache gives the same wrong bytes each time.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ SEVERAL: Final = 3
 
 @dataclass
 class BucketDigests:
-    """What this process has seen of a bucket's ETags."""
+    """Whether the ETags of a bucket are MD5s, as far as this process has seen."""
 
     one_was_md5: bool = False
     encrypted: set[str] = field(default_factory=set)  # URIs, SEVERAL at most
-    disagreed: set[str] = field(default_factory=set)  # the same way each time; SEVERAL at most
+    disagreed: set[str] = field(default_factory=set)  # URIs that gave one wrong MD5 twice
 
     @property
     def has_no_md5s(self) -> bool:
@@ -42,18 +42,18 @@ _buckets: defaultdict[str, BucketDigests] = defaultdict(BucketDigests)
 
 @dataclass
 class Md5Check:
-    """The MD5s of one image's bodies so far that its ETag disagrees with."""
+    """The MD5 check of one image, over all tries to fetch the image."""
 
     uri: str
-    encrypted: bool | None = None  # so that its ETag is no MD5; None until the store was asked
-    seen: set[str] = field(default_factory=set)
+    encrypted: bool | None = None  # with KMS: the ETag is no MD5; None: the store was not asked
+    seen: set[str] = field(default_factory=set)  # MD5s of bodies that differ from the ETag
 
     @property
     def must_ask(self) -> bool:
         return bool(self.seen) and self.encrypted is None
 
     def differs(self, data: bytes, etag: str) -> str | None:
-        """What is wrong with a body whose MD5 should be `etag` and isn't."""
+        """The error message if the MD5 of `data` should be `etag` and is not; else None."""
         if not _MD5.fullmatch(etag):
             return None
         bucket = _buckets[self.uri[: self.uri.find("/", self.uri.find("://") + 3)]]
@@ -64,13 +64,13 @@ class Md5Check:
         if self.encrypted:
             _note(bucket.encrypted, self.uri)
             return None
-        again = digest in self.seen
+        is_repeated = digest in self.seen
         self.seen.add(digest)
-        if again:
+        if is_repeated:
             _note(bucket.disagreed, self.uri)
         if bucket.has_no_md5s:
             return None
-        where = "where it is kept, the same each time" if again else "on its way"
+        where = "where it is kept, the same each time" if is_repeated else "on its way"
         return f"body was damaged {where}: its MD5 is {digest}, should be {etag}"
 
 
@@ -82,9 +82,10 @@ def _note(uris: set[str], uri: str) -> None:
 def fault(
     fetched: Fetched, size: int | None, etag: str | None, md5_check: Md5Check | None = None
 ) -> tuple[str, str] | None:
-    """Error code and message of a body that isn't the listed object; None for one that is.
+    """Error code and message of a body that is not the listed object; None if the body is right.
 
-    size and etag are the listing's, None where it had none; md5_check: without it MD5 isn't judged.
+    size: bytes in the listing, etag: ETag in the listing; None: the listing has none, no check.
+    md5_check: None skips the MD5.
     """
     data, now = fetched.data, fetched.etag
     if etag and now and now != etag:

@@ -1,7 +1,7 @@
 """A segmentation job from settings to published snapshot: open, plan, compute, finish.
 
-Safe to kill at any line and to run again with the same settings: what is planned is frozen, a
-shard is there or it is not, and each step looks at the run folder and does what is still missing.
+A job can be killed at any line and started again with the same settings: a plan never changes, a
+shard is written whole or not at all, and each step reads the run folder and does what is missing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from pipeline.segmentation.run_info import (
 from pipeline.sharding import missing
 from pipeline.storage.storage import Storage
 
-# Where a killed job may have left temporary files, on a local disk.
+# Folders on a local disk in which a killed job may have left temporary files.
 WRITTEN_FOLDERS: Final = (SEGMENTS, MANIFEST, SNAPSHOTS, STATS)
 
 __all__ = ["Reporter", "Summary", "retry", "segment"]
@@ -63,7 +63,7 @@ __all__ = ["Reporter", "Summary", "retry", "segment"]
 
 @dataclass(frozen=True)
 class Summary:
-    """What a call left behind; counts are images of the newest generation's snapshot or plan."""
+    """The outcome of a call; counts are images of the newest generation's snapshot or plan."""
 
     out: str
     images: int
@@ -81,10 +81,10 @@ class Summary:
 
 
 def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
-    """Segment every image of the source into the run folder; continue what is there.
+    """Segment every image of the source into the run folder, or continue the run in the folder.
 
-    Raises UserError for whatever the caller can mend, ErrorBudgetError when too many images fail,
-    LeaseError when another job writes the folder. Nothing already written is ever lost.
+    Raises UserError for an error that the caller can mend, ErrorBudgetError when too many images
+    fail, LeaseError when another job writes the folder. Shards already written stay.
     """
     job = Job.open(config, reporter or Reporter())
     if job.run is None or not job.run.generations():
@@ -102,7 +102,11 @@ def segment(config: RunConfig, reporter: Reporter | None = None) -> Summary:
 
 
 def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = None) -> Summary:
-    """Compute the failed images of a finished run again, as its next generation."""
+    """Compute the failed images of a finished run again, as its next generation.
+
+    codes: the error codes to retry; empty: TRANSIENT_CODES. Finishes an unfinished generation
+    instead. Raises like `segment`, and UserError for a run without a plan.
+    """
     job = Job.open(config, reporter or Reporter())
     assert job.run is not None  # the settings were read from it
     with writing(job.place) as writer:
@@ -122,11 +126,11 @@ def retry(config: RunConfig, codes: Sequence[str], reporter: Reporter | None = N
 
 @dataclass(frozen=True)
 class Job:
-    """What is settled before anything is written: the folder, the model, and the device."""
+    """A job before its first write: the folder, the model and the device are decided."""
 
     place: Place
-    run: Run | None  # None: there is none in the folder yet
-    config: RunConfig  # without anything left open
+    run: Run | None  # None: a new folder
+    config: RunConfig  # size quantum and threshold filled in
     device: Device
     spec: ModelSpec
     description: ModelDescription
@@ -135,7 +139,7 @@ class Job:
 
     @classmethod
     def open(cls, config: RunConfig, reporter: Reporter) -> Job:
-        """Raises UserError if the run in the folder was made from other things."""
+        """Raises UserError if the run in the folder has another source, model or setting."""
         started = time.monotonic()
         place = locate(Storage(config.out, config.out_options))
         run = find_run(place.run)
@@ -154,12 +158,12 @@ class Job:
 def _begin(job: Job) -> Summary:
     """Plan the first generation of a new run, and compute it."""
     config, reporter = job.config, job.reporter
-    with Staging() as staging, ExitStack() as held:
-        # Listed before the lease is taken: an empty source writes nothing at all.
+    with Staging() as staging, ExitStack() as stack:
+        # Listed before the lease is taken: nothing is written for an empty source.
         images, size = stage_listing(
             staging, Source.of(config), config.limit, reporter.listed, reporter.note
         )
-        writer = held.enter_context(writing(job.place))
+        writer = stack.enter_context(writing(job.place))
         run = writer.run()
         if run is not None and run.generations():  # another job was quicker, and has ended
             check_same(run, config, job.description)
@@ -175,7 +179,7 @@ def _begin(job: Job) -> Summary:
 
 
 def _finish_here(job: Job, writer: Writer, run: Run) -> Summary:
-    """Compute and finish, and publish where a job may (run/writing.py)."""
+    """Compute, make the snapshot, and publish it unless nightly does that (run/writing.py)."""
     done = work(
         run,
         job.config,
@@ -225,9 +229,10 @@ def work(
     *,
     publish: bool = True,
 ) -> Summary:
-    """Compute what is owed and finish the newest generation, if this call may.
+    """Compute the missing shards; if none is missing then, make the newest generation's snapshot.
 
-    The caller holds the lease. publish: False makes the snapshot without moving any reader to it.
+    The caller holds the lease. started: `time.monotonic()`. publish: False makes the snapshot, and
+    readers stay with the former one. Raises like `segment`.
     """
     generation = run.generation(max(run.generations()))
     sizes = shard_sizes(run)
@@ -238,20 +243,20 @@ def work(
         for folder in WRITTEN_FOLDERS:  # this process alone writes there now
             run.storage.sweep(folder)
         join_ray(config.address)
-        found = capacity(config.address)
+        resources = capacity(config.address)
         kind = device.kind if todo.images else "cpu"  # rows are copied without the model
-        if kind == "cuda" and found.ceiling("GPU") >= 1:
-            found = with_a_gpu(found, config, reporter.note)  # its node says how many cores it has
+        if kind == "cuda" and resources.ceiling("GPU") >= 1:
+            resources = with_a_gpu(resources, config, reporter.note)
         units = sum(len(units) for units in todo.units.values())
         placement = place(
-            found, device=kind, actors=config.actors(), units=units, images=todo.images
+            resources, device=kind, actors=config.actors(), units=units, images=todo.images
         )
         facts = {"device": device.name, "dtype": device.dtype, "placement": vars(placement)}
 
-        def done(seen: Progress) -> None:
+        def done(last: Progress) -> None:
             nonlocal progress
-            progress = seen
-            record_stats(run, generation.number, seen, facts)
+            progress = last
+            record_stats(run, generation.number, last, facts)
 
         try:
             execute(

@@ -1,12 +1,11 @@
-"""The model on batch after batch: some ahead on a device that works alone, fewer when it is full.
+"""The model loop: batches of decoded images in, panoptic maps out, in order.
 
-Where the device computes while the host waits, three batches are under way: the newest is detected,
-the one before gets its masks, the oldest is read back (`detr.inference.gpu_batch`), so the device
-always has work. When memory runs out, those under way are computed again one after the other. If
-each fits alone, one fewer is under way from then on; one that doesn't is computed in halves until
-they fit, and the size that fits holds for every later batch, also for those that are planned
-already. An image that doesn't fit alone becomes an error. So memory runs out a handful of times in
-an actor's life, whatever it has.
+On a GPU three batches are under way, so the GPU always has work: the newest is detected, the one
+before gets its masks, the oldest is copied to the host (`detr.inference.gpu_batch`). When memory
+runs out, the batches under way are computed again, one after the other. If each of them fits alone,
+one batch fewer is under way from then on. A batch that does not fit alone is computed in halves
+until they fit, and the size that fits is the limit for all later batches. An image that does not
+fit alone becomes an error. So memory runs out only a few times in the life of an actor.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Answers = list[Panoptic | ImageError]
 
 
 class _UnderWay:
-    """A batch, and how far the model is with it."""
+    """A batch that the model has not finished."""
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -45,23 +44,23 @@ class _UnderWay:
 
 
 class ModelStream:
-    """Holds the model and how many images fit it at a time."""
+    """The model, and how many images and batches its memory holds, as learned so far."""
 
     def __init__(self, model: PanopticModel, batch_size: int | None) -> None:
-        """`batch_size`: images at a time, at most; None: as many as the model says that fit."""
+        """`batch_size`: most images in a batch; None: the model's `images_that_fit`."""
         self.model = model
-        self.batch_size = batch_size  # falls when memory runs out, and so does
-        self.flights = MOST_FLIGHTS  # how many batches may be under way
+        self.batch_size = batch_size  # falls when memory runs out
+        self.flights = MOST_FLIGHTS  # batches under way at most; falls when memory runs out
 
     def most(self, processed: Size | None) -> int:
-        """Images of this processed size to take at a time."""
+        """The largest batch of images of this processed size."""
         fit = getattr(self.model, "images_that_fit", None)
         room = fit(*processed) if fit and processed else self.batch_size or USUAL_BATCH
         return min(room, self.batch_size or room)
 
     def run(self, batches: Iterable[Batch], sizes: Counter[int]) -> Iterator[tuple[Batch, Answers]]:
-        """Each batch, or part of one, with its answers, in order; `sizes` counts those that the
-        model answered."""
+        """Each batch, or part of one, with its results, in order; `sizes` counts the computed
+        batches by size."""
         if not getattr(self.model, "works_alone", False):
             for batch in batches:
                 yield batch, self.segment(batch, sizes)
@@ -77,9 +76,9 @@ class ModelStream:
             yield from self._step(under_way, len(under_way) - 1, sizes, last=True)
 
     def _split(self, batch: Batch) -> tuple[Batch, Batch | None]:
-        """What may be started of a batch by now, and the rest."""
-        count, most = len(batch.images), self.batch_size or len(batch.images)
-        return (batch, None) if count <= most else (batch.part(0, most), batch.part(most, count))
+        """The part of a batch that is within the present limit, and the remaining images."""
+        count, limit = len(batch.images), self.batch_size or len(batch.images)
+        return (batch, None) if count <= limit else (batch.part(0, limit), batch.part(limit, count))
 
     def _step(
         self,
@@ -89,9 +88,9 @@ class ModelStream:
         *,
         last: bool = False,
     ) -> Iterator[tuple[Batch, Answers]]:
-        """Start the newest, let the one before get its masks, read back all but `stay`.
+        """Start the newest batch, compute the masks of the one before, return all but `stay`.
 
-        `last`: nothing comes after the newest, so it gets its masks, too.
+        `last`: no batch follows, so the masks of the newest are computed, too.
         """
         finished, full = [], False
         try:
@@ -114,9 +113,9 @@ class ModelStream:
     def _again(
         self, under_way: deque[_UnderWay], sizes: Counter[int]
     ) -> Iterator[tuple[Batch, Answers]]:
-        """Drop what is under way and compute it one batch after the other.
+        """Drop the batches under way and compute them one after the other.
 
-        Not while the error is handled: it holds the frames, and so the memory, of what failed.
+        Call it outside the `except` block: the exception holds the frames, and so the tensors.
         """
         batches = [entry.batch for entry in under_way]
         under_way.clear()
@@ -124,13 +123,13 @@ class ModelStream:
         before = self.batch_size
         for batch in batches:
             yield batch, self.segment(batch, sizes)
-        if self.batch_size == before and len(batches) > 1:  # each fits by itself
+        if self.batch_size == before and len(batches) > 1:  # each fits alone
             self.flights = min(self.flights, len(batches)) - 1
-        elif self.batch_size == before:  # the plain way needs a little less than a flight
+        elif self.batch_size == before:  # `segment` needs a little less memory than `start`
             self.batch_size = max(1, len(batches[0].images) // 2)
 
     def segment(self, batch: Batch, sizes: Counter[int]) -> Answers:
-        """The model on one batch, in halves as long as memory runs out."""
+        """The results of one batch, computed in halves as long as memory runs out."""
         count = len(batch.images)
         middle, full = max(1, count // 2), False
         if self.batch_size is not None and count > self.batch_size:
@@ -152,11 +151,11 @@ class ModelStream:
                 message = f"{height} x {width} does not fit the device's memory even alone"
                 return [ImageError("out_of_memory", message)]
             self.batch_size = middle
-        first, rest = batch.part(0, middle), batch.part(middle, count)
-        return self.segment(first, sizes) + self.segment(rest, sizes)
+        first, second = batch.part(0, middle), batch.part(middle, count)
+        return self.segment(first, sizes) + self.segment(second, sizes)
 
     def _call(self, function: Any, batch: Batch) -> Any:
-        """Tell the sizes of the files only where they aren't those of the pixels (draft mode)."""
+        """Pass the sizes of the files only where the pixels have other sizes (draft mode)."""
         same = all(
             tuple(image.shape[:2]) == size
             for image, size in zip(batch.images, batch.sizes, strict=True)
@@ -165,13 +164,13 @@ class ModelStream:
 
 
 def _means_full(error: BaseException) -> bool:
-    """True for an out-of-memory error; any other is raised again."""
+    """True for an out-of-memory error. Raises any other error again."""
     if not is_out_of_memory(error):
         raise error
     return True
 
 
 def _free_memory() -> None:
-    """Give back what dropped tensors held."""
+    """Return the GPU memory of dropped tensors to the driver."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

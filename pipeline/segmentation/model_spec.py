@@ -1,12 +1,12 @@
-"""The small model protocol: any panoptic model that keeps it can be run by the engine.
+"""The model protocol of the engine, and the spec by which each process loads the same model.
 
 `--model package.module:callable` names a callable that takes the local weights and the result
-options and returns a `PanopticModel`. `detr:load` is the default. A callable with an attribute
-`describe` (same arguments, returning `categories`, `fingerprint_fields` and `weights_sha256`)
-lets the driver check a run without building the model; without one the model is built there once.
+options and returns a `PanopticModel`. `detr:load` is the default. If the callable has an attribute
+`describe` (same arguments, returning `categories`, `fingerprint_fields` and `weights_sha256`), the
+driver checks a run without building the model; else the driver builds the model once.
 
-The driver describes the weights; each worker fetches and reads them anew, hours later perhaps. So
-what the driver saw travels in the `ModelSpec`, and `load` refuses a model that is another one.
+Workers fetch the weights hours after the driver, when another file may have the same name. So the
+`ModelSpec` carries the identity of the model that the driver described, and `load` checks it.
 """
 
 from __future__ import annotations
@@ -35,34 +35,36 @@ from pipeline.storage.entry import as_user_error, classify
 from pipeline.storage.node_cache import local_copy
 from pipeline.storage.storage import normalize_url
 
-# Photos of free aspect ratio have a processed size each: a GPU would work on one or two at a time,
-# and plan its convolutions anew for each size. On a CPU images run one by one anyhow.
+# Pixels. Photos of any aspect ratio have nearly as many processed sizes as photos: without rounding
+# a GPU would get batches of one or two, and cuDNN would plan its convolutions for each size. A CPU
+# computes images one by one.
 USUAL_QUANTUM: Final = {"cpu": 1, "cuda": 32}
 C = TypeVar("C", bound=RunConfig)
 
 
 class PanopticModel(Protocol):
-    """What the engine asks of a model, and what it takes if it is there:
+    """The members that a model must have. A model may also have:
 
-    - `processed_size(height, width)`: only images for which it gives the same answer (by default
-      the image's own size) share a batch; `--decode draft` reads no more pixels than that needs,
-      and then `segment` gets the sizes of the files as its second argument.
-    - `images_that_fit(height, width)`: how many of that processed size to take at a time.
-    - `works_alone` (true where a GPU computes while the host waits) and `start(images, sizes)`:
-      what it returns is asked for `masks()`, then for `result()`; see detr/inference/gpu_batch.py.
+    - `processed_size(height, width)`: only images of one processed size share a batch (default:
+      the size of the image); `--decode draft` decodes no more pixels than this size needs, and
+      then `segment` gets the sizes of the files as its second argument.
+    - `images_that_fit(height, width)`: the largest batch of images of this processed size.
+    - `works_alone`: True where a GPU computes while the host waits. Then `start(images, sizes)`
+      returns an object with `masks()`, called first, and `result()`; see
+      detr/inference/gpu_batch.py.
     """
 
     categories: Categories
-    fingerprint: str  # changes with whatever can change an answer
+    fingerprint: str  # changes with everything that can change a result
 
     def segment(self, images: Sequence[NDArray[np.uint8]]) -> list[Panoptic]:
-        """images: (H, W, 3) uint8 RGB of any sizes -> maps at those sizes, in order."""
+        """(H, W, 3) uint8 RGB images of any sizes -> panoptic maps of the same sizes, in order."""
         ...
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How to get the model in any process: small, picklable, without a weight in it."""
+    """What a process needs to load the model: small, picklable, without weights."""
 
     model: str
     weights: str
@@ -94,13 +96,13 @@ class ModelSpec:
         )
 
     def expecting(self, description: ModelDescription) -> ModelSpec:
-        """The spec that loads this model and no other."""
+        """A copy whose `load` accepts only the described model."""
         return replace(self, expected=description.identity)
 
     def load(self) -> PanopticModel:
-        """Build the model in this process, fetching the weights once per node.
+        """Build the model in this process; the weights are fetched once per node.
 
-        Raises UserError if it is not the expected one: a file that was replaced under its name.
+        Raises UserError if the model is not the expected one: the file of weights was replaced.
         """
         path, model = self._call(self._callable())
         if self.expected is not None:
@@ -108,16 +110,16 @@ class ModelSpec:
         return model
 
     def describe(self) -> ModelDescription:
-        """What the run folder records. Raises UserError or detr's ModelError."""
+        """The description that the run folder records. Raises UserError or detr's ModelError."""
         load = self._callable()
-        # Hashed before they are read: what is replaced in between is then found by the workers.
+        # Hashed before they are read: if the file is replaced in between, the workers refuse it.
         content = content_sha256(Path(local_weights(self.weights, self.options)[0]))
         _, card = self._call(getattr(load, "describe", load))
-        asked = self._threshold(load)
+        threshold = self._threshold(load)
         fields = dict(getattr(card, "fingerprint_fields", {"model_fingerprint": card.fingerprint}))
         return ModelDescription(
             categories=card.categories,
-            threshold=getattr(card, "threshold", THRESHOLD if asked is None else asked),
+            threshold=getattr(card, "threshold", THRESHOLD if threshold is None else threshold),
             recommended=recommended_by(card),
             weights_sha256=str(getattr(card, "weights_sha256", "")),
             fields=fields,
@@ -136,7 +138,7 @@ class ModelSpec:
             raise UserError(f"--model {self.model!r} can't be imported: {error}") from error
 
     def _call(self, function: Callable[..., Any]) -> tuple[str, Any]:
-        """The weights on this node, and what the function makes of them."""
+        """The path of the weights on this node, and what `function` returns for them."""
         path, recipe = local_weights(self.weights, self.options)
         call = partial(function, path, recipe=recipe) if recipe else partial(function, path)
         return path, call(
@@ -148,20 +150,20 @@ class ModelSpec:
         )
 
     def _threshold(self, load: Callable[..., Any]) -> float | None:
-        """None, the weights' recommendation, is for a loader that takes it: its default is None."""
-        taken = inspect.signature(load).parameters.get("threshold")
-        if self.threshold is None and (taken is None or taken.default is not None):
+        """The threshold for `load`. None (what the weights recommend) only if `load` accepts it."""
+        parameter = inspect.signature(load).parameters.get("threshold")
+        if self.threshold is None and (parameter is None or parameter.default is not None):
             return THRESHOLD
         return self.threshold
 
     def _rare(self) -> dict[str, Any]:
-        """Options that a loader need not know of until they are used."""
-        asked = {"compile": self.compile, "output_size": self.output_size}
-        usual = {"compile": False, "output_size": "original"}
-        rare: dict[str, Any] = {k: value for k, value in asked.items() if value != usual[k]}
+        """The options that differ from their defaults: a loader may lack parameters for them."""
+        values = {"compile": self.compile, "output_size": self.output_size}
+        defaults = {"compile": False, "output_size": "original"}
+        rare: dict[str, Any] = {k: value for k, value in values.items() if value != defaults[k]}
         if self.categories is not None:
-            taken = inspect.signature(self._callable()).parameters.values()
-            if not any(p.name == "categories" or p.kind == p.VAR_KEYWORD for p in taken):
+            parameters = inspect.signature(self._callable()).parameters.values()
+            if not any(p.name == "categories" or p.kind == p.VAR_KEYWORD for p in parameters):
                 raise UserError(f"--model {self.model} brings its own classes: no --categories")
             rare["categories"] = read_categories(self.categories, self.categories_options)
         return rare
@@ -193,23 +195,23 @@ def read_categories(url: str, options: Mapping[str, str] | None = None) -> Categ
 
 @dataclass(frozen=True)
 class Identity:
-    """By what the model of the driver is known again on a worker."""
+    """The digests by which a worker checks that it loaded the model that the driver described."""
 
-    content: str  # sha256 of the weights as they lie on a node
-    weights_sha256: str  # as the model says, empty if it doesn't
-    fingerprint: str  # as the model says, empty if its card doesn't
+    content: str  # SHA-256 of the file or folder of weights on the driver's node
+    weights_sha256: str  # the model's attribute; empty if the model has none
+    fingerprint: str  # the card's attribute; empty if the card has none
 
     def check(self, model: PanopticModel, path: str) -> None:
-        """Raises UserError if the model that was loaded from `path` is another one."""
-        said = str(getattr(model, "weights_sha256", ""))
-        if said and self.weights_sha256:  # of the bytes that it loaded
-            found, wanted = said, self.weights_sha256
+        """Raises UserError if `model`, loaded from the weights at `path`, has another identity."""
+        loaded = str(getattr(model, "weights_sha256", ""))
+        if loaded and self.weights_sha256:
+            actual, wanted = loaded, self.weights_sha256
         else:
-            found, wanted = content_sha256(Path(path)), self.content
+            actual, wanted = content_sha256(Path(path)), self.content
         fingerprint = model.fingerprint if self.fingerprint else ""
-        if (found, fingerprint) != (wanted, self.fingerprint):
+        if (actual, fingerprint) != (wanted, self.fingerprint):
             raise UserError(
-                f"the weights at {path} on {platform.node()} have sha256 {found[:16]} (model "
+                f"the weights at {path} on {platform.node()} have sha256 {actual[:16]} (model "
                 f"fingerprint {fingerprint or 'unknown'}), where this job was started with sha256 "
                 f"{wanted[:16]} (fingerprint {self.fingerprint or 'unknown'}): they were replaced "
                 "meanwhile; put the former ones back and run the same command again, or start "
@@ -219,44 +221,44 @@ class Identity:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A model as the driver knows it, without the model."""
+    """What the driver knows of a model without building it."""
 
     categories: Categories
     weights_sha256: str
     fields: Mapping[str, str | int | float]
     identity: Identity
-    threshold: float = THRESHOLD  # that is used
-    recommended: float | None = None  # by the weights
+    threshold: float = THRESHOLD  # the one that is used
+    recommended: float | None = None  # the one that the weights recommend
 
 
 def content_sha256(path: Path) -> str:
-    """Of a file; of a folder over the names and contents of its files."""
+    """SHA-256 (hex) of a file; of a folder: over the names and contents of its files."""
     if path.is_file():
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    files = sorted(each for each in path.rglob("*") if each.is_file())
-    told = (f"{each.relative_to(path)}\n{content_sha256(each)}\n" for each in files)
-    return hashlib.sha256("".join(told).encode(errors="surrogateescape")).hexdigest()
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    lines = (f"{entry.relative_to(path)}\n{content_sha256(entry)}\n" for entry in files)
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def _whole_path(weights: str) -> str:
-    """A file's path from the root: a worker's current folder is not the driver's."""
+    """A local file's absolute path, since a worker has another current folder; else `weights`."""
     path = normalize_url(weights)
     return path if weights not in RECIPES and Path(path).exists() else weights
 
 
 def local_weights(weights: str, options: Mapping[str, str]) -> tuple[str, str | None]:
-    """The weights on this node, and the name of the recipe if one of the published was asked for.
+    """The path of the weights on this node, and the recipe's name if `weights` names a recipe.
 
-    Raises UserError saying how to get the file where it can't be had.
+    Raises UserError if the file can't be fetched; the message says how to get it.
     """
     recipe = RECIPES.get(weights)
     url = recipe.url if recipe else weights
     try:
-        # A published file comes by https, to which the bucket's options mean nothing.
+        # Published weights come by HTTPS: storage options are for S3 only.
         path = local_copy(url, options if url.startswith(("s3://", "s3a://")) else None)
     except FileNotFoundError as error:
-        cause = error.__cause__  # fsspec gives a dead network, too, as a file that isn't there
+        cause = error.__cause__  # fsspec raises FileNotFoundError for a dead network, too
         if cause is not None and classify(cause)[0] != "not_found":
             raise as_user_error(
                 cause,
@@ -278,8 +280,11 @@ def local_weights(weights: str, options: Mapping[str, str]) -> tuple[str, str | 
 def with_size_quantum(
     config: C, recorded: Mapping[str, Any] | None, device: str, note: Callable[[str], None]
 ) -> C:
-    """The settings with their size quantum: asked for, else the run's own (`recorded` are the
-    settings in its run.json), else what is usual on the device of a first run, which is told."""
+    """The settings with `size_quantum` (pixels) filled in if None.
+
+    It is that of `recorded`, the settings in run.json; for a new run (None) that of USUAL_QUANTUM
+    for the device, and `note` gets a line on the rounding.
+    """
     if config.size_quantum is not None:
         return config
     if recorded is not None:
@@ -295,15 +300,16 @@ def with_size_quantum(
 
 
 def with_run_threshold(config: C, recorded: Mapping[str, Any] | None) -> C:
-    """The settings with their threshold: asked for, else the run's own (`recorded` are the settings
-    in its run.json: a recommendation that the weights got since is not the run's)."""
+    """The settings with `threshold` filled in if None: from `recorded`, the settings in run.json,
+    not from the weights, whose recommendation may be newer than the run."""
     if config.threshold is not None or recorded is None:
         return config
     return config.model_copy(update={"threshold": recorded.get("threshold", THRESHOLD)})
 
 
 def with_recommended(config: C, description: ModelDescription, note: Callable[[str], None]) -> C:
-    """The settings of a new run with the threshold that its weights chose, which is told."""
+    """The settings of a new run with `threshold` filled in if None: what the weights recommend.
+    `note` gets a line on a recommendation."""
     if config.threshold is not None:
         return config
     say_recommended(description.recommended, note)
@@ -311,12 +317,12 @@ def with_recommended(config: C, description: ModelDescription, note: Callable[[s
 
 
 def recommended_by(model: object) -> float | None:
-    """The threshold that a model or its card says that its weights recommend."""
+    """The `recommended_threshold` of the model's card, or of `model` itself; None without one."""
     return getattr(getattr(model, "card", model), "recommended_threshold", None)
 
 
 def say_recommended(threshold: float | None, note: Callable[[str], None]) -> None:
-    """Tell which threshold is used because the weights recommend it."""
+    """Give `note` a line on the recommended threshold, if there is one."""
     if threshold is not None:
         note(f"threshold {threshold:g}, as these weights recommend (--threshold: another)")
 
@@ -324,13 +330,13 @@ def say_recommended(threshold: float | None, note: Callable[[str], None]) -> Non
 def run_fingerprint(
     description: ModelDescription, config: RunConfig
 ) -> tuple[str, dict[str, str | int | float]]:
-    """The run's one fingerprint, and by name what went into it."""
+    """The fingerprint of a run, and its fields by name."""
     fields = {
         **description.fields,
         "model": config.model,
         "exif": config.exif,
         "max_pixels": config.max_pixels,
     }
-    if config.decode != "pil":  # so that runs made before this option keep their fingerprint
+    if config.decode != "pil":  # runs made before this option keep their fingerprint
         fields["decode"] = config.decode
     return fingerprint(fields), fields

@@ -1,4 +1,4 @@
-"""What a run folder still lacks: shards to compute, and shards to copy without some rows."""
+"""The missing shards of a run folder: shards to compute, and shards to copy without some rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.sharding import Generation, Rewrite, WorkUnit, missing, parse_shar
 
 @dataclass(frozen=True)
 class Owed:
-    """What is still missing from a run folder."""
+    """The missing shards of a run folder."""
 
     units: Mapping[int, Sequence[WorkUnit]]  # by generation
     rewrites: Sequence[Rewrite]
@@ -23,17 +23,21 @@ class Owed:
 
 
 def owed(run: Run, generation: Generation, sizes: Mapping[str, int], shards: str | None) -> Owed:
-    """What the newest generation, and those whose shards it keeps or copies, still lack."""
+    """The missing shards of `generation` (the newest) and of earlier ones that it keeps or copies.
+
+    sizes: bytes of the shards in the store, by path. shards: which shards of `generation` to
+    compute, such as `0:8`; None: all.
+    """
     chosen = parse_shards(shards, generation.shards) if generation.shards else range(0)
     needed = set(shards_of(run, generation)[0])
     lost: dict[int, list[WorkUnit]] = {}
     rewrites: list[Rewrite] = []
-    for own in reversed(run.generations().values()):  # a copy that is missing needs its source
-        copies = [r for r in own.rewrites if r.path in needed and r.path not in sizes]
+    for planned in reversed(run.generations().values()):  # a missing copy needs its source, too
+        copies = [r for r in planned.rewrites if r.path in needed and r.path not in sizes]
         needed.update(rewrite.source for rewrite in copies)
         rewrites[:0] = copies
-        units = [unit for unit in missing(own, sizes) if unit.path in needed]
-        if own.number == generation.number:
+        units = [unit for unit in missing(planned, sizes) if unit.path in needed]
+        if planned.number == generation.number:
             units = [unit for unit in units if unit.shard in chosen]
-        lost.update({own.number: units} if units else {})
+        lost.update({planned.number: units} if units else {})
     return Owed(lost, rewrites)

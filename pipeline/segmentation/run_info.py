@@ -1,6 +1,6 @@
-"""What a run is made from: written into its run.json once, and compared by every later call.
+"""run.json of a new run, and the check of later calls against run.json.
 
-A call with another model, source or option of the fingerprint is refused, naming the field.
+A call with another model, source or option of the fingerprint raises UserError with the field.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipeline.version import code_version
 
 
 def recorded_device(run: Run | None, config: RunConfig) -> Device | None:
-    """The device that the run was made on, unless the caller names one."""
+    """The CPU and dtype of a run that was made on a CPU; None if the caller names a device."""
     if run is None or config.device != "auto" or run.info.device != "cpu":
         return None
     dtype = config.dtype if config.dtype != "auto" else str(run.info.config["dtype"])
@@ -32,8 +32,8 @@ def recorded_device(run: Run | None, config: RunConfig) -> Device | None:
 
 
 def check_same(run: Run, config: RunConfig, description: ModelDescription) -> None:
-    """Raises UserError, naming the field, if the run was made from other things, or with storage
-    options that are not given now."""
+    """Raises UserError with the field in which the run differs from the settings or the model, or
+    with a storage option that the run was made with and `config` lacks."""
     for setting, names in run.info.withheld.items():
         missing_names = [name for name in names if name not in getattr(config, setting)]
         if missing_names:
@@ -44,19 +44,19 @@ def check_same(run: Run, config: RunConfig, description: ModelDescription) -> No
             )
     for name, value in source_fields(config).items():
         # A run that is older than a setting was made with its default.
-        then = run.info.source.get(name, RunConfig.model_fields[name].default)
-        if undated(then) != undated(value):
+        recorded = run.info.source.get(name, RunConfig.model_fields[name].default)
+        if undated(recorded) != undated(value):
             raise UserError(
-                f"{config.out} was made with {name} {then!r}, not {value!r}: "
+                f"{config.out} was made with {name} {recorded!r}, not {value!r}: "
                 "a run keeps its source; use another --out"
             )
     digest, fields = run_fingerprint(description, config)
     if digest == run.info.fingerprint:
         return
-    then = run.info.fingerprint_fields
-    names = [name for name in {**then, **fields} if then.get(name) != fields.get(name)]
+    former = run.info.fingerprint_fields
+    names = [name for name in {**former, **fields} if former.get(name) != fields.get(name)]
     raise UserError(
-        f"{config.out} was made with {names[0]} {_short(then.get(names[0]))}, not "
+        f"{config.out} was made with {names[0]} {_short(former.get(names[0]))}, not "
         f"{_short(fields.get(names[0]))}: results of two settings don't mix; use another --out"
     )
 
@@ -67,7 +67,7 @@ def _short(value: Any) -> str:
 
 
 def source_fields(config: RunConfig) -> dict[str, Any]:
-    """What says which images: frozen with the run."""
+    """The settings that say which images a run holds."""
     values = config.model_dump(mode="json", include=set(SOURCE_FIELDS))
     return {**values, "source": normalize_url(config.source)}
 
@@ -78,13 +78,13 @@ def describe_run(
     device: Device,
     suffixes: Sequence[str] | None = None,
 ) -> RunInfo:
-    """`run.json` of a new run. Holds storage options (profile, endpoint), never a credential.
+    """The contents of `run.json` of a new run, with storage options but without credentials.
 
-    suffixes: of the photos, where a run before this one says them.
+    suffixes: file suffixes of the photos; None: IMAGE_SUFFIXES.
     """
     digest, fields = run_fingerprint(description, config)
     settings = config.model_dump(mode="json", exclude={"refresh", "shards", "address"})
-    if not config.keep_signed_urls:  # so that older versions read it
+    if not config.keep_signed_urls:  # older versions refuse a run.json with this name
         del settings["keep_signed_urls"]
     if config.images_per_shard is None:
         del settings["images_per_shard"]
@@ -112,7 +112,7 @@ def describe_run(
 
 
 def say_withheld(run: Run, reporter: Reporter) -> None:
-    """Tell which options of a new run were not written down."""
+    """Report the options of a new run that run.json leaves out."""
     for setting, names in run.info.withheld.items():
         reporter.note(
             f"{setting}: {', '.join(names)} stays in the memory of this job and is written "

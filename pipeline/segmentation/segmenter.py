@@ -1,9 +1,9 @@
 """The model actor: encoded images in, rows of RLE out.
 
-Two units are in work at a time. The model takes them in turns, whole units one after the other;
-while it works on one, threads decode that unit's next batch and the first batch of the other unit,
-and encode what came out. So the model waits for nothing but its first batch ever, and a unit ends
-as soon as its last rows are encoded. Whatever is wrong with an image becomes that image's row.
+An actor holds two work units at a time, and the model computes one unit after the other. Meanwhile
+threads decode the next batch of the same unit and the first batch of the other unit, and encode
+finished maps as RLE. So the model waits only for its very first batch, and a unit ends when its
+last rows are encoded. An image that fails becomes an error row.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from pipeline.storage.entry import StorageError
 
 __all__ = ["Decoding", "Segmenter"]
 
-LOST_DEVICE_EXIT: Final = 70  # of the actor's process
-REPORT_SECONDS: Final = 0.5  # between two reports of how far a unit is
+LOST_DEVICE_EXIT: Final = 70  # exit status of the actor's process
+REPORT_SECONDS: Final = 0.5  # between two progress reports of a unit
 
 
 class Segmenter:
-    """Holds the model; called by Ray Data with a work unit, from up to two threads at a time."""
+    """The model actor. Ray Data calls it with a work unit, from up to two threads at a time."""
 
     def __init__(
         self,
@@ -72,23 +72,23 @@ class Segmenter:
         except (UserError, ModelError) as error:
             if isinstance(error, StorageError) and error.may_pass:
                 raise  # Ray starts another actor, which may reach the weights
-            self.refusal = error  # for the first unit: Ray keeps no reason of an actor that died
-        gc.freeze()  # else the process ends with a second of collecting what torch's modules hold
+            self.refusal = error  # raised with the first unit: Ray drops errors of a constructor
+        gc.freeze()  # else collecting torch's modules delays the end of the process by a second
         if progress_actor is not None:
             progress_actor.model.remote("loaded")
         self.decoding = decoding
         self.code_version = code_version
         self.progress_actor = progress_actor
         self.pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="decode")
-        # Units take turns in one thread: each thread that calls the model would get OpenMP threads
-        # and, from malloc, memory of its own.
+        # One thread calls the model for all units: each further thread would start OpenMP threads
+        # and a malloc arena of its own.
         self.turn = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
 
     def __call__(self, unit: pa.Table) -> pa.Table:
-        """One unit's manifest rows with `data` -> the same rows as a shard's (and `shard`).
+        """The manifest rows of one unit with `data` -> its shard rows with the column `shard`.
 
-        Raises TryAgainError for a unit that kills every actor which takes it up, UserError if the
-        model can't be had on this node.
+        Raises TryAgainError for a unit that kills every actor that starts it, UserError if the
+        model can't be loaded on this node.
         """
         with refusals_told(self.progress_actor):
             if self.refusal is not None:
@@ -106,9 +106,8 @@ class Segmenter:
         if self.progress_actor is None or not unit.num_rows:
             return shard_table(unit, self._rows(unit, seconds, batches), self.code_version)
         key = unit_key(unit["generation"][0].as_py(), unit[UNIT_COLUMN][0].as_py())
-        begin(
-            self.progress_actor, "segmenting", key
-        )  # also while it waits for its turn: decoding may kill
+        # Reported before the model's turn: decoding, too, may kill the actor.
+        begin(self.progress_actor, "segmenting", key)
         rows = self._rows(unit, seconds, batches, Advance(self.progress_actor, key, unit.num_rows))
         self.progress_actor.segmented.remote(key, dict(seconds), dict(batches))
         return shard_table(unit, rows, self.code_version)
@@ -120,9 +119,12 @@ class Segmenter:
         batches: Counter[int],
         advance: Callable[[int], None] = lambda finished: None,
     ) -> list[dict[str, Any]]:
-        """`seconds` gets the time in turn (total), the model's part of it, and the CPU time of the
-        threads that decoded and encoded meanwhile; `batches` how many of each size the model was
-        given; `advance` how many images are finished, batch after batch."""
+        """Shard rows by column, in the order of the unit.
+
+        `seconds` gets `total` and `model` (wall time of the unit in the model thread, and of the
+        model in it), `decode` and `encode` (CPU time of the other threads); `batches` the number of
+        batches by size; `advance` the number of finished images after each batch.
+        """
         rows: list[dict[str, Any]] = [
             error_row(code, message)
             for code, message in zip(
@@ -160,7 +162,7 @@ class Segmenter:
         batches: Counter[int],
         advance: Callable[[int], None],
     ) -> dict[int, Future[dict[str, Any]]]:
-        """The model on the unit's batches -> the rows under way, by index."""
+        """Run the model on the batches of a unit; the futures of the encoded rows, by index."""
         encoding: dict[int, Future[dict[str, Any]]] = {}
         started = time.perf_counter()
         for batch, answers in self.stream.run(_timed(decoder, seconds), batches):
@@ -176,7 +178,7 @@ class Segmenter:
 
 
 class Advance:
-    """Tells the progress actor how many of a unit's images are finished, a few times a second."""
+    """Sends the number of finished images of a unit to the progress actor, twice a second."""
 
     def __init__(self, progress_actor: ActorHandle, key: str, images: int) -> None:
         self._tell = lambda finished: progress_actor.advanced.remote(key, finished, images)
@@ -191,9 +193,9 @@ class Advance:
 
 
 def end_process(error: BaseException) -> None:
-    """End the actor: each later call to a device that is lost would fail, in this process.
+    """End the actor's process, in which each later call to the lost device would fail.
 
-    Ray starts another actor and gives it the units that this one had.
+    Ray starts another actor with the units of this one.
     """
     print(
         f"the model actor ends, since its GPU is lost to it: {error}", file=sys.stderr, flush=True
@@ -202,7 +204,7 @@ def end_process(error: BaseException) -> None:
 
 
 def _timed(batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batch]:
-    """The batches, and in `seconds` how long they were waited for."""
+    """The batches; `seconds["waited"]` gets the time until each was decoded."""
     waiting = iter(batches)
     while True:
         started = time.perf_counter()
@@ -214,7 +216,7 @@ def _timed(batches: Iterable[Batch], seconds: dict[str, float]) -> Iterator[Batc
 
 
 def segment_row(panoptic: Panoptic) -> dict[str, Any]:
-    """One image's columns from its map; segments in the order of their ids."""
+    """The shard columns of one segmented image; list columns in the order of its segments."""
     height, width = panoptic.segment_map.shape
     ids = [segment.id for segment in panoptic.segments]
     encoded = rle.encode(panoptic.segment_map, ids)
@@ -235,7 +237,7 @@ def segment_row(panoptic: Panoptic) -> dict[str, Any]:
 
 
 def error_row(code: str | None, message: str | None) -> dict[str, Any]:
-    """An image's columns before it is segmented, or if it can't be."""
+    """The shard columns of an image without a result: failed, or not segmented yet."""
     return {
         "status": "error",
         "error_code": code,
@@ -247,7 +249,7 @@ def error_row(code: str | None, message: str | None) -> dict[str, Any]:
 
 
 def shard_table(unit: pa.Table, rows: list[dict[str, Any]], code_version: str) -> pa.Table:
-    """The unit's rows in the shard's schema, then the user's kept columns, then `shard`."""
+    """The rows of a unit in SHARD_SCHEMA, then the kept columns of the source and `shard`."""
     computed = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
     columns: dict[str, Any] = {
         **computed,

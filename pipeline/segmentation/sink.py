@@ -1,7 +1,7 @@
-"""The sink: one work unit's rows become one Parquet object by one PUT, made only if absent.
+"""The sink of the Ray Data graph: the rows of one work unit in, one Parquet shard out.
 
-Encoded in memory, checked (every image of the unit is there, once), then written: a reader sees a
-whole shard or none, and a worker that dies leaves nothing behind.
+The shard is encoded in memory, checked (each image of the unit exactly once) and written by one
+conditional PUT: a reader sees a whole shard or none, and a worker that dies leaves no part of one.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ShardSink(Datasink[int]):
         self.progress_actor = progress_actor
 
     def write(self, blocks: Iterable[pa.Table], ctx: Any) -> int:
-        """Returns how many shards were written: results of all tasks are held by the driver."""
+        """The number of shards written: small, since the driver keeps the result of each task."""
         written = 0
         for block in blocks:
             owner = block[UNIT_COLUMN].to_numpy()
@@ -69,12 +69,12 @@ class ShardSink(Datasink[int]):
         except Exception as error:
             raise as_lost(error, f"can't write {self.storage.join(path)}") from error
         segments = len(list_values(rows["segment_id"]))
-        told = rows.select([*ERROR_COLUMNS, "attempts"])
-        first = told.filter(pc.field("attempts") == 1)
+        outcomes = rows.select([*ERROR_COLUMNS, "attempts"])
+        first = outcomes.filter(pc.field("attempts") == 1)
         report = self.progress_actor.written.remote(
             key,
             images=rows.num_rows,
-            failures=_failures(told),
+            failures=_failures(outcomes),
             segments=segments,
             size=size,
             seconds=time.monotonic() - started,
@@ -92,6 +92,6 @@ def _empty(rows: pa.Table) -> int:
 
 
 def _failures(rows: pa.Table) -> dict[str, Failures]:
-    """Failed images of shard rows by code."""
+    """Failures by error code."""
     errors = rows.filter(pc.field("error_code").is_valid())
     return failures_of(zip(*(errors[name].to_pylist() for name in ERROR_COLUMNS), strict=True))

@@ -1,1 +1,1 @@
-"""Training on a COCO panoptic dataset, on Ray Train; and the made scenes to train on."""
+"""Training on a COCO panoptic dataset with Ray Train, and synthetic scenes to train on."""

@@ -1,9 +1,9 @@
-"""Training batches: which images, how augmented, and as which tensors.
+"""Training batches: choice of images, augmentation, and the tensors of images and targets.
 
-Batch number `step` is a function of the seed and nothing else, so a training that was killed goes
-on with exactly the batches that it would have seen. Images of one processed size share a batch
-where there are enough of them; others are padded to their largest, which the training forward
-masks out. Bucketing by size costs a little randomness and saves most of the padding.
+Batch number `step` depends only on dataset, seed and worker, so a killed training continues with
+the same batches. Images have the processed size of inference. Images of one size share a batch
+where there are enough of them; others are padded to the largest, and the forward pass masks the
+padding. Grouping by size costs a little randomness and saves most of the padding.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from detr.training.criterion import Targets
 from pipeline.errors import UserError
 from pipeline.train.dataset import Example, PanopticDataset
 
-# Masks are learnt at half the processed size: still finer than the mask head's own map at a
-# quarter, and four times cheaper than upstream's full size.
+# Target masks have half the processed size: finer than the mask head's output (a quarter), and a
+# quarter of the pixels of upstream's targets (full size).
 MASK_STRIDE = 2
 
 
@@ -49,7 +49,7 @@ class TrainingBatch:
         return TrainingBatch(self.images.to(device, non_blocking=True), move(self.padding), targets)
 
     def pinned(self) -> TrainingBatch:
-        """In page-locked memory, from which a copy to a GPU doesn't wait."""
+        """A copy in page-locked memory, for asynchronous transfer to a GPU."""
         t = self.targets
         pin = lambda x: None if x is None else x.pin_memory()  # noqa: E731
         targets = Targets(t.labels.pin_memory(), t.boxes.pin_memory(), pin(t.masks), t.counts)
@@ -57,7 +57,10 @@ class TrainingBatch:
 
 
 class Batches:
-    """The endless series of batches of one worker."""
+    """The endless series of batches of one worker.
+
+    size, max_size: of the shorter and the longer side in pixels, as in DetrConfig.
+    """
 
     def __init__(
         self,
@@ -77,10 +80,10 @@ class Batches:
         ]
         self.order = lru_cache(maxsize=2)(self._order)
         self._lock = threading.Lock()
-        self.lengths: list[int] = []  # of the epochs gone by, in batches
+        self.lengths: list[int] = []  # batches in each epoch so far
 
     def _order(self, epoch: int) -> list[list[int]]:
-        """The batches of one epoch, in order: shuffled, then filled size by size."""
+        """The batches of one epoch: images in random order fill one batch per size."""
         rng = np.random.default_rng([self.seed, epoch])
         open_batches: dict[tuple[int, int], list[int]] = defaultdict(list)
         batches = []
@@ -90,13 +93,13 @@ class Batches:
             if len(waiting) == self.batch_size:
                 batches.append(list(waiting))
                 waiting.clear()
-        # What is left over is sorted by shape, so that padded batches are padded little.
-        rest = sorted((i for b in open_batches.values() for i in b), key=lambda i: self.sizes[i])
-        batches += [rest[i : i + self.batch_size] for i in range(0, len(rest), self.batch_size)]
+        # Images of incomplete batches are sorted by size, so that they need little padding.
+        left = sorted((i for b in open_batches.values() for i in b), key=lambda i: self.sizes[i])
+        batches += [left[i : i + self.batch_size] for i in range(0, len(left), self.batch_size)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def indices(self, step: int) -> list[int]:
-        """The images of this worker's batch number `step`. Safe in threads."""
+        """The positions in the dataset of the images of batch `step`. Thread-safe."""
         with self._lock:
             return self._indices(step)
 
@@ -111,7 +114,10 @@ class Batches:
             epoch += 1
 
     def make(self, step: int) -> TrainingBatch:
-        """Read, augment (mirror, brightness) and stack batch number `step`."""
+        """Read, augment (mirror, brightness) and stack the images of batch `step`.
+
+        Raises UserError for a file that can't be read.
+        """
         rng = np.random.default_rng([self.seed, step, self.rank, 1])
         images, maps, classes = [], [], []
         for index in self.indices(step):
@@ -129,9 +135,9 @@ class Batches:
         return stack(images, maps, classes)
 
     def from_step(self, step: int, steps: int, *, pinned: bool = False) -> Iterator[TrainingBatch]:
-        """Batches `step` to `steps - 1`, made while those before are being learnt from.
+        """Batches `step` to `steps - 1`, made in a thread while the training uses the one before.
 
-        `pinned`: for a GPU, in page-locked memory, and two at a time instead of one.
+        pinned: in page-locked memory for a GPU, and two threads instead of one.
         """
         workers = 2 if pinned else 1
         numbers = iter(range(step, steps))
@@ -166,7 +172,7 @@ def stack(
     maps: Sequence[NDArray[np.int32]],
     segments: Sequence[Sequence[tuple[int, int]]],
 ) -> TrainingBatch:
-    """Images (h, w, 3), id maps (h, w) and their (id, class) pairs as one batch."""
+    """Images (h, w, 3), id maps (h, w) and their (id, class index) pairs as one padded batch."""
     height = max(image.shape[0] for image in images)
     width = max(image.shape[1] for image in images)
     pixels = torch.zeros(len(images), 3, height, width).contiguous(
@@ -178,7 +184,8 @@ def stack(
         h, w = id_map.shape
         pixels[row, :, :h, :w] = normalize(torch.from_numpy(np.ascontiguousarray(image))[None])[0]
         padding[row, :h, :w] = False
-        shown = [(i, c) for i, c in pairs if np.any(id_map == i)]  # resizing can lose a tiny one
+        # Resizing may have removed small segments.
+        shown = [(i, c) for i, c in pairs if np.any(id_map == i)]
         one_hot = np.zeros((len(shown), height, width), dtype=np.float32)
         for mask, (segment_id, _) in zip(one_hot, shown, strict=True):
             mask[:h, :w] = id_map == segment_id
@@ -198,7 +205,7 @@ def stack(
 
 
 def _boxes(masks: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(n, h, w) masks, none empty -> (n, 4) centre x, centre y, width, height in 0..1."""
+    """Masks (n, h, w), none empty -> boxes (n, 4): centre x, centre y, width, height in 0..1."""
     _, height, width = masks.shape
     sides = []
     for axis, length in ((1, width), (2, height)):

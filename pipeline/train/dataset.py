@@ -1,10 +1,9 @@
-"""A COCO panoptic dataset for training: its JSON, its id maps (PNG), its images, on any fsspec URL.
+"""A COCO panoptic dataset for training: images and id maps out of its JSON and files, at any URL.
 
-What is wrong with a dataset is found at the door: by its JSON and two listings (a missing file, an
-empty class), and by reading images and PNGs (JSON and PNG that disagree): all of a small one, a
-sample of a large one, whose others are checked at their turn. Each is one sentence naming the file.
-Images come out as the model will see them later, at the processed size of inference, because that
-resize is part of what it must learn.
+`open_dataset` finds faults in the JSON and in two listings (a missing file, an empty class).
+`PanopticDataset.check` reads images and PNGs and finds those that disagree with the JSON: all of a
+small dataset, a sample of a large one; the training checks all others as it reads them. Each fault
+is a UserError with the name of the file.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ from pipeline.storage.storage import Storage, open_file
 TURNED: Final = "turned"
 LEFT: Final = "left"
 
-CHECKED = 1000  # examples of a dataset: some 10 s of one core
-READERS = 16  # at a time: from a bucket they mostly wait
+CHECKED = 1000  # examples that `check` reads: about 10 s of one core
+READERS = 16  # threads: reading from a bucket is mostly waiting
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image with truth. Segments are (id, class index); crowds, regions that stand for many
-    things at once, are apart: nothing is learnt from them, and PQ has rules of its own for them."""
+    """One image with truth. segments, crowds: (id, class index). crowds: regions of many things
+    (iscrowd 1), left out of the training and scored by PQ's rules for crowds."""
 
     file_name: str
     mask_name: str
@@ -56,19 +55,19 @@ class Example:
 
 @dataclass(frozen=True)
 class PanopticDataset:
-    """Immutable and small enough to send to workers: names and ids, no pixels."""
+    """The names and ids of a dataset, without pixels: small enough to send to workers."""
 
     categories: Categories
     examples: tuple[Example, ...]
     images: Storage
     masks: Storage
-    exif: bool = True  # where a photo fits its map both as it is stored and turned by its tag
+    exif: bool = True  # rotate by the EXIF tag if a photo fits its map with and without rotation
 
     def check(self) -> Counter[str]:
-        """Read up to `CHECKED` examples, evenly spread, as `read` does. Raises UserError.
+        """Read up to CHECKED examples, evenly spread, before the training. Raises UserError.
 
-        What is wrong is better said before a training than hours into it. Returns how many photos
-        with an orientation tag were turned by it, and how many were left as they are stored.
+        Returns how many photos with an EXIF orientation were rotated (TURNED), and how many were
+        left as stored (LEFT).
         """
         step = -(-len(self.examples) // CHECKED)
         pool = ThreadPoolExecutor(READERS)
@@ -79,16 +78,17 @@ class PanopticDataset:
         return Counter(turn for turn in turns if turn)
 
     def digest(self) -> str:
-        """What tells these examples and classes from others: 64 hex digits of sha256."""
+        """SHA-256 (hex) of the examples and classes, without pixels."""
         classes = self.categories.to_json()
-        told = (classes, self.examples) if self.exif else (classes, self.examples, "no exif")
-        return hashlib.sha256(repr(told).encode()).hexdigest()
+        parts = (classes, self.examples) if self.exif else (classes, self.examples, "no exif")
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def read(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-        """Image (H, W, 3) RGB and id map (H, W) of one example, checked against the JSON.
+        """Image (H, W, 3) uint8 RGB and id map (H, W) int32 of one example.
 
-        A photo with an orientation tag is turned by it, as `segment` does, if it then has the size
-        of its map; else it is left as it is stored. Raises UserError naming the file.
+        A photo is rotated by its EXIF orientation, as in `segment`, if it then has the size of its
+        map; else it is left as stored. Raises UserError if a file can't be read or disagrees with
+        the JSON.
         """
         image, id_map, _ = self._read(index)
         return image, id_map
@@ -102,13 +102,13 @@ class PanopticDataset:
             id_map = read_png(_bytes(self.masks, example.mask_name)).astype(np.int32)
         except MaskError as error:
             raise UserError(f"{mask_url} can't be read: {error}") from None
-        for url, found in (
+        for url, size in (
             (place_of(self.images.url, example.file_name), image.shape[:2]),
             (mask_url, id_map.shape),
         ):
-            if found != expected:
+            if size != expected:
                 raise UserError(
-                    f"{url} is {found[1]} x {found[0]} pixels, "
+                    f"{url} is {size[1]} x {size[0]} pixels, "
                     f"but the JSON says {expected[1]} x {expected[0]}"
                 )
         listed = {segment_id for segment_id, _ in example.segments + example.crowds}
@@ -144,12 +144,12 @@ def open_dataset(
     categories: Categories | None = None,
     exif: bool = True,
 ) -> PanopticDataset:
-    """Open a COCO panoptic JSON, or a folder that holds one as panoptic.json, and check it.
+    """Open a COCO panoptic JSON, or a folder with a panoptic.json, and check it.
 
-    `masks` is the folder of the PNGs (default: the JSON's name without .json), `images` that of the
-    images (default: images/ beside the JSON). `categories`, a label set to be held to (validation):
-    the JSON's must be the same in any order, and classes without a segment are then no fault.
-    Raises UserError.
+    masks: the folder of the PNGs (default: the JSON's name without .json). images: the folder of
+    the images (default: images/ beside the JSON). categories: the label set of the training, for
+    validation data: the JSON must have the same one in any order, and may have classes without a
+    segment. Raises UserError.
     """
     if not truth.endswith(".json"):
         truth = truth.rstrip("/") + "/panoptic.json"
@@ -166,14 +166,14 @@ def open_dataset(
     lacking = {"images": entries, "annotations": annotations, "categories": listed}
     if missing := ", ".join(key for key, items in lacking.items() if not items):
         raise UserError(f"{truth} is not a COCO panoptic JSON: it lacks {missing}")
-    found = categories_of(listed, file)
-    if categories is not None and set(found) != set(categories):
+    label_set = categories_of(listed, file)
+    if categories is not None and set(label_set) != set(categories):
         raise UserError(f"{truth} has another label set than the training data: make them equal")
     photos = Storage(images or folder.join("images"))
     maps = Storage(masks or folder.join(PurePosixPath(name).stem))
     dataset = PanopticDataset(
-        categories=categories or found,
-        examples=_examples(file, entries, annotations, categories or found, maps),
+        categories=categories or label_set,
+        examples=_examples(file, entries, annotations, categories or label_set, maps),
         images=photos,
         masks=maps,
         exif=exif,
@@ -186,9 +186,9 @@ def open_dataset(
             present = {storage.join(entry.path) for entry in storage.list()}
         except OSError as error:
             raise as_user_error(error, f"can't list {storage.url}") from error
-        places = (place_of(storage.url, name) for name in names)
-        beside = [place for place in places if place.startswith(f"{storage.url}/")]
-        absent = [place for place in beside if place not in present]
+        urls = (place_of(storage.url, name) for name in names)
+        inside = [url for url in urls if url.startswith(f"{storage.url}/")]
+        absent = [url for url in inside if url not in present]
         if absent:
             raise UserError(f"{counted(len(absent), 'file')} of {truth} missing, first {absent[0]}")
     if categories is None:
@@ -197,9 +197,10 @@ def open_dataset(
 
 
 def hold_out(dataset: PanopticDataset, count: int) -> tuple[PanopticDataset, PanopticDataset]:
-    """(training, validation): the last `count` examples are kept apart.
+    """Split a dataset into (training, validation): the last `count` examples are for validation.
 
-    An example that alone still shows a class stays with the training. Raises UserError.
+    An example stays in the training if no other example of the training shows one of its classes;
+    then an earlier one is taken. Raises UserError.
     """
     if count >= len(dataset.examples):
         raise UserError(f"{len(dataset.examples)} images are too few to hold out {count} of them")
@@ -225,7 +226,7 @@ def _examples(
     categories: Categories,
     masks: Storage,
 ) -> tuple[Example, ...]:
-    """Every annotation with the image that it belongs to."""
+    """The annotations joined with their images. Raises UserError."""
     class_of = {category.id: index for index, category in enumerate(categories)}
     sizes: dict[str, tuple[int, int]] = {}
     for image_id, annotation in annotations.items():
@@ -265,7 +266,7 @@ def _example(
 
 
 def _size(masks: Storage, name: str) -> tuple[int, int]:
-    """(height, width) of a map, where the JSON has no size."""
+    """(height, width) of the PNG, for an image without a size in the JSON."""
     try:
         return header_size(_bytes(masks, name), exif=False)
     except ImageError as error:

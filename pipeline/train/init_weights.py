@@ -1,4 +1,4 @@
-"""What a training starts from: an architecture and new weights, or a file's and its weights."""
+"""The start of a training: architecture and initial tensors, from scratch or from a weight file."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from detr.weights.own_format import recommended_threshold
 from pipeline.errors import UserError
 from pipeline.segmentation.model_spec import local_weights, read_categories
 
-FROM_SCRATCH: Final = 0.5  # threshold of a model that nothing was learnt by before
-HEAD = "detr.class_embed."  # what a new label set makes anew
+FROM_SCRATCH: Final = 0.5  # threshold of a model trained from scratch
+HEAD = "detr.class_embed."  # class head, which is initialised anew for a new label set
 
 
 def start(
@@ -33,8 +33,9 @@ def start(
 ) -> tuple[DetrConfig, dict[str, Tensor] | None]:
     """The architecture, and the tensors to start from (None: from scratch).
 
-    Weights of another label set keep every tensor but the class head. known: a JSON of the label
-    set of the weights. Raises UserError, ModelError.
+    Weights of another label set give all tensors but the class head. size: the shorter side in
+    pixels, in place of the architecture's. known: a JSON of the label set of the weights. Raises
+    UserError, ModelError.
     """
     if weights is None:
         if phase == "masks":
@@ -63,8 +64,11 @@ def start(
 
 
 def usual_threshold(weights: str | None) -> float:
-    """The least class probability of a segment where nobody names one: a young model is less sure
-    than the published ones, and weights of our own say what they were kept under."""
+    """The default threshold (smallest class probability of a segment) of a training.
+
+    It is what the weights recommend, else THRESHOLD of the published models; from scratch it is
+    lower, since a new model gives lower probabilities.
+    """
     if weights is None:
         return FROM_SCRATCH
     recommended = recommended_threshold(local_weights(weights, {})[0])
@@ -72,10 +76,9 @@ def usual_threshold(weights: str | None) -> float:
 
 
 def _head_rows(checkpoint: Checkpoint, categories: Categories) -> list[int] | None:
-    """The rows of the class head that are these categories', and no-object's; None if it has
-    others.
+    """The rows of the class head for `categories` and no-object; None for another label set.
 
-    The published head is indexed by COCO id; a label set that is learnt by position in its file.
+    The rows of the published head are COCO ids; those of a trained head are positions in the file.
     """
     if set(checkpoint.categories) != set(categories):
         return None
@@ -85,7 +88,10 @@ def _head_rows(checkpoint: Checkpoint, categories: Categories) -> list[int] | No
 
 
 def read_architecture(name: str) -> DetrConfig:
-    """`small` (small.toml beside this), a published recipe's, or a TOML file of the fields."""
+    """The config of `small` (small.toml), of a published recipe, or of a TOML file of DetrConfig.
+
+    Raises UserError.
+    """
     if name in RECIPES:
         return RECIPES[name].config
     file = resources.files("pipeline.train") / "small.toml" if name == "small" else Path(name)
@@ -100,7 +106,7 @@ def read_architecture(name: str) -> DetrConfig:
 
 
 def digest(tensors: dict[str, Tensor] | None) -> str:
-    """What tells one start from another; empty for a start from scratch."""
+    """SHA-256 (hex) of the names and values of the tensors; empty for None."""
     if tensors is None:
         return ""
     digest = hashlib.sha256()

@@ -1,12 +1,11 @@
-"""One worker's share of a training: the loop, its checkpoints, its validation.
+"""The training loop of one worker, with checkpoints and validation.
 
-The whole state (weights, optimiser, averages, best figure) is one object, OUT/checkpoint.pt,
-replaced by one PUT; batches and learning rates are functions of the step. So a training killed at
-any moment goes on from its last checkpoint as if nothing had happened, and on one worker on CPUs
-ends with the same weights to the bit.
+The whole state (weights, optimiser, averages, best PQ) is one object, OUT/checkpoint.pt, replaced
+by one PUT. Batches and learning rates are functions of the step. So a killed training continues
+from its last checkpoint, and one worker on CPUs ends with the same weights to the bit.
 
-What is validated and kept is an exponential average of the weights over the last steps: at a
-constant learning rate it is several PQ better than the weights themselves (Polyak averaging).
+The validated and stored weights are an exponential average over the last steps: at a constant
+learning rate they are several PQ better than the weights of the last step (Polyak averaging).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training does; with the data it determines the result (on one worker)."""
+    """The hyperparameters; on one worker, they and the data determine the result."""
 
     phase: Phase = "joint"
     seed: int = 0
@@ -54,30 +53,30 @@ class Plan:
     lr: float = 1e-4
     backbone_lr: float = 1e-5
     weight_decay: float = 1e-4
-    warmup: int = 100  # steps of rising learning rate
-    cooldown: float = 0.3  # share of the steps at the end, in which it falls to zero
+    warmup: int = 100  # steps in which the learning rate rises
+    cooldown: float = 0.3  # share of the steps, at the end, in which the learning rate falls to 0
     clip: float = 0.1  # largest norm of the gradient
-    mask_weight: float = 1.0  # times the published weight of focal and dice
-    no_object_weight: float = 0.1  # of a query without target, in the class term
-    dense_weight: float = 0.0  # of the helping loss on the encoder's cells (dense_head.py)
+    mask_weight: float = 1.0  # factor on the published weights of the focal and dice losses
+    no_object_weight: float = 0.1  # of a query without target, in the class loss
+    dense_weight: float = 0.0  # of the auxiliary loss on the encoder's cells (dense_head.py)
     averaging: float = 0.998  # of the weights, per step
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a training reports, saves and validates; changes nothing that it learns."""
+    """When a training reports, saves and validates; without effect on the weights."""
 
     log_every: int = 20  # steps
     save_seconds: float = 60.0
     validate_every: int = 500  # steps
     validate_images: int = 200
-    threshold: float = THRESHOLD  # at validation, and recommended by the weights that are kept
-    half: bool = False  # keep the best weights as float16
+    threshold: float = THRESHOLD  # at validation, and recommended by the stored weights
+    half: bool = False  # store the best weights as float16
 
 
 @dataclass(frozen=True)
 class Task:
-    """All that a worker is told."""
+    """The whole input of a worker."""
 
     plan: Plan
     schedule: Schedule
@@ -98,11 +97,12 @@ def factor(step: int, plan: Plan) -> float:
 
 
 def averaging(most: float, count: Callable[[], int]) -> Callable[[Any, Any, Any], None]:
-    """An exponential average that forgets its beginning: it keeps `most` of itself per step, and
-    less while it is young, or the initial weights would stay in it for a thousand steps.
+    """The update of an exponential average, for `multi_avg_fn` of AveragedModel.
 
-    `count()`: how many steps it holds, from the host: torch's own number would be asked of the
-    device. All tensors at once, where a GPU would launch a kernel for each.
+    Each step keeps `most` of the average, and less in the first steps: the initial weights would
+    else stay in the average for a thousand steps. count: the number of averaged steps, as an int on
+    the host; torch's own counter is a tensor on the device. One call updates all tensors, where a
+    GPU would else launch a kernel for each.
     """
 
     def update(averages: Any, currents: Any, _: Any) -> None:
@@ -113,7 +113,7 @@ def averaging(most: float, count: Callable[[], int]) -> Callable[[Any, Any, Any]
 
 
 class Trainer:
-    """A model with its optimiser and averages, on one worker of `world`."""
+    """A model with its optimiser and averaged weights, on worker `rank` of `world`."""
 
     def __init__(self, task: Task, device: torch.device, rank: int = 0, world: int = 1) -> None:
         plan = task.plan
@@ -152,7 +152,10 @@ class Trainer:
         return [{"params": params, "lr": lr, "full_lr": lr} for params, lr in groups if params]
 
     def run(self, report: Callable[[dict[str, Any]], None]) -> None:
-        """Train from the checkpoint, if there is one, to the last step; `report` gets the news."""
+        """Train from the checkpoint, if OUT has one, to the last step.
+
+        `report` gets {step, losses, seconds_left}, and on rank 0 what `validate` returns.
+        """
         self.restore()
         wrapped: nn.Module = self.learner
         if self.world > 1:
@@ -180,11 +183,10 @@ class Trainer:
             if self.step % schedule.log_every == 0:
                 pace = (time.monotonic() - started) / (self.step - first)
                 eta = pace * (self.plan.steps - self.step)
-                told = torch.stack(list(sums.values())) / (summed * self.world)
+                losses = torch.stack(list(sums.values())) / (summed * self.world)
                 if self.world > 1:
-                    dist.all_reduce(told)
-                # Waits for the device.
-                means = dict(zip(sums, told.tolist(), strict=True))
+                    dist.all_reduce(losses)
+                means = dict(zip(sums, losses.tolist(), strict=True))  # waits for the device
                 report({"step": self.step, "losses": means, "seconds_left": round(eta)})
                 sums.clear()
                 summed = 0
@@ -196,15 +198,15 @@ class Trainer:
                     saved = time.monotonic()
 
     def _learn(self, wrapped: nn.Module, batch: TrainingBatch) -> dict[str, Tensor]:
-        """One step of the optimiser; returns the losses of this worker's batch, on its device.
+        """One step of the optimiser; returns the losses of this worker's batch, on the device.
 
-        On a GPU in bfloat16 where torch's autocast deems it safe. The only answer that a step waits
-        for there is the costs of the matching.
+        A GPU computes in bfloat16 as torch's autocast decides. A step waits for the GPU only once,
+        for the costs of the matching.
         """
         share = factor(self.step, self.plan)
         for group in self.optimizer.param_groups:
             group["lr"] = group["full_lr"] * share
-        # Every random draw of a step (dropout) follows from its number.
+        # The random numbers of a step (dropout) depend only on seed, step and rank.
         torch.manual_seed(self.plan.seed * 1_000_003 + self.step * self.world + self.rank)
         self.learner.train()
         shares = self._shares(batch.targets) if self.world > 1 else ()
@@ -219,24 +221,27 @@ class Trainer:
         return losses.terms()
 
     def _shares(self, targets: Targets) -> tuple[Tensor, Tensor]:
-        """What divides the terms of each worker, so that their mean is the whole batch's: targets,
-        and what queries weigh in the class term."""
+        """The number of targets and the weight of all queries in the class loss, as means over the
+        workers: divided by these, the workers' losses average to the loss of the whole batch."""
         queries, no_object = self.task.config.num_queries, self.plan.no_object_weight
-        own = [float(sum(targets.counts)), label_weight(targets.counts, queries, no_object)]
-        total = upload(torch.tensor(own), self.device)
+        weights = [float(sum(targets.counts)), label_weight(targets.counts, queries, no_object)]
+        total = upload(torch.tensor(weights), self.device)
         dist.all_reduce(total)
         boxes, label = (total / self.world).unbind()
         return boxes, label
 
     def validate(self) -> dict[str, Any]:
-        """Score the averaged weights, and keep them as OUT/weights.safetensors if they lead."""
+        """Score the averaged weights; write them to OUT/weights.safetensors if their PQ is best.
+
+        Returns {step, validation: PQ (0 to 1) by group, kept}.
+        """
         task = self.task
         model = self.average.module
         assert isinstance(model, DetrPanoptic)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / WEIGHTS
             stored = copy.deepcopy(model).half() if task.schedule.half else model
-            threshold = task.schedule.threshold  # under which these weights are the best
+            threshold = task.schedule.threshold
             detr.save(stored, path, task.config, task.categories, threshold=threshold)
             figures = validate(
                 path,
@@ -246,7 +251,7 @@ class Trainer:
                 device=self.device.type,
             )
             pq = figures["All"]["pq"] or 0.0
-            # PQ says nothing about phases that learn no masks: of those the newest is kept.
+            # PQ does not measure a phase without masks: then the newest weights are kept.
             kept = pq >= self.best or not self.learner.learns_masks
             news = {
                 "step": self.step,
@@ -276,7 +281,7 @@ class Trainer:
         self.task.out.write(CHECKPOINT, buffer.getvalue())
 
     def restore(self) -> None:
-        """Continue from OUT/checkpoint.pt where there is one."""
+        """Load the state of OUT/checkpoint.pt, if it exists."""
         state = read_checkpoint(self.task.out)
         if state is None:
             return
@@ -287,7 +292,7 @@ class Trainer:
 
 
 def read_checkpoint(out: Storage) -> dict[str, Any] | None:
-    """The state of the training in `out`, on the CPU; None where none has begun."""
+    """The state in OUT/checkpoint.pt, on the CPU; None without a checkpoint."""
     try:
         data = out.read(CHECKPOINT)
     except FileNotFoundError:

@@ -1,10 +1,11 @@
-"""What the made scenes are painted with: noise, the looks of stuff, the shapes of things.
+"""Textures and shapes of the synthetic scenes: noise, textures of stuff, outlines of things.
 
-Invariant: array arithmetic here is integers, + - * /, minimum and maximum only. These are exactly
-rounded everywhere, so a scene is the same on every machine; sine, logarithm and normal deviates
-differ in the last bit between math libraries and are left to scalars or left out. Rejected: PIL's
-ImageDraw, whose edges are not antialiased and whose rules for them moved between versions; shapes
-are signed distances instead, which give the edge and the truth from one number.
+Array arithmetic in this module is integers, + - * /, square root, minimum and maximum only: IEEE
+754 rounds these exactly, so a scene is the same on every machine. Sine, logarithm and normal
+deviates differ in the last bit between math libraries. A signed distance gives both the antialiased
+edge and the truth of a thing.
+
+Textures are colours of about 0 to 255, not clipped.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-Floats = NDArray[np.floating[Any]]  # float32 throughout; numpy's stubs lose it on the way
+Floats = NDArray[np.floating[Any]]  # always float32; numpy's stubs infer less
 Shape = Callable[[Floats, Floats], Floats]
 
 
 def noise(rng: np.random.Generator, height: int, width: int, cell: tuple[int, int]) -> Floats:
-    """Smooth noise in -0.5..0.5, (height, width) float32; `cell` is the grain (y, x) in pixels."""
+    """Smooth noise in -0.5..0.5, (height, width) float32. cell: size (y, x) of a grain, pixels."""
     rows, columns = height // cell[0] + 2, width // cell[1] + 2
     grid = Image.fromarray(rng.integers(0, 256, (rows, columns), dtype=np.uint8))
     smooth = grid.resize((width, height), Image.Resampling.BICUBIC)
@@ -31,12 +32,12 @@ def noise(rng: np.random.Generator, height: int, width: int, cell: tuple[int, in
 def color(
     rng: np.random.Generator, low: tuple[int, int, int], high: tuple[int, int, int]
 ) -> Floats:
-    """A colour between `low` and `high`, channel by channel, (3,) float32."""
+    """A random RGB colour, each channel between `low` and `high`; (3,) float32."""
     return rng.integers(low, np.asarray(high) + 1).astype(np.float32)
 
 
 def sky(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """A vertical gradient, by day or at dusk, under soft clouds; (height, width, 3) float32."""
+    """Sky by day or at dusk: a vertical gradient with clouds; (height, width, 3) float32."""
     dusk = rng.random() < 0.3
     top = (
         color(rng, (70, 70, 120), (150, 120, 170))
@@ -54,7 +55,7 @@ def sky(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def grass(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """Blades (grain longer than wide) on patches; (height, width, 3) float32."""
+    """Grass: blades (grain taller than wide) and patches; (height, width, 3) float32."""
     base = color(rng, (40, 85, 20), (110, 150, 65))
     blades = noise(rng, height, width, (5, 2))[..., None] * np.float32(70)
     patches = noise(rng, height, width, (24, 24))[..., None] * np.float32(50)
@@ -62,7 +63,7 @@ def grass(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def water(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """Ripples (grain wider than tall), any blue or green of the sea; (height, width, 3) float32."""
+    """Blue or green water: ripples (grain wider than tall); (height, width, 3) float32."""
     base = color(rng, (15, 70, 95), (90, 140, 175))
     ripples = noise(rng, height, width, (3, 14))[..., None] * np.float32(75)
     swell = noise(rng, height, width, (12, 48))[..., None] * np.float32(40)
@@ -70,7 +71,7 @@ def water(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def sand(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """Fine grain on low dunes; (height, width, 3) float32."""
+    """Sand: fine grain and low dunes; (height, width, 3) float32."""
     base = color(rng, (165, 130, 80), (220, 190, 145))
     grain = noise(rng, height, width, (1, 1))[..., None] * np.float32(45)
     dunes = noise(rng, height, width, (20, 30))[..., None] * np.float32(45)
@@ -78,7 +79,7 @@ def sand(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def rubble(rng: np.random.Generator, height: int, width: int) -> Floats:
-    """What the label set has no name for, so void in the truth; (height, width, 3) float32."""
+    """Grey rubble, no class of the label set, so void in the truth; (height, width, 3) float32."""
     grey = np.float32(rng.integers(60, 180))
     return (
         grey
@@ -88,7 +89,10 @@ def rubble(rng: np.random.Generator, height: int, width: int) -> Floats:
 
 
 def ball(u: Floats, v: Floats) -> Floats:
-    """Signed distance (radii) to a disc, negative inside; like every shape below."""
+    """Signed distance to a disc, in radii, negative inside, at local coordinates u, v (h, w).
+
+    The shapes below have the same arguments and units.
+    """
     return np.sqrt(u * u + v * v) - np.float32(1)
 
 
@@ -120,18 +124,18 @@ def cross(u: Floats, v: Floats) -> Floats:
 
 
 def shade(kind: str, u: Floats, v: Floats, distance: Floats) -> Floats:
-    """The look of a thing as a factor on its colour: what a kind shows besides its outline.
+    """The texture of a thing as a factor on its colour, (h, w) float32.
 
-    `u`, `v` are local coordinates in radii, `distance` the shape's own; all (h, w) float32.
+    u, v: local coordinates in radii; distance: signed distance of the shape; all (h, w) float32.
     """
-    if kind == "ball":  # a highlight towards one side
+    if kind == "ball":  # a highlight on one side
         return np.float32(1.35) - np.float32(0.55) * (
             (u + np.float32(0.4)) ** 2 + (v + np.float32(0.4)) ** 2
         )
     if kind == "crate":  # a frame around planks
         planks = np.where(np.abs(v - np.round(v * 2) / 2) < 0.06, np.float32(0.6), np.float32(1.1))
         return np.where(distance > -0.2, np.float32(0.75), planks)
-    if kind == "tent":  # two cloths
+    if kind == "tent":  # two halves
         return np.where(u > 0, np.float32(0.7), np.float32(1.15))
     if kind == "star":  # brighter in the middle
         return np.float32(1.3) - np.float32(0.6) * (np.abs(u) + np.abs(v))

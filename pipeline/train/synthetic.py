@@ -1,14 +1,13 @@
-"""Made scenes with panoptic truth, for the demo, the tests and the training of the demo weights.
+"""Synthetic scenes with panoptic truth, for the demo, the tests and training the demo weights.
 
-A scene is a landscape (one to three kinds of stuff) with 1 to 8 things standing in it, seen in one
-of three aspect ratios. Things come in any colour, size and tilt, throw shadows, and about half of
-them are partly hidden by another; light, noise and blur differ from scene to scene. A few per cent
-of the pixels are void: rubble that has no name in the label set, and the seam between two stuffs.
+A scene is a landscape (one to three classes of stuff) with 1 to 8 things, in one of three aspect
+ratios. Things have any colour, size and tilt and cast shadows, and about half of them are partly
+hidden by another thing; light, noise and blur differ between scenes. A few per cent of the pixels
+are void: rubble, which is no class of the label set, and the seam between two classes of stuff.
 
-Invariants: scene (seed, index) is the same on every machine and in any order; every segment is
-really there to be seen (a thing shows at least 45 % of itself and 80 pixels, or it is not placed;
-a stuff that shows fewer than 64 pixels is void). Rejected: photographs with free licences, which
-would need a download and would still not come with truth that is exact to the pixel.
+Scene (seed, index) is the same on every machine and in any order. Each segment is visible: a thing
+shows at least 45 % of its pixels and at least 80, or it is not placed; stuff of fewer than 64
+pixels is void.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from pipeline.train.shapes import STUFF, THINGS, Floats, noise, rubble, shade
 
 SIZES = ((128, 128), (128, 160), (160, 128))  # (height, width): 1:1, 5:4, 4:5
 MAX_THINGS = 8
-MIN_SHOWN = 0.45  # of a thing's pixels inside the frame
+MIN_SHOWN = 0.45  # visible share of a thing's pixels inside the frame
 MIN_THING_AREA = 80
 MIN_STUFF_AREA = 64
 
@@ -54,11 +53,11 @@ _IDS = {category.name: category.id for category in SCENE_CATEGORIES}
 
 @dataclass(frozen=True)
 class Scene:
-    """One image and its truth, as a COCO panoptic dataset would hold them."""
+    """One image and its truth."""
 
     image: NDArray[np.uint8]  # (H, W, 3) RGB
     segment_map: NDArray[np.int32]  # (H, W); 0 is void
-    segments: list[dict[str, int]]  # id, category_id, iscrowd: one for each id of the map
+    segments: list[dict[str, int]]  # id, category_id, iscrowd, for each id of the map
 
 
 def scene(seed: int, index: int) -> Scene:
@@ -74,7 +73,10 @@ def scene(seed: int, index: int) -> Scene:
 def _landscape(
     rng: np.random.Generator, height: int, width: int
 ) -> tuple[Floats, NDArray[np.int32], list[str]]:
-    """Sky over one or two grounds; returns image, map of indices into `kinds` + 1, and `kinds`."""
+    """Sky over one or two grounds: image (H, W, 3), map (H, W), names of stuff (`kinds`).
+
+    A value of the map is the position in `kinds`, plus 1; 0 is void.
+    """
     y, x = np.mgrid[:height, :width].astype(np.float32)
     image = np.empty((height, width, 3), dtype=np.float32)
     segment_map = np.zeros((height, width), dtype=np.int32)
@@ -94,7 +96,7 @@ def _landscape(
         image[far] = STUFF["sky"](rng, height, width)[far]
         kinds.append("sky")
         segment_map[far] = len(kinds)
-    if rng.random() < 0.5:  # nobody annotated the seams
+    if rng.random() < 0.5:  # annotators often leave the seams void
         seam = np.zeros((height, width), dtype=bool)
         seam[1:] = segment_map[1:] != segment_map[:-1]
         seam[:-1] |= seam[1:]
@@ -112,8 +114,9 @@ def _place_things(
 ) -> None:
     """Draw 1 to 8 things into `image` and `segment_map`, in place, the last one in front.
 
-    Three in four of those after the first are put where they hide part of an earlier one. A place
-    that would leave anything with less than its due is drawn again; after 12 the thing is left out.
+    Three in four things after the first must hide part of an earlier thing, the others must not. A
+    position that hides too much of an earlier thing (MIN_SHOWN, MIN_THING_AREA) is drawn again;
+    after 12 positions the thing is left out.
     """
     height, width = segment_map.shape
     count = int(rng.integers(1, MAX_THINGS + 1))
@@ -155,7 +158,8 @@ def _place_things(
 def _local(
     rng: np.random.Generator, kind: str, shape: tuple[int, int], y: float, x: float, radius: float
 ) -> tuple[tuple[slice, slice], Floats, Floats, np.float32]:
-    """The window around a thing, its tilted, stretched coordinates (h, w), their unit in pixels."""
+    """The window (rows, columns) around a thing, its local coordinates u and v (h, w), tilted and
+    stretched, and their unit in pixels."""
     reach = int(radius * 1.6) + 2
     rows = slice(max(0, int(y) - reach), min(shape[0], int(y) + reach))
     columns = slice(max(0, int(x) - reach), min(shape[1], int(x) + reach))
@@ -194,7 +198,7 @@ def _draw(
 def _truth(
     rng: np.random.Generator, drawn: NDArray[np.int32], kinds: list[str]
 ) -> tuple[NDArray[np.int32], list[dict[str, int]]]:
-    """Give what is seen ids as wide as COCO's (24 bits), and send slivers of stuff to void."""
+    """The map with random 24-bit ids, as in COCO, and its segments; too small ones become void."""
     areas = np.bincount(drawn.ravel(), minlength=len(kinds) + 1)
     ids = np.zeros(len(kinds) + 1, dtype=np.int32)
     ids[1:] = 1 + rng.choice(2**24 - 1, len(kinds), replace=False)
@@ -208,7 +212,7 @@ def _truth(
 
 
 def _photograph(rng: np.random.Generator, image: Floats) -> NDArray[np.uint8]:
-    """Light from one side, the camera's white balance, blur and noise; (H, W, 3) uint8."""
+    """Add light from one side, white balance, blur and noise; (H, W, 3) uint8."""
     height, width, _ = image.shape
     ramp_y = np.linspace(-1, 1, height, dtype=np.float32)[:, None] * np.float32(
         rng.uniform(-0.2, 0.2)
@@ -221,7 +225,7 @@ def _photograph(rng: np.random.Generator, image: Floats) -> NDArray[np.uint8]:
             ImageFilter.BoxBlur(0.7)
         )
         lit = np.asarray(soft, dtype=np.float32)
-    # The sum of two uniform deviates: exact on every machine, unlike a normal one.
+    # The sum of two uniform deviates is exact on every machine; a normal deviate is not.
     grain = rng.random((2, *lit.shape), dtype=np.float32).sum(axis=0) - 1
     return np.clip(lit + grain * np.float32(rng.uniform(2, 30)), 0, 255).astype(np.uint8)
 
@@ -231,9 +235,9 @@ def write_scenes(
 ) -> None:
     """Write scenes `first` to `first + count - 1` of `seed` as a COCO panoptic dataset.
 
-    `folder`/images/*.jpg, panoptic.json, panoptic/*.png. `broken` more files go to images/ that no
-    decoder can read, in turn: empty, half a JPEG, a web page, a PNG with damaged data. They have no
-    truth, as files that arrive broken in a bucket have none.
+    The files are images/*.jpg, panoptic.json and panoptic/*.png in `folder`. broken: number of
+    further files in images/ that no decoder can read, in turn: empty, half a JPEG, a web page, a
+    PNG with damaged data; they have no truth.
     """
     folder = Path(folder)
     (folder / "images").mkdir(parents=True, exist_ok=True)
@@ -261,7 +265,7 @@ def write_scenes(
 
 
 def _measured(segment_map: NDArray[np.int32], segment: dict[str, int]) -> dict[str, Any]:
-    """COCO's area and bbox (x, y, w, h) of one segment, counted on the map."""
+    """A segment with COCO's area and bbox (x, y, w, h), computed from the map."""
     ys, xs = np.nonzero(segment_map == segment["id"])
     x, y = int(xs.min()), int(ys.min())
     bbox = [x, y, int(xs.max()) - x + 1, int(ys.max()) - y + 1]
@@ -269,7 +273,7 @@ def _measured(segment_map: NDArray[np.int32], segment: dict[str, int]) -> dict[s
 
 
 def _broken_file(seed: int, number: int) -> tuple[str, bytes]:
-    """Name and bytes of one file that looks like an image and is none."""
+    """Name and bytes of one file with the suffix of an image that no decoder can read."""
     whole = io.BytesIO()
     Image.fromarray(scene(seed, number).image).save(whole, "PNG" if number % 4 == 3 else "JPEG")
     data = whole.getvalue()

@@ -1,8 +1,7 @@
-"""PQ of a weight file on a dataset, inside a training.
+"""PQ of a weight file on a validation dataset, during a training.
 
-The file is loaded and segmented by the same code as `panoptic segment` and scored by the same code
-as `panoptic evaluate`, so that the figure is what its user will get: label set, thresholds, merge
-and all.
+The code of `panoptic segment` loads the file and segments the images, and the code of `panoptic
+evaluate` scores them, so PQ is that of later use, with label set, threshold and merge rules.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ Rows = list[dict[str, Any]]
 def validate(
     weights: Path, dataset: PanopticDataset, *, limit: int, threshold: float, device: str
 ) -> dict[str, Any]:
-    """Score the first `limit` images; returns what `panoptic evaluate --json` has as results."""
+    """Score the first `limit` images; returns the figures of `figures.results`."""
     predictor = detr.load(weights, threshold=threshold, device=device)
     predicted: Rows = []
     true: Rows = []
@@ -33,8 +32,8 @@ def validate(
         image, id_map = dataset.read(index)
         example = dataset.examples[index]
         [panoptic] = predictor.segment([image])
-        own = [(s.id, s.category_id) for s in panoptic.segments]
-        predicted.append(_row(panoptic.segment_map, own))
+        pairs = [(s.id, s.category_id) for s in panoptic.segments]
+        predicted.append(_row(panoptic.segment_map, pairs))
         listed = [(i, dataset.categories[c].id) for i, c in example.segments]
         crowds = [(i, dataset.categories[c].id) for i, c in example.crowds]
         flags = [False] * len(listed) + [True] * len(crowds)
@@ -44,7 +43,7 @@ def validate(
 
 
 def _row(id_map: NDArray[Any], segments: list[tuple[int, int]]) -> dict[str, Any]:
-    """One image as shards hold it: `segments` are (id, category id)."""
+    """The shard columns of one image. segments: (id, category id)."""
     ids = [segment_id for segment_id, _ in segments]
     return {
         "height": id_map.shape[0],

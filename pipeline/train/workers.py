@@ -1,8 +1,8 @@
-"""A training as one Ray Train job: workers out, news back, a restart where a worker dies.
+"""A training as one Ray Train job: start the workers, pass on their reports, restart after a loss.
 
-Workers send their news to a small actor, which the driver reads, since what they print reaches the
-driver late, prefixed, or on a cluster not at all. A fault in the data must not look like a crash of
-a worker, which Ray would repeat: it travels the same way, as a sentence, and ends the training.
+Workers send reports to a small actor that the driver polls: printed lines reach the driver late,
+with a prefix, or on a cluster not at all. A fault in the data is such a report, too, and ends the
+training; as an exception Ray would take it for a crash and restart the worker.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POLL_SECONDS = 1.0
 
 @ray.remote(num_cpus=0)
 class Board:
-    """What rank 0 wrote since it was last read."""
+    """The actor between workers and driver: holds reports until the driver takes them."""
 
     def __init__(self) -> None:
         self.news: list[News] = []
@@ -37,21 +37,22 @@ class Board:
         self.news.append(news)
 
     def take(self) -> list[News]:
-        taken, self.news = self.news, []
-        return taken
+        news, self.news = self.news, []
+        return news
 
 
 def launch(task: Task, *, workers: int, use_gpu: bool, tell: Callable[[News], None]) -> None:
-    """Run the training to its end; `tell` gets each piece of news, here in the driver.
+    """Run the training to its end; `tell` gets each report, in the driver.
 
-    Raises UserError for what a worker found wrong with the data, TrainingFailedError for a crash.
+    Raises UserError for a fault that a worker found in the data, TrainingFailedError if workers
+    failed more than RESTARTS times.
     """
     board = Board.remote()  # type: ignore[attr-defined]
     cpus = max(1, int(ray.cluster_resources()["CPU"]) // workers)
     scaling = ScalingConfig(
         num_workers=workers,
         use_gpu=use_gpu,
-        # Less than the share, so that Ray Train's own controller fits beside the workers.
+        # Less than a worker's share of the CPUs: Ray Train's controller needs CPU, too.
         resources_per_worker={"CPU": 0.5, **({"GPU": 1} if use_gpu else {})},
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -79,7 +80,7 @@ def launch(task: Task, *, workers: int, use_gpu: bool, tell: Callable[[News], No
 
 
 def _read(board: Any, tell: Callable[[News], None]) -> str | None:
-    """Pass the news on; returns the sentence that ended the training, if one did."""
+    """Pass new reports to `tell`; returns the message of a fault in the data, if one came."""
     sentence = None
     for news in ray.get(board.take.remote()):
         if "fault" in news:
@@ -92,21 +93,21 @@ def _read(board: Any, tell: Callable[[News], None]) -> str | None:
 def _fit(trainer: TorchTrainer, faults: list[BaseException]) -> None:
     try:
         trainer.fit()
-    except Exception as error:  # noqa: BLE001 - handed to the main thread, which raises it
+    except Exception as error:  # noqa: BLE001 - the main thread raises it
         faults.append(error)
 
 
 def settle(threads: int) -> None:
-    """Compute on so many threads, and to the same bits each time.
+    """Set the number of torch's CPU threads, and make results equal to the bit in each run.
 
-    By themselves threads add the gradients of an indexed tensor in whichever order they come.
+    By default threads add the gradients of an indexed tensor in any order.
     """
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _work(config: dict[str, Any]) -> None:
-    """One worker, from start to end."""
+    """The function that Ray Train runs in each worker."""
     board = config["board"]
     context = get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
@@ -125,4 +126,4 @@ def _work(config: dict[str, Any]) -> None:
     except UserError as error:
         ray.get(board.write.remote({"fault": str(error)}))
         if world > 1:
-            raise  # the others wait for this one's gradients: only an error ends them
+            raise  # the other workers wait for the gradients of this one: only an error ends them
