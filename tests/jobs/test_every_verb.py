@@ -10,7 +10,7 @@ import pytest
 
 from jobs.cli import run
 from jobs.verbs import VERBS
-from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE
+from pipeline.errors import EXIT_ERROR_BUDGET, EXIT_TRY_AGAIN, EXIT_USAGE
 from tests.factories import named_images, publish_run
 from tests.jobs.test_label_files import one_sentence
 
@@ -85,14 +85,23 @@ def answers(verb: str, bad: Path, made: Path, capsys: pytest.CaptureFixture[str]
     said = capsys.readouterr()
     assert "Traceback" not in said.err
     if code:
-        assert code in (EXIT_USAGE, EXIT_TRY_AGAIN)
+        assert code in (EXIT_USAGE, EXIT_ERROR_BUDGET, EXIT_TRY_AGAIN)
         one_sentence(said.err, "")
     return code
 
 
+@pytest.fixture(autouse=True)
+def _one_ray(request: pytest.FixtureRequest) -> None:
+    """The verbs that start Ray use that of all tests."""
+    if request.node.get_closest_marker("ray"):
+        request.getfixturevalue("ray_session")
+
+
 def verbs() -> list[object]:
     return [
-        pytest.param(verb, marks=pytest.mark.slow(seconds=5) if verb in SLOW else ())
+        pytest.param(verb, marks=(pytest.mark.slow(seconds=20), pytest.mark.ray))
+        if verb in SLOW
+        else verb
         for verb in READING
     ]
 
