@@ -94,7 +94,7 @@ def decode_in_process(data: bytes, settings: dict[str, Any]) -> NDArray[np.uint8
     if done.returncode == -signal.SIGALRM:
         raise TooSlowError
     if done.returncode:
-        return {"code": "corrupt", "message": "decoding ended the process that was given to it"}
+        return {"code": "corrupt", "message": "the process that decoded it crashed"}
     head, _, pixels = done.stdout.partition(b"\n")
     answer = json.loads(head)
     if "code" in answer:

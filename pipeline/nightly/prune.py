@@ -210,7 +210,7 @@ def _of_run(run: Run, kept: set[int]) -> list[Entry]:
             return making or path in named
         if top == SNAPSHOTS:
             return int(rest.removesuffix(".parquet")) in kept
-        if top == "evaluation":
+        if top == EVALUATION:
             return int(rest.partition("/")[0]) in kept
         return True
 

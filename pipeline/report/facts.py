@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from detr.categories import Categories, Category
 from pipeline.amounts import counted
 from pipeline.evaluation.category_map import CategoryMap
+from pipeline.panoptic.pq import class_positions
 from pipeline.report.sql import choose_evaluation
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
@@ -192,13 +193,18 @@ def _errors(run: Run, shards: Sequence[Any], failed: int) -> tuple[tuple[ErrorCo
 def _classes(
     categories: Categories, table: pa.Table, result: Mapping[str, Any] | None
 ) -> tuple[ClassFacts, ...]:
-    """The facts of each category, from shard rows and pq.json (`result`)."""
-    ids = np.array(categories.ids)
-    order = np.argsort(ids)
+    """The facts of each category, from shard rows and pq.json (`result`).
+
+    Segments of other categories count for none.
+    """
+    ids = categories.ids
     lengths = table["category_id"].combine_chunks().value_lengths().fill_null(0).to_numpy()
     image = np.repeat(np.arange(table.num_rows), lengths)
     flat = {name: _flat(table, name) for name in ("category_id", "area", "score")}
-    position = order[np.searchsorted(ids, flat["category_id"], sorter=order).clip(0, len(ids) - 1)]
+    position = class_positions(flat["category_id"], ids)
+    known = position >= 0
+    position, image = position[known], image[known]
+    flat = {name: values[known] for name, values in flat.items()}
     pixels = table["height"].fill_null(0).to_numpy().astype(np.float64)
     pixels = pixels * table["width"].fill_null(0).to_numpy()
     share = flat["area"] / np.maximum(pixels[image], 1)

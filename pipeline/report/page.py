@@ -180,10 +180,12 @@ def settings(run: Run) -> list[tuple[str, str]]:
 def stage_seconds(calls: Sequence[Mapping[str, Any]]) -> list[str]:
     """The stages in `calls` in pipeline order, without `total`, which includes other stages."""
     names = {name for call in calls for name in call.get("stage_seconds", {})} - {"total"}
-    return sorted(names, key=lambda name: (_STAGES.find(name) if name in _STAGES else 99, name))
+    return sorted(
+        names, key=lambda name: (_STAGES.index(name) if name in _STAGES else len(_STAGES), name)
+    )
 
 
-_STAGES: Final = "fetch decode model encode write"
+_STAGES: Final = ("fetch", "decode", "model", "encode", "write")
 _STAGE_COLORS: Final = ("#cc79a7", "#56b4e9", "#0072b2", "#009e73", "#e69f00", "#9aa3ab")
 
 

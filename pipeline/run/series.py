@@ -22,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.layout import BASELINE_FILE, LATEST_FILE, NIGHTS, RUN_FILE, night_path
 from pipeline.run import fenced
 from pipeline.run.fenced import Change, Fence
-from pipeline.run.folder import read_pointer
+from pipeline.run.folder import json_bytes, read_pointer
 from pipeline.run.latest import forward
 from pipeline.run.run import Run, find_run
 from pipeline.run.snapshots import RunSnapshot
@@ -140,9 +140,5 @@ class Nights:
         return None if newest is None else json.loads(self.storage.read(newest))
 
     def write_summary(self, stamp: str, facts: dict[str, Any], text: str) -> None:
-        self.storage.write(night_path(stamp, ".json"), _json(facts))
+        self.storage.write(night_path(stamp, ".json"), json_bytes(facts))
         self.storage.write(night_path(stamp, ".txt"), text.encode())
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()

@@ -19,7 +19,6 @@ from functools import lru_cache
 from typing import IO, Any, Protocol
 
 import fsspec
-import pyarrow.fs
 from fsspec.core import url_to_fs
 
 from pipeline.errors import UserError
@@ -262,10 +261,6 @@ class Storage:
         if isinstance(self.objects, S3Objects):
             return self.fsspec.open(f"{self.objects.bucket}/{self.key(path)}", "rb")  # type: ignore[return-value]
         return self.fsspec.open(self.key(path), "rb")  # type: ignore[return-value]
-
-    @property
-    def filesystem(self) -> pyarrow.fs.FileSystem:
-        return pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(self.fsspec))
 
 
 def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
