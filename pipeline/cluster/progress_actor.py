@@ -80,6 +80,7 @@ class ProgressActor:
         self.max_error_rate = max_error_rate
         self.started = self.heard = time.monotonic()
         self.working_since: float | None = None  # when a model actor had its first unit
+        self.actor_ids: set[str] = set()  # of model actors
         self.models: set[str] = set()  # states that model actors reported
         self.rate = Rate()
         self.flights: dict[str, Flight] = {}
@@ -109,10 +110,16 @@ class ProgressActor:
             self.working_since = self.working_since or self.heard
         return flight.starts[state]
 
-    def model(self, state: str) -> None:
+    def model(self, state: str, actor_id: str = "") -> None:
         """A model actor is "loading" its model or has "loaded" it."""
         self.heard = time.monotonic()
         self.models.add(state)
+        if actor_id:
+            self.actor_ids.add(actor_id)
+
+    def model_actors(self) -> list[str]:
+        """The ids of all model actors that the job has had."""
+        return sorted(self.actor_ids)
 
     def advanced(self, shard: str, finished: int, images: int) -> None:
         """The model has finished so many of a shard's images; ignored for a written shard."""

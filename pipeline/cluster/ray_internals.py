@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import ray
 from ray._private import worker
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
-from ray._raylet import setproctitle  # type: ignore[attr-defined]  # compiled
+from ray._raylet import ActorID, setproctitle  # type: ignore[attr-defined]  # compiled
 from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.autoscaler.v2.utils import is_autoscaler_v2
+from ray.exceptions import RayError
 from ray.experimental.internal_kv import _internal_kv_get
 
 if TYPE_CHECKING:  # a second of imports
@@ -25,6 +27,8 @@ if TYPE_CHECKING:  # a second of imports
 NAMES: Final = (
     "ray._private.worker.print_worker_logs",
     "ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS",
+    "ray._private.worker.global_worker.core_worker",
+    "ray._raylet.ActorID.from_hex",
     "ray._raylet.setproctitle",
     "ray._private.state.state.get_max_resources_from_cluster_config",
     "ray.autoscaler.v2.sdk.get_cluster_status",
@@ -72,6 +76,13 @@ def _print_to_stderr(data: dict[str, Any], print_file: Any, *rest: Any) -> None:
 def show_command_line(text: str) -> None:
     """Set the command line of this process that the system and Ray's dashboard show."""
     setproctitle(text)
+
+
+def kill_actor(actor_id: str) -> None:
+    """End an actor of Ray Data's pool, whose handle Ray Data keeps to itself. Does nothing if this
+    process holds no handle of it."""
+    with suppress(RayError, ValueError):
+        worker.global_worker.core_worker.kill_actor(ActorID.from_hex(actor_id), True)
 
 
 def let_no_stage_run_ahead() -> None:

@@ -25,6 +25,7 @@ from detr.config import ModelError
 from pipeline.amounts import counted
 from pipeline.cluster.placement import Placement
 from pipeline.cluster.progress_actor import Flow, start_progress_actor
+from pipeline.cluster.ray_internals import kill_actor
 from pipeline.cluster.watchdog import ClusterState, Watchdog
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError, causes
 from pipeline.progress import Progress, Reporter
@@ -96,6 +97,7 @@ def execute(
     except BaseException as error:
         with suppress(Exception):  # the error that stopped the job matters more than one of `done`
             done(watch.last)
+        _end_models(progress_actor)
         if isinstance(error, Exception):
             _raise_sentence(error, progress_actor)
         raise
@@ -104,6 +106,19 @@ def execute(
     finally:
         _kill(progress_actor)
     return watch.last
+
+
+def _end_models(progress_actor: ActorHandle) -> None:
+    """End the model actors of a job that failed.
+
+    Ray Data lets go of its actors, and each lives as long as anything in this process refers to it,
+    such as the error's traceback. Its CPU or GPU would be missing to the next job of this process,
+    which would wait without end.
+    """
+    with suppress(RayError, RuntimeError, TimeoutError):
+        actors = ray.get(progress_actor.model_actors.remote(), timeout=PROGRESS_ACTOR_SECONDS)
+        for actor_id in cast("list[str]", actors):
+            kill_actor(actor_id)
 
 
 def _pool(placement: Placement) -> str:

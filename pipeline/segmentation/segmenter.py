@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import ray
 import torch
 from ray.actor import ActorHandle
 
@@ -63,7 +64,8 @@ class Segmenter:
         torch.set_num_threads(threads)
         self.refusal: UserError | ModelError | None = None
         if progress_actor is not None:
-            progress_actor.model.remote("loading")
+            actor_id = ray.get_runtime_context().get_actor_id() or ""
+            progress_actor.model.remote("loading", actor_id)
         try:
             if decoding.method == "nvjpeg":
                 check_nvjpeg(torch.device(spec.device))

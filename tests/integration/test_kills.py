@@ -80,16 +80,15 @@ def test_a_driver_that_is_stopped_says_what_is_written_and_what_was_lost(tmp_pat
     field = make_field(tmp_path, images=40, per_shard=PER_SHARD, seconds=0.2)
     job = field.start("--address", address)
     assert field.wait_for(job, computed=14)
-    job.send_signal(
-        signal.SIGTERM
-    )  # as Ctrl-C, which a process in the background is told to ignore
+    # As Ctrl-C does; a process in the background ignores that.
+    job.send_signal(signal.SIGTERM)
     _, said = job.communicate(timeout=60)
     assert job.returncode == 75
     found = re.search(r"(\d+) of 10 shards are written, (\d+) images in work were lost", said)
     assert found, said
     # What was being written may have got there while the program ended.
     assert 0 <= len(field.shards()) - int(found[1]) <= 4
-    assert int(found[2]) % PER_SHARD == 0
+    assert 0 <= int(found[2]) <= 40
 
 
 @pytest.mark.slow

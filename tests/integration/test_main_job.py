@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -261,3 +262,24 @@ def test_a_job_whose_weights_are_replaced_before_its_workers_load_them_writes_no
             model="tests.night_model:load_replaced",
         )
     assert shard_files(tmp_path / "run") == {}
+
+
+@pytest.mark.timeout(120)
+def test_a_job_finds_the_cpus_of_one_that_failed_free_however_long_its_error_is_kept(
+    scenes: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "level").write_text("128")
+    gc.collect()
+    gc.disable()  # Python may collect the frames of the error at any time, or never
+    try:
+        with pytest.raises(UserError) as kept:
+            run_segment(
+                scenes / "images",
+                tmp_path / "failed",
+                tmp_path / "level",
+                model="tests.night_model:load_replaced",
+            )
+        summary = run_segment(scenes / "images", tmp_path / "run", tiny_weights)
+    finally:
+        gc.enable()
+    assert (summary.images, kept.value.exit_code) == (23, 2)

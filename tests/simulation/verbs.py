@@ -28,7 +28,7 @@ from pipeline.nightly.prune import prune_at
 from pipeline.nightly.release_gate import Judged
 from pipeline.nightly.rollback import rollback_at
 from pipeline.nightly.settings import NightlyConfig
-from pipeline.planning.photo_names import LeftOut
+from pipeline.planning.photo_names import LeftOut, PhotoNames
 from pipeline.planning.scratch_db import Staging
 from pipeline.progress import Progress, Reporter
 from pipeline.run.lease import Hold
@@ -93,6 +93,7 @@ class Listing:
     url, include, exclude = "/photos", (), ()
     options: ClassVar[dict[str, str]] = {}
     left_out = LeftOut()
+    photos = PhotoNames()
 
     def tables(self, progress: Callable[[int], None]) -> Iterator[pa.Table]:
         images = SimulatedStorage.field.images
