@@ -82,7 +82,8 @@ def kill_actor(actor_id: str) -> None:
     """End an actor of Ray Data's pool, whose handle Ray Data keeps to itself. Does nothing if this
     process holds no handle of it."""
     with suppress(RayError, ValueError):
-        worker.global_worker.core_worker.kill_actor(ActorID.from_hex(actor_id), True)
+        known: Any = worker
+        known.global_worker.core_worker.kill_actor(ActorID.from_hex(actor_id), True)
 
 
 def let_no_stage_run_ahead() -> None:
