@@ -27,7 +27,8 @@ if TYPE_CHECKING:  # a second of imports
 NAMES: Final = (
     "ray._private.worker.print_worker_logs",
     "ray._private.ray_constants.DEBUG_AUTOSCALING_STATUS",
-    "ray._private.worker.global_worker.core_worker",
+    "ray._private.worker.global_worker",
+    "ray._raylet.CoreWorker.kill_actor",
     "ray._raylet.ActorID.from_hex",
     "ray._raylet.setproctitle",
     "ray._private.state.state.get_max_resources_from_cluster_config",
