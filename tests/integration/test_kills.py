@@ -26,6 +26,7 @@ from ray.cluster_utils import Cluster
 
 from pipeline.config import make_config
 from pipeline.run.lease import EXPIRES_SECONDS
+from pipeline.run.run import open_run
 from pipeline.segmentation.job import segment
 from tests.dying import DEATHS
 from tests.killing import JOB_SECONDS, Field, end, make_field
@@ -88,7 +89,8 @@ def test_a_driver_that_is_stopped_says_what_is_written_and_what_was_lost(tmp_pat
     assert found, said
     # What was being written may have got there while the program ended.
     assert 0 <= len(field.shards()) - int(found[1]) <= 4
-    assert 0 <= int(found[2]) <= 40
+    sizes = sorted(open_run(str(field.out)).generation(1).rows)  # ranges of the hash: not all alike
+    assert 0 < int(found[2]) <= sum(sizes[int(found[1]) :])  # no image of a written shard is lost
 
 
 @pytest.mark.slow
