@@ -38,7 +38,7 @@ sample: setup ## two minutes of the slow tests, others for each commit (SEED=wor
 	$(BIN)/python -m pytest -q -m slow --slow-sample 120 --seed '$(SEED)'
 
 soak: setup ## kill, resume and retry for 20 minutes, README walked, and the tests that take minutes
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n 2 -m slow
 	PYTHON=$(BIN)/python tests/newcomer.sh
 	$(BIN)/python -m tests.soak --minutes 20
 
