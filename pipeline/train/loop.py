@@ -96,20 +96,21 @@ def factor(step: int, plan: Plan) -> float:
     return rise * min(1.0, (plan.steps - step) / falling)
 
 
-def averaging(most: float, count: Callable[[], int]) -> Callable[[Any, Any, Any], None]:
-    """The update of an exponential average, for `multi_avg_fn` of AveragedModel.
+def averaged(model: DetrPanoptic, most: float) -> AveragedModel:
+    """The exponential average of a model's weights and buffers over the steps.
 
     Each step keeps `most` of the average, and less in the first steps: the initial weights would
-    else stay in the average for a thousand steps. count: the number of averaged steps, as an int on
-    the host; torch's own counter is a tensor on the device. One call updates all tensors, where a
-    GPU would else launch a kernel for each.
+    else stay in the average for a thousand steps. One call updates all tensors, where a GPU would
+    else launch a kernel for each.
     """
 
     def update(averages: Any, currents: Any, _: Any) -> None:
-        keep = min(most, (1 + count()) / (10 + count()))
-        torch._foreach_lerp_(averages, currents, 1 - keep)
+        # The counter that torch hands over was copied to the device: asking for it would wait.
+        steps = int(average.n_averaged)
+        torch._foreach_lerp_(averages, currents, 1 - min(most, (1 + steps) / (10 + steps)))
 
-    return update
+    average = AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    return average
 
 
 class Trainer:
@@ -133,11 +134,7 @@ class Trainer:
         self.learner = Learner(
             model, phase=plan.phase, weights=weights, dense_weight=plan.dense_weight
         ).to(device)
-        self.average = AveragedModel(
-            self.learner.model,
-            multi_avg_fn=averaging(plan.averaging, lambda: int(self.average.n_averaged)),
-            use_buffers=True,
-        )
+        self.average = averaged(self.learner.model, plan.averaging)
         self.optimizer = torch.optim.AdamW(self._parameter_groups(), weight_decay=plan.weight_decay)
         self.step, self.best = 0, -1.0
         self.history: list[dict[str, Any]] = []  # of validations

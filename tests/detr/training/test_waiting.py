@@ -1,15 +1,15 @@
 """A step of a training asks a GPU for one thing: the costs of the matching."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
 import torch
-from torch.optim.swa_utils import AveragedModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from detr.models.detr import DetrPanoptic
 from detr.training.learner import Learner
-from pipeline.train.loop import averaging
+from pipeline.train.loop import averaged
 from tests.detr.training.test_learner import TINY, two_squares
 
 # What makes the host wait: a value asked for, or a shape that depends on values.
@@ -24,13 +24,22 @@ class NothingWaits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Counted(TorchDispatchMode):
+    """Counts the operators called, by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names[func.__name__.partition(".")[0]] += 1
+        return func(*args, **(kwargs or {}))
+
+
 def test_a_step_waits_for_the_costs_of_the_matching_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     learner = Learner(DetrPanoptic(TINY), phase="joint", dense_weight=1.0).train()
-    steps = [0]
-    average = AveragedModel(
-        learner.model, multi_avg_fn=averaging(0.9, lambda: steps[0]), use_buffers=True
-    )
+    average = averaged(learner.model, 0.9)
     optimizer = torch.optim.AdamW(learner.parameters())
     images, targets = two_squares()
     copies: list[torch.Size] = []
@@ -50,10 +59,12 @@ def test_a_step_waits_for_the_costs_of_the_matching_alone(monkeypatch: pytest.Mo
     assert {value.dtype for value in terms.values()} == {torch.float64}
     optimizer.step()
     average.update_parameters(learner.model)  # its first call copies
-    steps[0] = 1
     before = [parameter.detach().clone() for parameter in average.module.parameters()]
     optimizer.step()
-    average.update_parameters(learner.model)
+    with Counted() as calls:
+        average.update_parameters(learner.model)
+    assert calls.names["_foreach_lerp_"] == 1  # not a launch for each tensor
+    assert not calls.names["lerp"] + calls.names["lerp_"] + calls.names["mul"]
     for old, new, current in zip(
         before, average.module.parameters(), learner.model.parameters(), strict=True
     ):
