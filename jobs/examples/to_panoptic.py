@@ -3,10 +3,12 @@
     python to_panoptic.py annotations.json --stuff sky,road --out data/panoptic.json
     python to_panoptic.py LABELME_FOLDER --stuff sky,road --out data/panoptic.json
 
-CVAT exports "COCO 1.0", Label Studio "COCO": polygons and masks in one JSON of instances. LabelMe
-writes a JSON beside each photo. Classes named by --stuff become stuff, one segment per image; all
-others are things. Where shapes overlap, the smaller shape is on top: a cup on a table is a cup.
-Writes OUT (JSON) and PNGs in the folder of the same name; pixels without a label are void.
+In CVAT, export as "COCO 1.0"; in Label Studio, as "COCO". Both write polygons and masks into one
+COCO instances JSON. LabelMe writes a JSON beside each photo; a line or a point there ends the
+program with an error. Each class in --stuff becomes stuff and gets one segment per image; all other
+classes are things. Where shapes overlap, the smaller shape is on top: a cup on a table is a cup.
+The program writes the JSON OUT, and a PNG for each photo into the folder OUT without `.json`.
+Pixels without a label are void. Photos without any label are left out.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ def main() -> None:
         segment_map, segments = panoptic_map(photo, ids, stuff)
         if not segments:
             continue  # a photo without labels
-        png = f"{Path(photo.file_name).with_suffix('.png').as_posix().replace('/', '_')}"
+        png = f"{number:06}_{Path(photo.file_name).stem}.png"  # names repeat in other folders
         write_png(options.out.with_suffix("") / png, segment_map)
         size = {"height": photo.height, "width": photo.width}
         images.append({"id": number, "file_name": photo.file_name, **size})

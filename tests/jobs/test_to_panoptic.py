@@ -100,6 +100,36 @@ def test_coco_instances_of_cvat_and_label_studio(photos: Path, tmp_path: Path) -
     assert [c.name for c in dataset.categories if not c.isthing] == ["wall"]
 
 
+def test_photos_of_one_name_in_two_folders_have_a_png_each(tmp_path: Path) -> None:
+    names = ["x/a.jpg", "x_a.jpg", "y/a.png", "y/a.jpg"]
+    labels = tmp_path / "instances.json"
+    size = {"height": 30, "width": 40}
+    found = [
+        {
+            "id": n,
+            "image_id": n,
+            "category_id": 1,
+            "iscrowd": 0,
+            "area": 4 * n,
+            "bbox": [0, 0, 2 * n, 2],
+            "segmentation": [box(0, 0, 2 * n, 2)],
+        }
+        for n in range(1, 5)
+    ]
+    images = [{"id": n, "file_name": name, **size} for n, name in enumerate(names, 1)]
+    categories = [{"id": 1, "name": "cup"}]
+    labels.write_text(
+        json.dumps({"images": images, "categories": categories, "annotations": found})
+    )
+    out = tmp_path / "panoptic.json"
+    data = converted(labels, out)
+    areas = [
+        int((read_png((out.with_suffix("") / a["file_name"]).read_bytes()) > 0).sum())
+        for a in data["annotations"]
+    ]
+    assert areas == [4, 8, 12, 16]
+
+
 def test_labelme_s_shapes(photos: Path, tmp_path: Path) -> None:
     dot = io.BytesIO()
     Image.new("1", (4, 3), 1).save(dot, "PNG")
