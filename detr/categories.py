@@ -113,10 +113,11 @@ class Categories(Sequence[Category]):
 
 
 def as_int(value: Any) -> int | None:
-    """A whole number of a JSON as int: 7 and 7.0 give 7; strings, booleans, fractions give None.
+    """A value of a JSON as int if it is a whole number (7 or 7.0), else None.
 
-    pandas writes ids as floats, and 7.0 and 7 are one key of a Python dict, hence one id for
-    panopticapi.
+    None also for a boolean, a string, and a float of 2**53 or more, which may have been rounded.
+    7.0 is taken because pandas writes ids as floats, and because 7.0 and 7 are one key of a Python
+    dict, hence one id for panopticapi.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value

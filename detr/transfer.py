@@ -49,7 +49,7 @@ class Slots:
         self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        """An uninitialised array, in plain memory if no more may be locked. Thread-safe."""
+        """An uninitialised array, page-locked while the bound allows it. Thread-safe."""
         count = max(1, math.prod(shape))
         buffer = self._take_free(count)
         if buffer is None:

@@ -1,6 +1,8 @@
-"""Entry point of the program `panoptic`: runs a verb; errors give a sentence and an exit code.
+"""Entry point of the program `panoptic`, which runs a verb.
 
-Only the module of the requested verb is imported, because Ray and torch take seconds to load.
+An error that the user can mend is printed as one sentence and sets the exit code; an unforeseen
+error gives a traceback. Of the verbs' modules only that of the requested verb is imported, because
+Ray and torch take seconds to load.
 """
 
 from __future__ import annotations

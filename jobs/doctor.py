@@ -64,9 +64,11 @@ def doctor(
 ) -> None:
     """Check this machine, the bucket and the weights.
 
-    One line per check: versions, device, disk, listing and decoding the source, writing to OUT, the
-    guarantees of OUT's store to writers, the weights. Writes and deletes a small probe object in
-    OUT. Exits 2 if a check fails.
+    With --address, a worker of that cluster is checked instead of this machine. The checks are:
+    versions, device, free disk, listing SOURCE and decoding one of its images, writing to OUT, and
+    with --weights the weights. Lines below the check of OUT say which conditional writes its store
+    keeps; one that it lacks fails no check. A small probe object is written to OUT and deleted.
+    Exits 2 if a check fails.
 
         panoptic doctor s3://bucket/images s3://bucket/out --weights r50
 

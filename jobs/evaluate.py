@@ -180,7 +180,11 @@ def _worst_classes(result: dict[str, Any]) -> Table:
 
 
 def counts_lines(result: dict[str, Any]) -> list[str]:
-    """Lines of text: images by kind with some names, and problems of the truth."""
+    """Lines of text: how many images were scored, failed, or lack a truth or a prediction.
+
+    Some file names are listed. Further lines tell how many true segments have another area in the
+    JSON than in the PNG, and that a run isn't finished.
+    """
     counts, named = result["images"], result["named"]
     lines = [f"{counted(counts['scored'], 'image')} scored in {duration(result['seconds'])}"]
     for kind, words in {

@@ -23,8 +23,9 @@ def scenes(
 ) -> None:
     """Make a small COCO panoptic dataset of synthetic scenes.
 
-    Scenes of 1 to 8 things on 1 to 3 kinds of stuff, in nine classes: FOLDER/images, panoptic.json
-    and panoptic/. The same seed gives the same scenes on every machine.
+    Each scene shows 1 to 8 things on 1 to 3 kinds of stuff; there are nine classes. The photos go
+    to FOLDER/images, their labels to FOLDER/panoptic.json and the PNGs in FOLDER/panoptic. The same
+    seed gives the same scenes on every machine.
 
         panoptic scenes data/scenes --images 200
 

@@ -1,6 +1,9 @@
 """Command-line options that several verbs share, and options made from the fields of `RunConfig`.
 
-A setting has one name, one description and one default, as a flag, in a TOML file and in Python.
+A setting is defined once, as a field of `RunConfig`. Its flag and its key in a TOML file share the
+field's description and default, and its name: a flag has hyphens for underscores, and the
+repeatable flags `--source-option` and `--out-option` lack the plural of `source_options` and
+`out_options`.
 """
 
 from __future__ import annotations

@@ -185,7 +185,11 @@ def _model_package(parcel: Parcel) -> Path | None:
 
 @dataclass(frozen=True)
 class Given:
-    """A value on the command line; `place` is the index of the word that contains the value."""
+    """One value of a verb's command line.
+
+    name: the parameter's, with underscores. place: the index of the word that holds the value (as
+    in `--flag=value`); the verb is word 0.
+    """
 
     name: str
     value: str

@@ -1,4 +1,4 @@
-"""`panoptic prune`: delete the shards of old snapshots."""
+"""`panoptic prune`: list the objects that no kept snapshot uses; delete them with `--delete`."""
 
 from __future__ import annotations
 

@@ -22,8 +22,9 @@ def rollback(
 ) -> None:
     """Set OUT back to what was published before.
 
-    Only the small object that names the published snapshot changes; nothing is computed or deleted.
-    A snapshot that was rolled back is published again only by --to.
+    In a folder of nights that may be a snapshot of an earlier run. Only the small object that names
+    the published snapshot changes; nothing is computed or deleted. Afterwards only --to publishes
+    the withdrawn snapshot again.
 
         panoptic rollback s3://bucket/nights
 

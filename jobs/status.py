@@ -134,7 +134,10 @@ def errors(
 
 
 def error_rows(run: Run) -> Iterator[dict[str, Any]]:
-    """Rows of the failed images: `file_name`, `uri`, `error_code`, `error_message`."""
+    """A dict of each failed image: `file_name`, `uri`, `error_code`, `error_message`.
+
+    The images are those of the newest snapshot; without a snapshot, those of all written shards.
+    """
     for path in failed_shards(run):
         table = run.read_shard(path, ["file_name", "uri", "error_code", "error_message"])
         yield from (row for row in table.to_pylist() if row["error_code"])

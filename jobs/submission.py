@@ -1,9 +1,10 @@
-"""Ray's job API over HTTP (`JobServer`): submit a job once, follow its log, return its exit code.
+"""Ray's job API over HTTP (`JobServer`): submit a job, follow its log, return its exit code.
 
-The submission id identifies a job: a running job of that id is attached to, a finished one is
-deleted and submitted again. A head that starts, a dropped log stream, a lost driver and a head that
-lost its jobs are waited for or retried. A job that ended for a bad setting, a failed gate or a held
-lease, and a job that somebody stopped, are not retried.
+The submission id identifies a job. If a job of that id runs, `submit` attaches to it; if one has
+ended, `submit` deletes it and submits it again. `JobServer` waits for a head that is starting, and
+reads the log again after its stream broke. `follow` returns None if the driver or the head's jobs
+were lost. The caller submits again after None and after an exit code in `RETRIED`; not after a bad
+setting, a failed gate, a held lease, or a job that somebody stopped.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 """A batch on a GPU (`InFlight`) in three steps, so that several batches keep the GPU busy.
 
-The host needs the kept queries to queue the masks, and the GPU is idle while the host waits for
-them. So the caller runs steps of other batches between the three steps of a batch:
+The host must know the kept queries before it can queue the masks. While the host waits for the
+kept queries, the GPU would be idle. So the caller runs steps of other batches between the three
+steps of a batch:
 
     started = InFlight(...)   queues upload, resize, detection and choice of queries
     started.masks()           waits for the choice; queues masks, merge and the maps' download
     started.result()          waits for the maps
 
 The GPU always has queued work if the next batch is started before `masks` of this batch, and
-`masks` of this batch is called before `result` of the previous batch. Nothing else here waits for
-the GPU: no shape depends on a value, interpolation tables are cached on the device, and the merge
-is that of rounds.py. The steps also run on a CPU, with the same results but no gain.
+`masks` of this batch is called before `result` of the previous batch. No other call waits: the host
+knows every shape by then, interpolation tables are cached on the device, and `merge_in_rounds`
+draws a fixed number of maps. The exception is rare: an image that needs one more map is merged
+again in `result`, by `postprocess.merge`. The steps also run on a CPU; its results are the same as
+those of the plain path, without a gain.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from detr.transfer import Download, upload
 
 
 class InFlight:
-    """One batch of equal processed size; call `masks` once, then `result` once."""
+    """One batch of images with one processed size; call `masks` once, then `result` once."""
 
     @torch.inference_mode()
     def __init__(

@@ -72,7 +72,12 @@ def select_batch(
 def choose(
     logits: Tensor, threshold: float, *, is_category: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(scores, labels, keep), each (B, Q), of `logits` (B, Q, C + 1); no wait for the device."""
+    """Choose the queries that become segments, by the logits (B, Q, C + 1); waits for no device.
+
+    Returns three (B, Q) tensors: `scores`, the largest class probability; `labels`, its class (C is
+    no-object); `keep`, True if that class isn't no-object and the score is above `threshold`.
+    is_category: (C,) bool, False for classes that the label set lacks: these are not kept.
+    """
     scores, labels = logits.float().softmax(-1).max(-1)
     no_object = logits.shape[-1] - 1
     keep = (labels != no_object) & (scores > threshold)

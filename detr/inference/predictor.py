@@ -77,7 +77,10 @@ class Predictor(Steps):
 
     @property
     def weights_sha256(self) -> str:
-        """Of the weight file, without its recommended threshold (see `Checkpoint.sha256`)."""
+        """SHA-256 (hex) of the weight file as it would be without a recommended threshold in it.
+
+        Two files that differ in the recommended threshold alone have the same value.
+        """
         return self.card.weights_sha256
 
     def processed_size(self, height: int, width: int) -> tuple[int, int]:

@@ -60,13 +60,14 @@ def _round_to(side: int, quantum: int, max_size: int) -> int:
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (B, H, W, 3) uint8 to (B, h, w, 3) uint8, `size` = (h, w), as PIL's BILINEAR does.
 
-    Bit for bit on any device: PIL on a CPU (4x faster there), integer tensor operations elsewhere.
-    When shrinking, PIL's filter is wider (antialias); its weights are 22-bit integers; PIL rounds
-    and clips to 8 bits between the passes.
+    The result equals PIL's to the bit on any device. A CPU runs PIL (4x faster there), other
+    devices run integer tensor operations. When shrinking, PIL's filter is wider (antialias). PIL
+    multiplies the filter's weights by 2**22 and rounds them to integers, and it rounds and clips to
+    8 bits between the passes.
 
     The horizontal pass comes first, as in every PIL version that DETR was trained and published
-    with. Pillow 13 swaps the passes where that is cheaper, which changes pixels of tall photos of
-    more than 1333 pixels by one level; so PIL is called once per axis.
+    with. Pillow 13 swaps the passes where that is cheaper. In photos that are taller than 1333
+    pixels this changes values by 1 of 255. So PIL is called once per axis.
     """
     if images.device.type == "cpu":
         return torch.stack([_resize_pil(image, size) for image in images])

@@ -79,7 +79,11 @@ class Steps:
         return use_here(image.to(self.device))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(scores, labels, keep), (B, Q) each, of the last layer's (B, Q, C + 1) `logits`."""
+        """Choose the queries that become segments, by the last layer's logits (B, Q, C + 1).
+
+        Returns (B, Q) tensors: scores (the largest class probability), labels (its class) and keep
+        (True if the class has a category and the score is above the threshold).
+        """
         return choose(logits, self.threshold, is_category=self._is_category)
 
     def category_of(self, label: int) -> int:

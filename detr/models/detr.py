@@ -1,9 +1,9 @@
-"""DETR panoptic: images -> a class, a box and a mask logit map for every query.
+"""DETR panoptic: images -> class logits and a box for every query, mask logits for chosen queries.
 
-Training and inference share one path. The detector runs backbone, encoder, decoder and the two
-heads; `mask_logits` runs attention maps and mask head for given (image, query) pairs: kept queries
-at inference, matched queries in training. Upstream computes the masks of all queries and drops
-most, which makes upstream slow.
+Training and inference share one path. The detector runs backbone, encoder, decoder, class head and
+box head; `mask_logits` runs attention maps and mask head for given (image, query) pairs: kept
+queries at inference, matched queries in training. Upstream computes the masks of all queries and
+drops most, which makes upstream slow.
 
 Parameter names are those of the published files (`detr.*`, `bbox_attention.*`, `mask_head.*`).
 """
@@ -73,10 +73,11 @@ class BoxHead(nn.Module):
 
 
 class Queries(nn.Module):
-    """The learned query embeddings: like `nn.Embedding`, with another initialisation.
+    """The learned query embeddings: one parameter `weight` (count, dim), which callers read.
 
-    The distribution is uniform, of the same variance, because torch imports 900 modules to draw
-    from a normal distribution on the meta device, where models are built to check a weight file.
+    `nn.Embedding` would name the parameter alike, but draws it from a normal distribution. For
+    that, torch imports 900 modules on the meta device, where models are built to check a weight
+    file. So the distribution is uniform here, of the same variance (1).
     """
 
     def __init__(self, count: int, dim: int) -> None:

@@ -1,4 +1,4 @@
-"""Sine position encoding: `hidden_dim` numbers for the position of each cell of a feature map.
+"""Sine position encoding: `channels` numbers for the position of each cell of a feature map.
 
 The published form (Carion et al. 2020, appendix A.4): rows and columns are counted over the cells
 that aren't padding, scaled so that every image spans 0 to 2 pi, and turned into interleaved sines

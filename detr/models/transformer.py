@@ -98,7 +98,11 @@ class DecoderLayer(Layer):
     def forward(
         self, x: Tensor, query: Tensor, memory: Tensor, keys: Tensor, padding: Tensor | None
     ) -> Tensor:
-        """x (B, Q, d), query (Q, d) learned, memory and keys (memory + position) (B, M, d)."""
+        """x (B, Q, d), query (Q, d), memory (B, M, d), keys (B, M, d), padding (B, M) -> (B, Q, d).
+
+        query: the learned embeddings; keys: memory plus position; padding: True for the cells of
+        the memory that the cross-attention must not see, or None.
+        """
         positioned = x + query
         x = self.norm1(x + self.dropout(self.self_attn(positioned, positioned, x, None)))
         attended = self.multihead_attn(x + query, keys, memory, padding)
@@ -168,7 +172,9 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """tokens (B, M, d), padding (B, M) bool or None, query (Q, d), position (B or 1, M, d).
 
-        Returns embeddings (layers or 1, B, Q, d) and memory (B, M, d).
+        padding is True on padded cells. Returns the decoder's output (L, B, Q, d) and the memory,
+        the encoded image (B, M, d). L is the number of decoder layers if `every_layer`; else 1, the
+        last layer.
         """
         memory = self.encoder(tokens, position, padding)
         embeddings = self.decoder(query, memory, position, padding, every_layer=every_layer)

@@ -4,12 +4,12 @@ Winograd's F(4x4, 3x3) (Lavin and Gray, 2016): a tile of 6 x 6 inputs is transfo
 basis, where the convolution is one product per element, and the products are transformed back to
 4 x 4 outputs. BLAS does all steps: the transforms as 36 x 36 and 16 x 36 matrices (Kronecker
 squares of the published matrices), the convolution as 36 products of matrices over channels.
-Rounding is about 7e-6 of the largest value, against 1.5e-6 of the direct form.
+Its rounding error is about 7e-6 of the largest value; that of the direct form is 1.5e-6.
 
-oneDNN runs the direct form at the processor's peak, so only fewer operations are faster. From 256
-channels on this form is faster; with fewer channels, the transforms, which are bound by memory,
-take the time that the products save. cuDNN chooses algorithms for GPUs, and bf16 has too few digits
-for this one.
+oneDNN runs the direct form at the processor's peak, so only fewer operations are faster. With 256
+or more channels, Winograd's form is faster; with fewer, the transforms, which are bound by memory,
+take the time that the products save. It is used neither on GPUs, where cuDNN chooses an algorithm,
+nor in bf16, which has too few digits for it.
 """
 
 from __future__ import annotations

@@ -182,7 +182,11 @@ def focal_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """(N,) dice loss 1 - (2 |p m| + 1) / (|p| + |m| + 1) of (N, pixels) (Milletari et al. 2016)."""
+    """Dice loss (N,) of logits and masks, both (N, pixels), as upstream computes it.
+
+    1 - (2 sum(p m) + 1) / (sum(p) + sum(m) + 1) with p = sigmoid(logits), m = masks and sums over
+    pixels. (Milletari et al. 2016 square p and m in the denominator.)
+    """
     probability = logits.sigmoid()
     overlap = 2 * (probability * masks).sum(1)
     return 1 - (overlap + 1) / (probability.sum(1) + masks.sum(1) + 1)

@@ -34,7 +34,10 @@ class DenseHead(nn.Module):
 
 
 def class_shares(shape: torch.Size, targets: Targets) -> Tensor:
-    """The share of each cell that each class covers, of `shape` (B, C, h, w)."""
+    """The share of each cell (0 to 1) that each class covers, (B, C, h, w), which is `shape`.
+
+    `targets` must have masks; segments of one class are added.
+    """
     assert targets.masks is not None
     size = (shape[-2], shape[-1])
     masks = F.adaptive_avg_pool2d(targets.masks.float()[None], size)[0]  # (T, h, w)

@@ -102,10 +102,12 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: str) -> DType:
-    """'auto' is fp32 on a CPU, and on a GPU bf16 where it is native (Ampere and later), else fp16.
+    """The dtype that 'auto' means on `device`; fp32, bf16 and fp16 are returned unchanged.
 
-    The compute capability decides, since torch also reports bf16 for a T4, which emulates bf16 many
-    times slower. Raises ModelError.
+    'auto' is fp32 on a CPU. On a GPU it is bf16 if the GPU computes bf16 natively (Ampere and
+    later), else fp16. The compute capability decides, since torch also reports bf16 for a T4, which
+    emulates bf16 many times slower. Raises ModelError for another dtype, and for a device that
+    `resolve_device` refuses; `device` is looked at for 'auto' alone.
     """
     if dtype in ("fp32", "bf16", "fp16"):
         return dtype

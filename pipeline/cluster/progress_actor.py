@@ -140,11 +140,13 @@ class ProgressActor:
         seconds: float = 0.0,
         done: bool = True,
     ) -> str | None:
-        """GETs of a shard; returns the reason to end the job (`verdict`).
+        """A fetch task reports on its shard. Returns the reason to end the job (`verdict`) or None.
 
-        images, failures: of the images that no earlier generation has tried; images with a GET
-        under way count as not failed. size: bytes fetched; retries: repeated GETs by error code;
-        seconds: of the fetch task; done: False for a report before the end.
+        A report replaces the shard's earlier one. images: how many of the shard's images are tried
+        for the first time, those with a GET under way included; failures: how many of these have
+        failed so far. Images that an earlier generation tried are in neither. done: the task has
+        ended; only then count size (bytes fetched), retries (repeated GETs by error code) and
+        seconds (of the task).
         """
         self.heard = time.monotonic()
         if shard not in self.written_shards:

@@ -60,9 +60,9 @@ def node_types() -> set[str] | None:
 
 
 def print_worker_logs_to_stderr() -> None:
-    """Make Ray print messages about nodes and workers to stderr.
+    """Make Ray print to stderr what it sends to the driver: workers' output and its messages.
 
-    Ray prints the death of a node to stdout, among results, even with `log_to_driver=False`.
+    Ray else prints the death of a node to stdout, among results, even with `log_to_driver=False`.
     """
     worker.print_worker_logs = _print_to_stderr
 

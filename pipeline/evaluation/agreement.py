@@ -38,7 +38,8 @@ class Disagreement:
     """An image on which A and B differ.
 
     segments: (FP + FN) / 2 + sum of (1 - IoU) over matches. Images are ordered by this number and
-    not by PQ, which is 0 as soon as the only segment of an image differs.
+    not by PQ, which is 0 for every image whose only segment has no match. pq: of B with A as truth,
+    None if no segment counts.
     """
 
     file_name: str

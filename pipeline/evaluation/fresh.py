@@ -25,9 +25,10 @@ def fresh_name() -> str:
 
 
 def sweep(storage: Storage, folder: str, *, keep: str, replaced: str | None = None) -> None:
-    """Delete from `folder` the fresh folder `replaced` and all older than KEPT, but never `keep`.
+    """Delete from `folder` the fresh folder `replaced`, and each fresh folder older than KEPT.
 
-    Younger folders may belong to an evaluation that still runs.
+    The fresh folder `keep` always stays, and younger ones may belong to an evaluation that still
+    runs. Parquet files directly in `folder`, which older versions wrote, are deleted, too.
     """
     now = datetime.now(UTC)
     for entry in list(storage.list(folder)):

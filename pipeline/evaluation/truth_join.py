@@ -71,7 +71,11 @@ def stage_truth(staging: Staging, file: CocoFile) -> Categories:
 
 
 def stage_predictions(staging: Staging, file: CocoFile) -> list[dict[str, Any]]:
-    """Make the table `predicted_annotations`; returns the categories, where the JSON lists any."""
+    """Make the tables `predicted_images` and `predicted_annotations` of a JSON of predictions.
+
+    Returns the entries of the JSON's `categories` unchecked, an empty list if it has none. Raises
+    UserError for a malformed value.
+    """
     return _stage(staging, file, truth=False, prefix="predicted_")
 
 

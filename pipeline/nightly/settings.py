@@ -65,7 +65,10 @@ class NightlyConfig(RunConfig):
         return ShareLimits(self.max_error_rate, self.max_empty_rise, self.max_class_drift)
 
     def of_run(self, out: str) -> RunConfig:
-        """The settings of a run folder in the folder of nights."""
+        """These settings as those of one run, without those that only a night has.
+
+        out: the run folder, in the folder of nights.
+        """
         shared = set(RunConfig.model_fields) - {"out"}
         return RunConfig(out=out, **self.model_dump(include=shared))
 

@@ -27,7 +27,11 @@ MAX_PIXELS = 2**31 - 1
 
 
 class RleError(ValueError):
-    """An RLE string that is no mask of the image's size; the message names segment and fault."""
+    """An RLE string that can't be decoded into a map.
+
+    It is malformed, of another size, empty, or overlaps another segment. The message names the
+    segment and the fault. segment_id: the segment.
+    """
 
     def __init__(self, message: str, segment_id: int) -> None:
         super().__init__(message)

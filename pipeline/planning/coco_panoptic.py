@@ -212,7 +212,10 @@ def panoptic(
 
 
 def categories_of(listed: list[dict[str, Any]], file: CocoFile) -> Categories:
-    """The label set of a file. Raises UserError if it has none or a bad one."""
+    """The label set in `listed`, the entries of a JSON's `categories`.
+
+    Raises UserError, which names `file`, if `listed` is empty or malformed.
+    """
     try:
         return Categories.from_json(listed)
     except ModelError as error:

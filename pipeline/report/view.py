@@ -112,8 +112,10 @@ def view_row(
 ) -> View:
     """One image of a run, from snapshot `number` (by default the published one).
 
-    options: storage options of the photo, added to those of the run. Raises UserError if the run
-    has no such image, if the image failed, or if the photo is missing or has another size now.
+    options: storage options of the photo; they replace those of the run by the same names. Raises
+    UserError if the snapshot or the image is absent, if the image failed, if its row is damaged, or
+    if the photo can't be read or has another size now (not checked where masks are smaller than
+    photos).
     """
     row = find_row(run, file_name, snapshot=run.snapshot(number))
     if row["status"] != "ok":
@@ -132,8 +134,9 @@ def photo_of(
 ) -> NDArray[np.uint8]:
     """The photo of an ok row, (H, W, 3) uint8, decoded and rotated as in the run, at mask size.
 
-    options: storage options, added to those of the run. Raises UserError if the photo is missing or
-    has another size now.
+    options: storage options; they replace those of the run by the same names. Raises UserError if
+    the photo can't be read or decoded, or has another size now (not checked where masks are smaller
+    than photos).
     """
     config = run.info.config
     image = photo_pixels(

@@ -152,7 +152,11 @@ class RunFolder:
             return pq.ParquetFile(file).read_row_group(unit.row_group, use_threads=False)
 
     def read_plan(self, path: str) -> pa.Table:
-        """A manifest part, or a list of dropped rows. Raises UserError if absent or damaged."""
+        """A Parquet file of the plan: a part of a manifest, or the rows that a generation drops.
+
+        A generation drops rows of shards that stay published. path: in the run folder. Raises
+        UserError if the file is absent or damaged.
+        """
         with fenced.undamaged(self.storage, path):
             return read_parquet(self.storage.read(path))
 

@@ -6,8 +6,10 @@
       -> ShardSink                   tasks: one PUT per shard
 
 A block is a unit is a shard: `override_num_blocks` makes one block of each unit, and without a
-target block size Ray Data neither splits nor joins blocks. Ray retries lost tasks and actors; an
-exception that leaves a stage is a bug or the spent error budget, and ends the job.
+target block size Ray Data neither splits nor joins blocks. Ray retries lost tasks and actors. An
+exception that leaves a stage ends the job: a bug, the spent error budget, a unit that killed too
+many workers, or something that the user can mend. `rewrite_shards` is a second, smaller graph: it
+copies shards without the rows that a generation drops, and needs no model.
 """
 
 from __future__ import annotations

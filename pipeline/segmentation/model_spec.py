@@ -221,7 +221,10 @@ class Identity:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """What the driver knows of a model without building it."""
+    """What the driver knows of a model: by the callable's `describe`, else by building it once.
+
+    weights_sha256: empty if the model has none. fields: what the run's fingerprint is made of.
+    """
 
     categories: Categories
     weights_sha256: str

@@ -12,10 +12,10 @@ from pipeline.sharding import Generation, Rewrite, WorkUnit, missing, parse_shar
 
 @dataclass(frozen=True)
 class Owed:
-    """The missing shards of a run folder."""
+    """The shards that a call must still write: those that the newest generation needs and lacks."""
 
-    units: Mapping[int, Sequence[WorkUnit]]  # by generation
-    rewrites: Sequence[Rewrite]
+    units: Mapping[int, Sequence[WorkUnit]]  # to compute, by generation
+    rewrites: Sequence[Rewrite]  # to copy without the rows that a generation drops
 
     @property
     def images(self) -> int:
