@@ -187,8 +187,9 @@ def _model_package(parcel: Parcel) -> Path | None:
 class Given:
     """One value of a verb's command line.
 
-    name: the parameter's, with underscores. place: the index of the word that holds the value (as
-    in `--flag=value`); the verb is word 0.
+    name: of an option, its flag without `--` and with underscores for hyphens; of an argument, its
+    parameter's. place: the index of the word that holds the value, alone or as in `--flag=value`;
+    the verb is word 0.
     """
 
     name: str

@@ -74,9 +74,10 @@ def choose(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Choose the queries that become segments, by the logits (B, Q, C + 1); waits for no device.
 
-    Returns three (B, Q) tensors: `scores`, the largest class probability; `labels`, its class (C is
-    no-object); `keep`, True if that class isn't no-object and the score is above `threshold`.
-    is_category: (C,) bool, False for classes that the label set lacks: these are not kept.
+    Returns three (B, Q) tensors: `scores`, the largest probability, no-object's among them;
+    `labels`, its class (C is no-object); `keep`, True if that class isn't no-object and the score
+    is above `threshold`. is_category: (C,) bool, False for classes that the label set lacks: these
+    are not kept.
     """
     scores, labels = logits.float().softmax(-1).max(-1)
     no_object = logits.shape[-1] - 1

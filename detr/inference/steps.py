@@ -81,8 +81,9 @@ class Steps:
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Choose the queries that become segments, by the last layer's logits (B, Q, C + 1).
 
-        Returns (B, Q) tensors: scores (the largest class probability), labels (its class) and keep
-        (True if the class has a category and the score is above the threshold).
+        Returns (B, Q) tensors: scores (the largest probability, no-object's among them), labels
+        (its class) and keep (True if that class has a category, as no-object has none, and the
+        score is above the threshold).
         """
         return choose(logits, self.threshold, is_category=self._is_category)
 

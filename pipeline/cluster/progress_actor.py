@@ -142,11 +142,12 @@ class ProgressActor:
     ) -> str | None:
         """A fetch task reports on its shard. Returns the reason to end the job (`verdict`) or None.
 
-        A report replaces the shard's earlier one. images: how many of the shard's images are tried
-        for the first time, those with a GET under way included; failures: how many of these have
-        failed so far. Images that an earlier generation tried are in neither. done: the task has
-        ended; only then count size (bytes fetched), retries (repeated GETs by error code) and
-        seconds (of the task).
+        images: how many of the shard's images are tried for the first time, those with a GET under
+        way included; failures: how many of these have failed so far. Images that an earlier
+        generation tried are in neither. Both replace those of the shard's earlier report, and are
+        passed over once the shard is written. done: the task has ended; only then size (bytes
+        fetched), retries (repeated GETs by error code) and seconds (of the task) are added to the
+        job's sums. A task that runs again adds them again.
         """
         self.heard = time.monotonic()
         if shard not in self.written_shards:

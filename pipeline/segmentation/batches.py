@@ -93,8 +93,8 @@ class _Planned:
 class UnitDecoder:
     """Iterates once over the batches of a unit.
 
-    Afterwards `errors` holds an ImageError for each index in the unit that can't be decoded, and
-    `work` the CPU seconds of reading headers and decoding.
+    Afterwards `errors` holds an ImageError for each index in the unit that can't be decoded, or
+    whose size the model refuses. `work.seconds` is the CPU time of reading headers and decoding.
     """
 
     def __init__(

@@ -223,7 +223,8 @@ class Identity:
 class ModelDescription:
     """What the driver knows of a model: by the callable's `describe`, else by building it once.
 
-    weights_sha256: empty if the model has none. fields: what the run's fingerprint is made of.
+    weights_sha256: empty if the model has none. fields: the model's part of the
+    run's fingerprint; `run_fingerprint` adds that of the settings.
     """
 
     categories: Categories

@@ -12,7 +12,11 @@ from pipeline.sharding import Generation, Rewrite, WorkUnit, missing, parse_shar
 
 @dataclass(frozen=True)
 class Owed:
-    """The shards that a call must still write: those that the newest generation needs and lacks."""
+    """The shards that a call must still write.
+
+    The newest generation needs them, and the store lacks them. If the call chose shards
+    (`--shards`), only those of the newest generation's own are computed.
+    """
 
     units: Mapping[int, Sequence[WorkUnit]]  # to compute, by generation
     rewrites: Sequence[Rewrite]  # to copy without the rows that a generation drops

@@ -1,9 +1,10 @@
 """A COCO panoptic dataset for training: images and id maps out of its JSON and files, at any URL.
 
-`open_dataset` checks the JSON (no class may be without a segment) and lists the folders of images
-and PNGs to find missing files. `PanopticDataset.check` reads images and PNGs and raises for the
-first that disagrees with the JSON. It reads all of a small dataset and a sample of a large one; the
-training checks the others as it reads them. Each fault is a UserError with the name of the file.
+`open_dataset` checks the JSON and lists the folders of images and PNGs to find missing files. Each
+class of training data must have a segment; validation data may lack some. `PanopticDataset.check`
+reads images and PNGs and raises for the first that disagrees with the JSON. It reads all of a small
+dataset and a sample of a large one; the training checks the others as it reads them. Each fault is
+a UserError with the name of the file.
 """
 
 from __future__ import annotations
