@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 from pipeline.storage.conditional import Limits
 from pipeline.storage.entry import Entry, Fetched
@@ -35,16 +35,20 @@ class LocalObjects:
     """Files by absolute path."""
 
     def get(self, key: str) -> Fetched:
-        """Raises OSError for anything but a plain file: reading a pipe would never end."""
-        path = _path(key)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise OSError(errno.EINVAL, "not a plain file", key)
+        with _opened(key) as file:
             return Fetched(file.read(), None)
 
     async def get_async(self, key: str) -> Fetched:
         return await asyncio.to_thread(self.get, key)
+
+    def get_range(self, key: str, start: int, length: int, etag: str | None) -> Fetched:
+        """Bytes from `start`, fewer at the end of the file."""
+        with _opened(key) as file:
+            file.seek(start)
+            return Fetched(file.read(length), None)
+
+    async def get_range_async(self, key: str, start: int, length: int, etag: str | None) -> Fetched:
+        return await asyncio.to_thread(self.get_range, key, start, length, etag)
 
     def put(self, key: str, data: bytes) -> None:
         os.replace(self._write_temporary(key, data), key)
@@ -134,6 +138,16 @@ class LocalObjects:
         for path in paths:
             Path(path).unlink(missing_ok=True)
         return len(paths)
+
+
+@contextmanager
+def _opened(key: str) -> Iterator[IO[bytes]]:
+    """Raises OSError for anything but a plain file: reading a pipe would never end."""
+    descriptor = os.open(_path(key), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", key)
+        yield file
 
 
 _ODD_BYTE: Final = re.compile(rb"\\x([0-9a-f]{2})")

@@ -69,15 +69,24 @@ class Gets:
 
     async def get(self, uri: str) -> Fetched:
         """Raises what the client raises."""
+        objects, key = self._place(uri)
+        return await objects.get_async(key)
+
+    async def get_range(self, uri: str, start: int, length: int, etag: str | None) -> Fetched:
+        """Bytes of an object. Raises what the client raises, also for another ETag (S3 alone)."""
+        objects, key = self._place(uri)
+        return await objects.get_range_async(key, start, length, etag)
+
+    def _place(self, uri: str) -> tuple[Objects, str]:
         scheme, separator, rest = uri.partition("://")
         host, _, key = rest.partition("/")
         objects = self._client(f"{scheme}://{host}" if separator else "/")
         if isinstance(objects, S3Objects):
-            return await objects.get_async(key)
+            return objects, key
         if isinstance(objects, LocalObjects):
-            return await objects.get_async(rest if separator else uri)
+            return objects, rest if separator else uri
         assert isinstance(objects, FsspecObjects)
-        return await objects.get_async(str(objects.filesystem._strip_protocol(uri)))
+        return objects, str(objects.filesystem._strip_protocol(uri))
 
     async def is_encrypted(self, uri: str) -> bool:
         """True if the object's encryption is not SSE-S3 (SSE-KMS ...), so that its ETag is no MD5.
