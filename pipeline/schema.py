@@ -35,8 +35,16 @@ MANIFEST_SCHEMA: Final = pa.schema(
         pa.field("etag", pa.string()),
         pa.field("last_modified", pa.timestamp("us", tz="UTC")),
         pa.field("attempts", pa.int32(), nullable=False),  # by earlier generations
+        # Of a member of an archive, else null. `etag` and `last_modified` are the archive's.
+        pa.field("member_archive", pa.string()),  # "zip" or "tar"
+        pa.field("member_offset", pa.int64()),  # the bytes of the archive to GET
+        pa.field("member_length", pa.int64()),
+        pa.field("member_crc32", pa.uint32()),
+        # `code: message` of a row that needs no GET, such as a damaged archive's own row.
+        pa.field("member_fault", pa.string()),
     ]
 )
+MEMBER_COLUMNS: Final = tuple(n for n in MANIFEST_SCHEMA.names if n.startswith("member_"))
 
 # One row per image, sorted by hash. Segment lists are empty (not null) on an error row and on an
 # image without segments. `counts` is COCO's compressed RLE (column-major) as a string;

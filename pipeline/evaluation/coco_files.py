@@ -25,6 +25,7 @@ from pipeline.panoptic.score import NAMED, Invalid, Partial, refuse_invalid, sco
 from pipeline.planning.coco_panoptic import CocoFile, categories_of, category_names, renamed
 from pipeline.planning.scratch_db import Staging
 from pipeline.sharding import name_hash
+from pipeline.storage.archive_folder import folder_at
 from pipeline.storage.storage import Storage
 
 THREADS: Final = 8
@@ -53,8 +54,8 @@ def evaluate_files(
     """
     started = time.monotonic()
     folders = {
-        "prediction": Storage(prediction_masks or masks_of(predictions), options),
-        "truth": Storage(truth_masks or masks_of(truth), options),
+        "prediction": folder_at(prediction_masks or masks_of(predictions), options),
+        "truth": folder_at(truth_masks or masks_of(truth), options),
     }
     with Staging() as staging:
         categories = stage_truth(staging, CocoFile(truth, options))

@@ -35,6 +35,7 @@ from pipeline.planning.coco_panoptic import CocoFile
 from pipeline.planning.manifest import stage_manifest
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.run import Run
+from pipeline.storage.archive_folder import folder_at
 from pipeline.storage.entry import Entry, as_user_error, classify
 from pipeline.storage.objects import place_of, read_named
 from pipeline.storage.storage import Storage
@@ -146,7 +147,7 @@ def prepare(
     Raises UserError for a file that is no panoptic JSON, for categories that do not fit, ambiguous
     names, or no image in common. A broken PNG is a `problem` in its row.
     """
-    masks = Storage(masks_url or masks_of(truth_url), options)
+    masks = folder_at(masks_url or masks_of(truth_url), options)
     file = CocoFile(truth_url, options)
     with Staging() as staging:
         categories = stage_truth(staging, file)

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from pipeline.amounts import counted
+from pipeline.cluster.archive_tasks import in_tasks
 from pipeline.error_budget import enough_rate, over_budget
 from pipeline.errors import ErrorBudgetError, TryAgainError, UserError
 from pipeline.nightly.precheck import (
@@ -42,6 +43,7 @@ from pipeline.nightly.release_gate import (
 from pipeline.nightly.settings import NightlyConfig
 from pipeline.nightly.summary import NightSummary, summarize
 from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
+from pipeline.planning.photo_names import PhotoNames
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.progress import Reporter
@@ -196,7 +198,9 @@ class _Night:
             if run is None:
                 hold, storage = self.hold or self._lease(), self.nights.run_storage(self.name)
                 unmark(storage)
-                info = describe_run(self.settings, self.description, self.device, self._suffixes())
+                info = describe_run(
+                    self.settings, self.description, self.device, self._photo_names()
+                )
                 run = create_run(storage, info, hold)
             say_withheld(run, self.reporter)
             plan_first(run, staging, images, size, self._images_per_shard)
@@ -346,12 +350,13 @@ class _Night:
         """The source, listed as for `run`, else as for the live run; the folder of nights is left
         out if it lies inside the source."""
         before = run or (self.live.run if self.live else None)
-        source = Source.of(self.settings, before.info.source if before else None)
+        recorded = before.info.source if before else None
+        source = Source.of(self.settings, recorded, in_tasks(self.settings.address))
         return dataclasses.replace(source, output_url=normalize_url(self.config.out))
 
-    def _suffixes(self) -> tuple[str, ...]:
-        """The file suffixes of the photos of a new run."""
-        return self._source(None).photos.suffixes
+    def _photo_names(self) -> PhotoNames:
+        """Which names of the source are photos in a new run."""
+        return self._source(None).photos
 
     def _refuse_withdrawn(self) -> None:
         pointer = self.nights.pointer() or {}

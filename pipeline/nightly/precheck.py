@@ -12,7 +12,7 @@ from pipeline.nightly.settings import NightlyConfig
 from pipeline.planning.coco_panoptic import CocoFile
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.snapshots import RunSnapshot
-from pipeline.storage.storage import open_file
+from pipeline.storage.objects import open_object
 
 
 def night_device(
@@ -33,7 +33,7 @@ def night_device(
 
 def check_truth(truth: str, options: Mapping[str, str]) -> None:
     """Raises UserError if the file of the truth does not exist, before images are computed."""
-    storage, name = open_file(truth, options)
+    storage, name = open_object(truth, options)
     if not storage.exists(name):
         raise UserError(f"truth {truth} does not exist: check the path in the settings")
 

@@ -23,7 +23,7 @@ from detr.categories import Categories, as_flag, as_int, is_text
 from detr.config import ModelError
 from pipeline.errors import UserError
 from pipeline.storage.entry import as_user_error
-from pipeline.storage.storage import open_file
+from pipeline.storage.objects import open_object
 
 CHUNK: Final = 1 << 20
 MAX_ID: Final = 2**24 - 1
@@ -46,7 +46,7 @@ class CocoFile:
 
         Raises UserError if the file can't be read or is no JSON object.
         """
-        storage, name = open_file(self.url, self.options)
+        storage, name = open_object(self.url, self.options)
         digest = hashlib.sha256()
         try:
             with storage.open(name) as file:

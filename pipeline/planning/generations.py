@@ -30,16 +30,19 @@ from pipeline.planning.scratch_db import Staging, quoted
 from pipeline.planning.source import Source
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
-from pipeline.schema import DROPPED_SCHEMA
+from pipeline.schema import DROPPED_SCHEMA, MEMBER_COLUMNS
 from pipeline.sharding import Generation, rewrites_for, shard_count, shard_of
 
 Progress = Callable[[int], None]
 Note = Callable[[str], None]
 _NOW = "case when object_info.file_name is null then manifest.{0} else object_info.{0} end"
-OBJECT_INFO = ("size", "etag", "last_modified")
-# An image is changed if its object info is: the ETag if both have one, else size or time.
+OBJECT_INFO = ("size", "etag", "last_modified", *MEMBER_COLUMNS)
+# An image is changed if its object info is: the ETag if both have one, else size or time. The
+# object info of a member is its archive's, which changes with any member: its CRC32 and size count.
 CHANGED = """
-    case when old.etag is not null and new.etag is not null then old.etag != new.etag
+    case when old.member_crc32 is not null and new.member_crc32 is not null
+    then old.member_crc32 != new.member_crc32 or old.size != new.size
+    when old.etag is not null and new.etag is not null then old.etag != new.etag
     else old.size is distinct from new.size or old.last_modified is distinct from new.last_modified
     end
 """

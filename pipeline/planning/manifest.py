@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,13 +20,45 @@ from pipeline.layout import PLAN_FILE, manifest_folder, part_path, plan_path
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import read_parquet
 from pipeline.run.run import Run
-from pipeline.schema import DROPPED_SCHEMA
+from pipeline.schema import DROPPED_SCHEMA, MANIFEST_SCHEMA, MEMBER_COLUMNS
 from pipeline.sharding import (
     SHARDS_PER_PART,
     Generation,
+    name_hash,
     shard_start,
 )
+from pipeline.storage.entry import Entry
 from pipeline.storage.storage import Storage
+
+
+def manifest_table(
+    entries: Iterable[Entry],
+    uris: list[str],
+    kept: dict[str, Any] | None = None,
+    member: dict[str, list[Any]] | None = None,
+) -> pa.Table:
+    """Manifest rows of listed entries. kept: values of kept columns, by name.
+
+    member: values of `MEMBER_COLUMNS`, by name without `member_`.
+    """
+    entries = list(entries)
+    nulls = [None] * len(entries)
+    columns: dict[str, Any] = {
+        "hash": np.array([name_hash(entry.path) for entry in entries], np.uint64),
+        "file_name": [entry.path for entry in entries],
+        "uri": uris,
+        "size": [entry.size if entry.size >= 0 else None for entry in entries],
+        "etag": [entry.etag for entry in entries],
+        "last_modified": [entry.last_modified for entry in entries],
+        "attempts": np.zeros(len(entries), np.int32),
+        **{
+            name: (member or {}).get(name.removeprefix("member_"), nulls) for name in MEMBER_COLUMNS
+        },
+    }
+    table = pa.table(columns, schema=MANIFEST_SCHEMA)
+    for name, values in (kept or {}).items():
+        table = table.append_column(name, values)
+    return table
 
 
 def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = None) -> int:
@@ -58,9 +91,19 @@ def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = Non
 def _history(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
     for number, generation in generations.items():
         for part in generation.parts():
-            table = run.read_plan(part)
+            table = _with_members(run.read_plan(part))
             column = pa.array(np.full(table.num_rows, number, np.int32))
             yield table.append_column("generation", column)
+
+
+def _with_members(table: pa.Table) -> pa.Table:
+    """A part of a manifest that may be older than archives, with all of `MEMBER_COLUMNS`."""
+    for name in MEMBER_COLUMNS:
+        if name not in table.column_names:
+            spec = MANIFEST_SCHEMA.field(name)
+            at = MANIFEST_SCHEMA.names.index(name)
+            table = table.add_column(at, spec, pa.nulls(table.num_rows, spec.type))
+    return table
 
 
 def _departures(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:

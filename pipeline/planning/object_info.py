@@ -14,8 +14,10 @@ import pyarrow as pa
 
 from pipeline.planning.scratch_db import Staging
 from pipeline.schema import MANIFEST_SCHEMA
+from pipeline.storage.archive_folder import ArchiveFolder
+from pipeline.storage.archives import Member, kind_of
 from pipeline.storage.entry import Entry
-from pipeline.storage.objects import info_uri
+from pipeline.storage.objects import info_uri, open_object
 
 THREADS: Final = 32
 SAMPLE: Final = 200
@@ -55,15 +57,32 @@ def stage_object_info(
     images: (file_name, URI).
     """
     asked = zip(images, ask([uri for _, uri in images], options), strict=True)
-    existing = [(file_name, entry) for (file_name, _), entry in asked if entry is not None]
+    existing = [(*image, entry) for image, entry in asked if entry is not None]
+    members = [_member(uri, options) for _, uri, _ in existing]
     columns = {
-        "file_name": [file_name for file_name, _ in existing],
-        "size": [entry.size for _, entry in existing],
-        "etag": [entry.etag for _, entry in existing],
-        "last_modified": [entry.last_modified for _, entry in existing],
+        "file_name": [file_name for file_name, _, _ in existing],
+        "size": [entry.size for _, _, entry in existing],
+        "etag": [
+            entry.etag if found is None else found[1].etag
+            for (_, _, entry), found in zip(existing, members, strict=True)
+        ],
+        "last_modified": [entry.last_modified for _, _, entry in existing],
+        "member_archive": [found[0] if found else None for found in members],
+        "member_offset": [found[2].offset if found else None for found in members],
+        "member_length": [found[2].length if found else None for found in members],
+        "member_crc32": [found[2].crc32 if found else None for found in members],
+        "member_fault": [None] * len(members),
     }
     schema = pa.schema([MANIFEST_SCHEMA.field(column) for column in columns])
     table = pa.table(columns, schema=schema)
     staging.connection.register("asked_now", table)
     staging.connection.execute(f"create table {name} as from asked_now")
     staging.connection.unregister("asked_now")
+
+
+def _member(uri: str, options: Mapping[str, str]) -> tuple[str, Entry, Member] | None:
+    """(kind of the archive, its object info, the member) of a member's URI."""
+    folder, name = open_object(uri, options)
+    if not isinstance(folder, ArchiveFolder):
+        return None
+    return str(kind_of(folder.name)), folder.entry, folder.member(name)

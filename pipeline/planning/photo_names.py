@@ -50,11 +50,15 @@ SAID_SUFFIXES: Final = 8
 
 @dataclass(frozen=True)
 class PhotoNames:
-    """Which names are photos. suffixes: in lower case, without the dot."""
+    """Which names are photos. suffixes: in lower case, without the dot.
+
+    archives: whether zips and tars stand for their members.
+    """
 
     suffixes: tuple[str, ...] = IMAGE_SUFFIXES
     any_suffix: bool = False
     leave_companions: bool = True
+    archives: bool = True
 
     def takes(self, path: str) -> bool:
         suffix = suffix_of(path)
@@ -68,6 +72,13 @@ class LeftOut:
     suffixes: Counter[str] = field(default_factory=Counter)
     companions: int = 0
     run_folder: str = ""  # if it lies in the source
+    compressed: Counter[str] = field(default_factory=Counter)  # tars, by suffix
+    members: Counter[str] = field(default_factory=Counter)  # of archives, by kind
+
+    def add(self, other: LeftOut) -> None:
+        self.suffixes += other.suffixes
+        self.companions += other.companions
+        self.members += other.members
 
     def sentence(self, *, any_suffix: bool = False) -> str | None:
         """Such as `left out: 3 other files (2 .txt, 1 without a suffix)`; None if nothing was."""
@@ -83,6 +94,15 @@ class LeftOut:
         if self.companions:
             count = _files(self.companions, "companion file")
             parts.append(f"{count} of file systems (._*, .DS_Store, Thumbs.db, @eaDir, __MACOSX)")
+        if count := self.compressed.total():
+            kinds = ", ".join(f"{n:,} .{name}" for name, n in self.compressed.items())
+            parts.append(
+                f"{_files(count, 'compressed tar')} ({kinds}), of which no member can be read "
+                "alone: unpack them to plain .tar"
+            )
+        if self.members:
+            kinds = ", ".join(f"{n:,} {kind}" for kind, n in self.members.items())
+            parts.append(f"{_files(self.members.total(), 'member')} of archives ({kinds})")
         if not parts:
             return None
         hint = ""
@@ -111,12 +131,18 @@ def is_companion(path: str) -> bool:
     )
 
 
-def rule_of(recorded: Iterable[str] | None, any_suffix: bool) -> PhotoNames:
-    """The `PhotoNames` of a run. recorded: the suffixes in `run.json`, None if there are none."""
+def rule_of(
+    recorded: Iterable[str] | None, any_suffix: bool, *, archives: bool = True
+) -> PhotoNames:
+    """The `PhotoNames` of a run. recorded: the suffixes in `run.json`, None if there are none.
+
+    archives: whether the run takes members of archives.
+    """
     suffixes = FIRST_SUFFIXES if recorded is None else tuple(recorded)
     # A run with the first set of suffixes, or one that continues it, also keeps companions.
     older = set(suffixes) == set(FIRST_SUFFIXES)
-    return PhotoNames(suffixes, any_suffix, leave_companions=any_suffix or not older)
+    leave_companions = any_suffix or not older
+    return PhotoNames(suffixes, any_suffix, leave_companions, archives)
 
 
 def _files(count: int, word: str) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -20,8 +21,10 @@ import pyarrow as pa
 
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
+from pipeline.planning.archives import Archive, Each, in_threads, list_archive, member_table
 from pipeline.planning.coco_panoptic import CocoFile, file_name_of
 from pipeline.planning.lists import CHUNK, Columns, read_list, refuse_taken
+from pipeline.planning.manifest import manifest_table
 from pipeline.planning.photo_names import LeftOut, PhotoNames, is_companion, rule_of, suffix_of
 from pipeline.planning.s3_inventory import (
     SOURCE_BUCKET,
@@ -30,12 +33,13 @@ from pipeline.planning.s3_inventory import (
     is_inventory,
     newest_manifest,
 )
-from pipeline.schema import MANIFEST_SCHEMA
 from pipeline.secrets import is_signed, refuse_user_info, without_query
 from pipeline.sharding import name_hash
+from pipeline.storage.archive_folder import ArchiveFolder, is_archive
+from pipeline.storage.archives import is_compressed_tar, kind_of
 from pipeline.storage.entry import Entry, as_lost, as_user_error, of_storage
 from pipeline.storage.node_cache import local_copy
-from pipeline.storage.objects import place_of
+from pipeline.storage.objects import open_object, place_of
 from pipeline.storage.storage import Storage, normalize_url
 
 T = TypeVar("T")
@@ -58,15 +62,26 @@ class Source:
     keep_signed_urls: bool = False
     photos: PhotoNames = field(default_factory=PhotoNames)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False)  # filled while listing
+    each: Each = field(default=in_threads, compare=False)  # lists archives, in parallel or not
 
     @classmethod
-    def of(cls, config: RunConfig, recorded: dict[str, Any] | None = None) -> Source:
+    def of(
+        cls,
+        config: RunConfig,
+        recorded: dict[str, Any] | None = None,
+        each: Each = in_threads,
+    ) -> Source:
         """The source of a config. recorded: `RunInfo.source` of an existing run."""
         photos = PhotoNames(any_suffix=config.any_suffix)
         if recorded is not None:
-            photos = rule_of(recorded.get("suffixes"), config.any_suffix)
+            photos = rule_of(
+                recorded.get("suffixes"),
+                config.any_suffix,
+                archives=bool(recorded.get("archives")),
+            )
         return cls(
             photos=photos,
+            each=each,
             url=normalize_url(config.source),
             include=config.include,
             exclude=config.exclude,
@@ -86,6 +101,8 @@ class Source:
             return "folder"  # also one named x.json
         if suffix in LIST_SUFFIXES:
             return "list"
+        if self.photos.archives and (kind_of(self.url) or is_compressed_tar(self.url)):
+            return "archive"
         return "coco" if suffix == "json" else "folder"
 
     def tables(self, progress: Callable[[int], None] = lambda count: None) -> Iterator[pa.Table]:
@@ -97,7 +114,12 @@ class Source:
         refuse_taken(self.keep_columns)
         count = 0
         try:
-            reader = {"folder": self._folder, "list": self._list, "coco": self._coco}[self.kind]
+            reader = {
+                "folder": self._folder,
+                "archive": self._archive,
+                "list": self._list,
+                "coco": self._coco,
+            }[self.kind]
             for table in map(self._without_secrets, reader()):
                 count += table.num_rows
                 progress(count)
@@ -107,7 +129,7 @@ class Source:
         except FileNotFoundError as error:
             raise UserError(f"SOURCE {self.url} does not exist: check the path") from error
         except Exception as error:
-            if not of_storage(error) and self.kind != "folder":
+            if not of_storage(error) and self.kind not in ("folder", "archive"):
                 reason = str(error).split("\n", 1)[0]
                 if isinstance(error, KeyError):
                     reason = f"it lacks {reason}"
@@ -120,7 +142,7 @@ class Source:
 
         Raises UserError for a signed URL without --keep-signed-urls, or with a password.
         """
-        if self.kind == "folder":
+        if self.kind in ("folder", "archive"):
             return rows
         for column in rows.column_names:
             if not pa.types.is_string(rows[column].type):
@@ -153,8 +175,8 @@ class Source:
             path = Path(storage.url)
             if path.is_file():
                 raise UserError(
-                    f"{self.url} is one file: give its folder, a list (.txt .csv .parquet), a COCO "
-                    ".json, or use `panoptic view` for one photo"
+                    f"{self.url} is one file: give its folder, an archive (.zip .tar), a list "
+                    "(.txt .csv .parquet), a COCO .json, or use `panoptic view` for one photo"
                 )
             if not path.is_dir():
                 raise FileNotFoundError(self.url)
@@ -166,9 +188,10 @@ class Source:
             yield from self._newest_inventory(storage, listed)
             return
         local = storage.is_local
+        archives: list[Archive] = []
         entries = (
             entry
-            for entry in listed
+            for entry in self._without_archives(listed, storage.url, archives)
             if (
                 self._counts_closed(entry.path)
                 if local and entry.path.endswith("/")
@@ -176,7 +199,44 @@ class Source:
             )
         )
         for chunk in _chunks(entries):
-            yield _manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
+            yield manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
+        yield from self._members(archives)
+
+    def without_counts(self) -> Source:
+        """The same source, to be sent to a task that counts for itself."""
+        return replace(self, left_out=LeftOut(), each=in_threads)
+
+    def _archive(self) -> Iterator[pa.Table]:
+        if is_compressed_tar(self.url):
+            raise UserError(
+                f"{self.url} is compressed as a whole, so no image in it can be read alone: unpack "
+                "it to a plain .tar (such as by gunzip), or to a folder"
+            )
+        storage, name = open_object(self.url, self.options)
+        entry = storage.info(name)
+        yield from self._members([Archive(self.url.rpartition("/")[2], self.url, entry)])
+
+    def _without_archives(
+        self, entries: Iterable[Entry], root: str, archives: list[Archive]
+    ) -> Iterator[Entry]:
+        """The entries that are no archives; appends the others to `archives`."""
+        for entry in entries:
+            if not self.photos.archives or entry.path.endswith("/"):
+                yield entry
+            elif is_compressed_tar(entry.path):
+                self.left_out.compressed[entry.path.rpartition(".")[2].lower()] += 1
+            elif kind_of(entry.path) is None:
+                yield entry
+            elif is_companion(entry.path):
+                self.left_out.companions += 1
+            elif not any(_matches(entry.path, pattern) for pattern in self.exclude):
+                archives.append(Archive(entry.path, f"{root}/{entry.path}", entry))
+
+    def _members(self, archives: Iterable[Archive]) -> Iterator[pa.Table]:
+        """Manifest rows of the members of archives, one listing for each."""
+        for table, left_out in self.each(partial(list_archive, self.without_counts()), archives):
+            self.left_out.add(left_out)
+            yield from _slices(table)
 
     def _counts(self, path: str, root: str) -> bool:
         """Whether a path under `root` is `wanted` and is not in the run folder."""
@@ -213,6 +273,7 @@ class Source:
     def _coco(self) -> Iterator[pa.Table]:
         file = CocoFile(self.url, self.options)
         root = self._image_root()
+        rows = self._coco_rows(root)
         seen: set[str] = set()
         has_images = False
         chunk: list[str] = []
@@ -231,12 +292,26 @@ class Source:
             seen.add(name)
             chunk.append(name)
             if len(chunk) == CHUNK:
-                yield _coco_table(chunk, root)
+                yield rows(chunk)
                 chunk = []
         if not has_images:
             raise UserError(f"{self.url} is not a COCO JSON: it has no list `images` with an entry")
         if chunk:
-            yield _coco_table(chunk, root)
+            yield rows(chunk)
+
+    def _coco_rows(self, root: str) -> Callable[[list[str]], pa.Table]:
+        """From names to manifest rows: of files, or of members if `root` is an archive."""
+        if not (self.photos.archives and is_archive(root, self.options)):
+            return lambda names: _coco_table(names, root)
+        folder = ArchiveFolder(root, self.options)
+        archive = Archive("", root, folder.entry)
+        members = folder.members
+
+        def rows(names: list[str]) -> pa.Table:
+            listed = [members.get(folder.named(name) or "") for name in names]
+            return member_table(archive, listed, names)
+
+        return rows
 
     def _newest_inventory(self, storage: Storage, listed: Iterable[Entry]) -> Iterator[pa.Table]:
         path = newest_manifest(listed)
@@ -261,8 +336,11 @@ class Source:
             for entry in inventory.entries(self.options)
             if not folder or entry.path.startswith(folder + "/")
         )
-        for chunk in _chunks(entry for entry in named if self._counts(entry.path, root)):
-            yield _manifest_table(chunk, [f"{root}/{entry.path}" for entry in chunk])
+        archives: list[Archive] = []
+        photos = self._without_archives(named, root, archives)
+        for chunk in _chunks(entry for entry in photos if self._counts(entry.path, root)):
+            yield manifest_table(chunk, [f"{root}/{entry.path}" for entry in chunk])
+        yield from self._members(archives)
 
     def _list(self) -> Iterator[pa.Table]:
         columns = Columns(self.uri_column, self.name_column, self.keep_columns)
@@ -272,41 +350,41 @@ class Source:
                 raise UserError(f"{self.url} has an empty name or URI: fill it or take the row out")
             entries = [Entry(str(name), -1, None, None) for name in rows.names]
             uris = [place_of(root, str(uri)) for uri in rows.uris]
-            yield _manifest_table(entries, uris, rows.kept)
+            packed = [
+                number
+                for number, uri in enumerate(uris)
+                if self.photos.archives and kind_of(uri) and not is_signed(uri)
+            ]
+            if not packed:
+                yield manifest_table(entries, uris, rows.kept)
+                continue
+            if rows.kept:
+                raise UserError(
+                    f"{self.url} lists archives ({uris[packed[0]]}), whose images have no values "
+                    "of --keep-columns: list the images themselves, or keep no columns"
+                )
+            loose = [number for number in range(len(uris)) if number not in set(packed)]
+            yield manifest_table([entries[n] for n in loose], [uris[n] for n in loose])
+            yield from self._members(Archive(entries[n].path, uris[n], None) for n in packed)
 
     def _image_root(self) -> str:
         return normalize_url(self.image_root) if self.image_root else self.url.rpartition("/")[0]
 
 
+def _slices(table: pa.Table) -> Iterator[pa.Table]:
+    for first in range(0, table.num_rows, CHUNK):
+        yield table.slice(first, CHUNK)
+
+
 def _coco_table(names: list[str], root: str) -> pa.Table:
     entries = [Entry(name, -1, None, None) for name in names]
-    return _manifest_table(entries, [place_of(root, name) for name in names])
+    return manifest_table(entries, [place_of(root, name) for name in names])
 
 
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:
     iterator = iter(items)
     while chunk := list(islice(iterator, CHUNK)):
         yield chunk
-
-
-def _manifest_table(
-    entries: Iterable[Entry], uris: list[str], kept: dict[str, Any] | None = None
-) -> pa.Table:
-    """Manifest rows of listed entries. kept: values of kept columns, by name."""
-    entries = list(entries)
-    columns: dict[str, Any] = {
-        "hash": np.array([name_hash(entry.path) for entry in entries], np.uint64),
-        "file_name": [entry.path for entry in entries],
-        "uri": uris,
-        "size": [entry.size if entry.size >= 0 else None for entry in entries],
-        "etag": [entry.etag for entry in entries],
-        "last_modified": [entry.last_modified for entry in entries],
-        "attempts": np.zeros(len(entries), np.int32),
-    }
-    table = pa.table(columns, schema=MANIFEST_SCHEMA)
-    for name, values in (kept or {}).items():
-        table = table.append_column(name, values)
-    return table
 
 
 def _renamed(rows: pa.Table, names: list[str]) -> pa.Table:

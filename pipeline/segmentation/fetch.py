@@ -9,11 +9,12 @@ error row. Blocks carry encoded bytes, a tenth of the size of the pixels.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 import uvloop
@@ -32,9 +33,11 @@ from pipeline.cluster.progress_actor import begin, check_budget, refusals_told
 from pipeline.error_budget import failures_of
 from pipeline.errors import UserError
 from pipeline.run.run import Run
+from pipeline.schema import MEMBER_COLUMNS
 from pipeline.secrets import without_query
 from pipeline.segmentation.integrity import Md5Check, fault
 from pipeline.sharding import WorkUnit
+from pipeline.storage.archives import LARGEST_MEMBER, BadMemberError, extract, split_member
 from pipeline.storage.entry import Fetched, as_lost, classify
 from pipeline.storage.objects import Gets
 
@@ -51,6 +54,7 @@ REPORT_IMAGES: Final = 100  # images between two reports to the error budget
 
 _WHILE_WORTH_IT: Final = retry_if_result(lambda body: body.code in TRIES)
 
+ROW_COLUMNS: Final = ("uri", "size", "etag", "attempts", *MEMBER_COLUMNS)
 UNIT_FIELDS: Final = ("generation", "shard")
 FETCHED_FIELDS: Final = [
     pa.field("error_code", pa.string()),
@@ -66,6 +70,63 @@ class Body:
     data: bytes | None
     code: str | None = None
     message: str | None = None
+
+
+class Row(NamedTuple):
+    """What a manifest row says of an image's GET. archive: `zip` or `tar` for a member."""
+
+    uri: str
+    size: int | None
+    etag: str | None
+    attempts: int
+    archive: str | None = None
+    offset: int = 0
+    length: int = 0
+    crc32: int = 0
+    fault: str | None = None
+
+
+def rows_of(manifest: pa.Table) -> list[Row]:
+    """The rows of a manifest, also of one that is older than archives."""
+    names = [name for name in ROW_COLUMNS if name in manifest.column_names]
+    columns = (manifest[name].to_pylist() for name in names)
+    return [Row(*values) for values in zip(*columns, strict=True)]
+
+
+def fault_of(row: Row) -> Body | None:
+    """The error of a row that needs no GET; None for all others."""
+    if row.fault is not None:
+        code, _, message = row.fault.partition(": ")
+        return Body(None, code, message)
+    if row.archive and (row.size or 0) > LARGEST_MEMBER:
+        return Body(None, "too_large", f"the member has {row.size:,} bytes")
+    return None
+
+
+class MemberCheck:
+    """Turns the range of an archive into the file of a member, over all tries to fetch it."""
+
+    def __init__(self, row: Row) -> None:
+        self._row = row
+        self._seen: set[bytes] = set()  # digests of bodies with another CRC32
+        parted = split_member(row.uri) if row.archive else None
+        self.archive_uri = parted[0] if parted else row.uri
+
+    def body(self, fetched: Fetched) -> Body:
+        row = self._row
+        if row.etag and fetched.etag and fetched.etag != row.etag:
+            return Body(None, "changed", f"ETag is {fetched.etag}, was {row.etag} when listed")
+        try:
+            return Body(extract(str(row.archive), fetched.data, row.size or 0, row.crc32))
+        except BadMemberError as error:
+            if error.code != "unavailable":
+                return Body(None, error.code, str(error))
+            digest = hashlib.md5(fetched.data, usedforsecurity=False).digest()
+            if digest not in self._seen:
+                self._seen.add(digest)
+                return Body(None, error.code, str(error))
+            code = "corrupt" if row.etag else "changed"  # an ETag proves the same archive
+            return Body(None, code, f"{error}, the same each time")
 
 
 def fetch_units(
@@ -131,10 +192,11 @@ class UnitFetch:
         started = time.monotonic()
         gate = asyncio.Semaphore(CONCURRENT_GETS)
 
-        async def fetch(uri: str, size: int | None, etag: str | None, attempts: int) -> Body:
+        async def fetch(row: Row) -> Body:
+            uri, attempts = row.uri, row.attempts
             async with gate:
                 self.begun += not attempts
-                body = await self._image(uri, size, etag)
+                body = fault_of(row) or await self._image(row)
             if self.any_suffix and body.data and not begins_as_picture(body.data):
                 body = Body(None, "not_an_image", no_picture(body.data))
             self.ended += 1
@@ -146,9 +208,8 @@ class UnitFetch:
                 await asyncio.to_thread(self._report, started, done=False)
             return body
 
-        columns = (self.manifest[name].to_pylist() for name in ("uri", "size", "etag", "attempts"))
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(fetch(*row)) for row in zip(*columns, strict=True)]
+            tasks = [group.create_task(fetch(row)) for row in rows_of(self.manifest)]
         self._report(started, done=True)
         return [task.result() for task in tasks]
 
@@ -168,24 +229,33 @@ class UnitFetch:
         if done or self.failed:
             check_budget(report)
 
-    async def _image(self, uri: str, size: int | None, etag: str | None) -> Body:
+    async def _image(self, row: Row) -> Body:
         """The body of one image, after as many tries as TRIES and the time allow."""
-        seconds = IMAGE_SECONDS + (size or 0) / SLOWEST_BYTES
-        md5_check = Md5Check(uri)
+        seconds = IMAGE_SECONDS + (row.size or 0) / SLOWEST_BYTES
+        md5_check = Md5Check(row.uri)
+        member_check = MemberCheck(row)
         code_counts: Counter[str] = Counter()
 
         async def once() -> Body:
             try:
                 async with asyncio.timeout_at(deadline):
                     if md5_check.must_ask:  # after a body whose MD5 is not its ETag: rare
-                        md5_check.encrypted = await self.gets.is_encrypted(uri)
-                    fetched = await self.gets.get(uri)
+                        md5_check.encrypted = await self.gets.is_encrypted(row.uri)
+                    if row.archive:
+                        fetched = await self.gets.get_range(
+                            member_check.archive_uri, row.offset, row.length, row.etag
+                        )
+                    else:
+                        fetched = await self.gets.get(row.uri)
             # Whatever the client raises for one object is that image's error row: there are as
             # many exception types as there are storage back ends.
             except Exception as error:  # noqa: BLE001
                 body = Body(None, *classify(error))
             else:
-                body = check_body(fetched, size, etag, md5_check)
+                if row.archive:
+                    body = member_check.body(fetched)
+                else:
+                    body = check_body(fetched, row.size, row.etag, md5_check)
             if body.code:
                 code_counts[body.code] += 1
             return body

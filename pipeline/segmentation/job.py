@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pipeline.amounts import counted
+from pipeline.cluster.archive_tasks import in_tasks
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.device import Device, decide_device, with_a_gpu
 from pipeline.cluster.placement import place
@@ -161,7 +162,11 @@ def _begin(job: Job) -> Summary:
     with Staging() as staging, ExitStack() as stack:
         # Listed before the lease is taken: nothing is written for an empty source.
         images, size = stage_listing(
-            staging, Source.of(config), config.limit, reporter.listed, reporter.note
+            staging,
+            Source.of(config, each=in_tasks(config.address)),
+            config.limit,
+            reporter.listed,
+            reporter.note,
         )
         writer = stack.enter_context(writing(job.place))
         run = writer.run()
@@ -205,7 +210,7 @@ def _refresh(run: Run, config: RunConfig, reporter: Reporter) -> None:
         return
     generation = plan_refresh(
         run,
-        Source.of(config, run.info.source),
+        Source.of(config, run.info.source, in_tasks(config.address)),
         config.limit,
         images_per_shard=config.images_per_shard,
         brakes=Brakes(config.max_removed_rate),

@@ -5,13 +5,13 @@ A call with another model, source or option of the fingerprint raises UserError 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.cluster.device import Device
-from pipeline.config import IMAGE_SUFFIXES, SOURCE_FIELDS, RunConfig
+from pipeline.config import SOURCE_FIELDS, RunConfig
 from pipeline.errors import UserError
+from pipeline.planning.photo_names import PhotoNames
 from pipeline.planning.s3_inventory import undated
 from pipeline.progress import Reporter
 from pipeline.run.folder import RunInfo
@@ -76,12 +76,13 @@ def describe_run(
     config: RunConfig,
     description: ModelDescription,
     device: Device,
-    suffixes: Sequence[str] | None = None,
+    photos: PhotoNames | None = None,
 ) -> RunInfo:
     """The contents of `run.json` of a new run, with storage options but without credentials.
 
-    suffixes: file suffixes of the photos; None: IMAGE_SUFFIXES.
+    photos: which names of the source are photos; None: the default.
     """
+    photos = photos or PhotoNames()
     digest, fields = run_fingerprint(description, config)
     settings = config.model_dump(mode="json", exclude={"refresh", "shards", "address"})
     if not config.keep_signed_urls:  # older versions refuse a run.json with this name
@@ -91,7 +92,11 @@ def describe_run(
     options = {name: getattr(config, name) for name in ("source_options", "out_options")}
     return RunInfo(
         schema_version=SCHEMA_VERSION,
-        source={**source_fields(config), "suffixes": list(suffixes or IMAGE_SUFFIXES)},
+        source={
+            **source_fields(config),
+            "suffixes": list(photos.suffixes),
+            "archives": photos.archives,
+        },
         limit=config.limit,
         weights=config.weights,
         weights_sha256=description.weights_sha256,

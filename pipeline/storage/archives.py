@@ -17,7 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Self
 
@@ -33,7 +33,7 @@ COMPRESSED_TARS: Final = (
 )
 LARGEST_MEMBER: Final = 1 << 30  # bytes; a larger one would fill a worker's memory
 _TAIL: Final = 256 << 10  # bytes at the end of a zip that are read at once
-_CHUNK: Final = 8 << 20  # bytes of a tar that are read at once
+CHUNK: Final = 8 << 20  # bytes of a tar that are read at once
 # Of a zip member's own header (30 bytes, name, extra field) and what may follow its data.
 _LARGEST_FRAME: Final = 30 + 2 * 0xFFFF + 24
 # Tar headers whose data `tarfile` reads into memory: long names and PAX records.
@@ -112,7 +112,7 @@ def list_members(storage: Storage, entry: Entry, wanted: Wanted = lambda name: T
 
 def _list_zip(storage: Storage, entry: Entry, listing: Listing, wanted: Wanted) -> None:
     try:
-        archive = zipfile.ZipFile(_Ranged(storage, entry, _TAIL))
+        archive = zipfile.ZipFile(RangedFile(storage, entry, _TAIL))
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
         listing.code, listing.fault = _zip_fault(storage, entry, error)
         return
@@ -142,7 +142,7 @@ def _zip_fault(storage: Storage, entry: Entry, error: Exception) -> tuple[str, s
     return "corrupt", f"not a zip: {error}"
 
 
-class _Ranged(io.RawIOBase):
+class RangedFile(io.RawIOBase):
     """An object as a file: a read is a ranged GET, and the last `tail` bytes are one GET."""
 
     def __init__(self, storage: Storage, entry: Entry, tail: int = 0) -> None:
@@ -189,7 +189,7 @@ class _Ranged(io.RawIOBase):
 
 
 def _list_tar(storage: Storage, entry: Entry, listing: Listing, wanted: Wanted) -> None:
-    file = io.BufferedReader(_Ranged(storage, entry), _CHUNK)
+    file = io.BufferedReader(RangedFile(storage, entry), CHUNK)
     if not entry.size:
         listing.code, listing.fault = "empty", "the archive is empty"
         return
@@ -226,7 +226,7 @@ def _look_at_end(file: io.BufferedReader, offset: int, listing: Listing) -> None
         listing.code, listing.fault = "truncated", "the tar is cut off before the mark at its end"
     elif mark.strip(b"\0"):
         listing.code, listing.fault = "corrupt", f"the tar is damaged at byte {offset:,}"
-    elif any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(_CHUNK), b"")):
+    elif any(chunk.strip(b"\0") for chunk in iter(lambda: file.read(CHUNK), b"")):
         listing.code = "corrupt"
         listing.fault = "data follow the mark at the tar's end: two tars in one file, or damage"
 
@@ -263,7 +263,7 @@ def _crc32(file: io.BufferedReader, offset: int, size: int) -> int:
     file.seek(offset)
     crc = 0
     while size:
-        if not (chunk := file.read(min(size, _CHUNK))):
+        if not (chunk := file.read(min(size, CHUNK))):
             raise EOFError
         crc, size = zlib.crc32(chunk, crc), size - len(chunk)
     return crc
@@ -327,11 +327,3 @@ def split_member(uri: str) -> tuple[str, str] | None:
             end = at + len(kind) + 1
             return uri[:end], uri[end + 1 :]
     return None
-
-
-def members_of(storage: Storage, path: str) -> Iterator[Member]:
-    """The members of the archive `path`. Raises BadMemberError if it is damaged."""
-    listing = list_members(storage, storage.info(path))
-    if listing.fault is not None:
-        raise BadMemberError(str(listing.code), listing.fault)
-    yield from listing.members

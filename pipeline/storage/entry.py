@@ -77,6 +77,8 @@ def classify(error: BaseException) -> tuple[str, str]:
     status = _status(error)
     hint = next((words for name, words in _HINTS.items() if name in text), None)
     line = line[:500] + (f" ({hint})" if hint else "")
+    if type(error).__name__ == "PreconditionError" or status == "412":
+        return "changed", "the object was replaced after it was listed"
     if "InvalidObjectState" in text:
         return "archived", line
     if isinstance(error, FileNotFoundError) or status in ("404", "410"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.storage.archive_folder import member_at
 from pipeline.storage.entry import Entry, Fetched
 from pipeline.storage.local import LocalObjects
 from pipeline.storage.s3 import S3Objects
@@ -24,6 +25,8 @@ def place_of(root: str, name: str) -> str:
     """
     if "://" in name or name.startswith("/"):
         return name
+    if root.endswith("#"):  # an archive
+        return f"{root}{name}"
     while True:
         if name.startswith("./"):
             name = name[2:].lstrip("/")
@@ -34,10 +37,12 @@ def place_of(root: str, name: str) -> str:
 
 
 def open_object(uri: str, options: Mapping[str, str] | None = None) -> tuple[Storage, str]:
-    """(folder, name in the folder) of an object.
+    """(folder, name in the folder) of an object, or of an archive's member.
 
     In S3 a slash is part of a key, so the folder of an S3 URI is the bucket.
     """
+    if (member := member_at(uri, options)) is not None:
+        return member
     scheme, _, rest = uri.partition("://")
     bucket, _, key = rest.partition("/")
     if scheme in S3_SCHEMES and key:

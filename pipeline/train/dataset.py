@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import PurePosixPath
 from typing import Any, Final
 
 import numpy as np
@@ -24,8 +23,10 @@ from detr.categories import Categories
 from detr.inference.decode import ImageError, decode_image, header_size, stored_orientation
 from pipeline.amounts import counted
 from pipeline.errors import UserError
+from pipeline.evaluation.truth import masks_of
 from pipeline.evaluation.truth_png import MaskError, read_png
 from pipeline.planning.coco_panoptic import CocoFile, categories_of, panoptic, size_of
+from pipeline.storage.archive_folder import folder_at
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.objects import place_of, read_named
 from pipeline.storage.storage import Storage, open_file
@@ -154,7 +155,7 @@ def open_dataset(
     """
     if not truth.endswith(".json"):
         truth = truth.rstrip("/") + "/panoptic.json"
-    folder, name = open_file(truth)
+    folder, _ = open_file(truth)
     file = CocoFile(truth)
     entries: dict[str, dict[str, Any]] = {}  # of repeated ids the last wins, as in `evaluate`
     annotations: dict[str, dict[str, Any]] = {}
@@ -170,8 +171,8 @@ def open_dataset(
     label_set = categories_of(listed, file)
     if categories is not None and set(label_set) != set(categories):
         raise UserError(f"{truth} has another label set than the training data: make them equal")
-    photos = Storage(images or folder.join("images"))
-    maps = Storage(masks or folder.join(PurePosixPath(name).stem))
+    photos = folder_at(images or folder.join("images"))
+    maps = folder_at(masks or masks_of(truth))
     dataset = PanopticDataset(
         categories=categories or label_set,
         examples=_examples(file, entries, annotations, categories or label_set, maps),
@@ -188,7 +189,7 @@ def open_dataset(
         except OSError as error:
             raise as_user_error(error, f"can't list {storage.url}") from error
         urls = (place_of(storage.url, name) for name in names)
-        inside = [url for url in urls if url.startswith(f"{storage.url}/")]
+        inside = [url for url in urls if url.startswith(storage.join(""))]
         absent = [url for url in inside if url not in present]
         if absent:
             raise UserError(f"{counted(len(absent), 'file')} of {truth} missing, first {absent[0]}")
