@@ -261,6 +261,8 @@ class S3Objects:
 
     def get_range(self, key: str, start: int, length: int, etag: str | None) -> Fetched:
         """Bytes from `start`; with `etag`, raises if the object has another one by now (412)."""
+        if not length:  # no range is empty
+            return Fetched(b"", etag)
         if not _expressible(key):
             return self._get_botocore(key, **_ranged(start, length, etag))
         result = obstore.get(self.store, key, options=_range_options(start, length, etag))
@@ -268,6 +270,8 @@ class S3Objects:
 
     async def get_range_async(self, key: str, start: int, length: int, etag: str | None) -> Fetched:
         """`get_range` with one try, for images."""
+        if not length:
+            return Fetched(b"", etag)
         if not _expressible(key):
             ranged = _ranged(start, length, etag)
             return await asyncio.to_thread(self._get_botocore, key, **ranged)

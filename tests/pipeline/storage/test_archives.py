@@ -22,6 +22,7 @@ from pipeline.storage.archives import (
     split_member,
 )
 from pipeline.storage.storage import Storage
+from tests.archive_files import tarred, zipped
 
 RANDOM = np.random.default_rng(0)
 FILES = {
@@ -33,30 +34,12 @@ FILES = {
 }
 
 
-def zipped(method: int = zipfile.ZIP_STORED, files: dict[str, bytes] = FILES) -> bytes:
-    sink = io.BytesIO()
-    with zipfile.ZipFile(sink, "w", method) as archive:
-        archive.writestr("folder/", b"")
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return sink.getvalue()
-
-
-def tarred(form: int = tarfile.GNU_FORMAT, files: dict[str, bytes] = FILES) -> bytes:
-    sink = io.BytesIO()
-    with tarfile.open(fileobj=sink, mode="w", format=form) as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return sink.getvalue()
-
-
+WITH_FOLDER = {"folder/": b"", **FILES}
 ARCHIVES = {
-    "stored.zip": zipped(),
-    "deflated.zip": zipped(zipfile.ZIP_DEFLATED),
-    "gnu.tar": tarred(),
-    "pax.tar": tarred(tarfile.PAX_FORMAT),
+    "stored.zip": zipped(WITH_FOLDER),
+    "deflated.zip": zipped(WITH_FOLDER, zipfile.ZIP_DEFLATED),
+    "gnu.tar": tarred(FILES),
+    "pax.tar": tarred(FILES, tarfile.PAX_FORMAT),
 }
 
 
@@ -105,7 +88,7 @@ def test_a_zip_that_is_written_as_a_stream_has_its_sizes_behind_the_data(tmp_pat
 
 def test_zip64_of_more_than_65535_members(tmp_path: Path) -> None:
     files = {f"{number:06}.jpg": b"%d" % number for number in range(66_000)}
-    data = zipped(files=files)
+    data = zipped(files)
     listing = listed(tmp_path, "a.zip", data)
     assert len(listing.members) == 66_000
     assert read(data, "a.zip", listing) == files
@@ -214,7 +197,7 @@ def test_what_is_no_whole_archive_has_a_code_and_a_sentence(
 
 
 def test_an_archive_without_members_is_whole(tmp_path: Path) -> None:
-    for name, data in (("a.zip", zipped(files={})), ("a.tar", tarred(files={}))):
+    for name, data in (("a.zip", zipped({})), ("a.tar", tarred({}))):
         listing = listed(tmp_path, name, data)
         assert not listing.members
         assert listing.fault is None
@@ -228,7 +211,7 @@ def test_members_that_are_not_wanted_are_not_read(tmp_path: Path) -> None:
             reads.append(length)
             return super().read_range(path, start, length, etag)
 
-    data = tarred(files={"big.bin": bytes(40 << 20), "a.jpg": b"a"})
+    data = tarred({"big.bin": bytes(40 << 20), "a.jpg": b"a"})
     (tmp_path / "a.tar").write_bytes(data)
     storage = Counting(tmp_path)
     listing = list_members(storage, storage.info("a.tar"), lambda name: name.endswith(".jpg"))
@@ -246,7 +229,7 @@ def test_a_zip_is_listed_by_at_most_four_reads(tmp_path: Path, name: str) -> Non
             return super().read_range(path, start, length, etag)
 
     files = {f"{number:06}.jpg": RANDOM.bytes(20) for number in range(20_000)}
-    (tmp_path / name).write_bytes(zipped(files=files))
+    (tmp_path / name).write_bytes(zipped(files))
     storage = Counting(tmp_path)
     assert len(list_members(storage, storage.info(name)).members) == 20_000
     assert len(reads) <= 4
@@ -254,7 +237,7 @@ def test_a_zip_is_listed_by_at_most_four_reads(tmp_path: Path, name: str) -> Non
 
 def test_an_encrypted_member_and_other_methods_are_unsupported(tmp_path: Path) -> None:
     for change, words in ((b"\x01\x00", "encrypted"), (None, "bzip2")):
-        data = bytearray(zipped(zipfile.ZIP_BZIP2 if change is None else zipfile.ZIP_STORED))
+        data = bytearray(zipped(FILES, zipfile.ZIP_BZIP2 if change is None else zipfile.ZIP_STORED))
         (member, *_) = [m for m in listed(tmp_path, "a.zip", bytes(data)).members if m.size]
         if change:
             data[member.offset + 6 : member.offset + 8] = change
@@ -265,7 +248,7 @@ def test_an_encrypted_member_and_other_methods_are_unsupported(tmp_path: Path) -
 
 
 def test_a_member_that_inflates_beyond_its_size_is_stopped(tmp_path: Path) -> None:
-    data = zipped(zipfile.ZIP_DEFLATED, {"a.jpg": bytes(10_000_000)})
+    data = zipped({"a.jpg": bytes(10_000_000)}, zipfile.ZIP_DEFLATED)
     (member,) = listed(tmp_path, "a.zip", data).members
     body = data[member.offset : member.offset + member.length]
     with pytest.raises(BadMemberError, match="has 101 bytes"):
