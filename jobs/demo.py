@@ -33,6 +33,14 @@ def demo(
         "demo"
     ),
     images: Annotated[int, typer.Option(min=1, help="Number of scenes to make.")] = 60,
+    coco: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Score COCO val2017 instead: val2017.zip and "
+            "panoptic_annotations_trainval2017.zip lie in FOLDER, as downloaded.",
+        ),
+    ] = None,
     json_output: JsonOutput = False,
     verbose: Verbose = False,
 ) -> None:
@@ -43,7 +51,12 @@ def demo(
     the scenes and the run.
 
         panoptic demo --images 200
+
+        panoptic demo --coco data/coco
     """
+    if coco is not None:
+        _coco(coco, json_output=json_output, verbose=verbose)
+        return
     from pipeline.cluster.ray_session import join_ray
     from pipeline.evaluation.evaluator import evaluate_run
     from pipeline.report.page import write_report
@@ -112,6 +125,18 @@ def demo(
         soft_wrap=True,
         markup=False,
     )
+
+
+def _coco(folder: Path, *, json_output: bool, verbose: bool) -> None:
+    from jobs.demo_coco import beside_published, segment_coco
+
+    out, result = segment_coco(folder, ConsoleReporter(verbose=verbose))
+    if json_output:
+        print_json({"out": out, "pq": result["All"]})
+        return
+    console = plain_console()
+    console.print(beside_published(result["All"]["pq"]), soft_wrap=True, markup=False)
+    console.print(f"report: {sys.argv[0]} report {out}", soft_wrap=True, markup=False)
 
 
 def beside_record(pq: float, record: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
+from detr.inference.formats import known_format
 from pipeline.errors import UserError
 from pipeline.panoptic.per_image import PER_IMAGE_SCHEMA
 from pipeline.schema import INTERNAL_COLUMNS, MANIFEST_SCHEMA, SHARD_SCHEMA
@@ -174,6 +175,7 @@ def _csv_reason(error: pa.ArrowException) -> str:
 def _parquet(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
     try:
         with pq.ParquetFile(path) as file:
+            _refuse_images(file, url)
             chosen = _chosen(file.schema_arrow.names, url, columns)
             schema = file.schema_arrow
             for name in (chosen.uri, chosen.name):
@@ -197,6 +199,24 @@ def _parquet(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
     except (pa.ArrowException, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error)).strip()[:300]
         raise UserError(f"{url} can't be read as Parquet: {reason}") from None
+
+
+def _refuse_images(file: pq.ParquetFile, url: str) -> None:
+    """Raises UserError for a file that holds images, as data sets of Hugging Face do."""
+    for column in file.schema_arrow:
+        path, kind = column.name, column.type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            path, kind = f"{path}.bytes", kind.field("bytes").type
+        if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+            continue
+        batch = next(file.iter_batches(1, columns=[path]), None)
+        value = batch.column(0)[0].as_py() if batch is not None and batch.num_rows else None
+        value = value.get("bytes") if isinstance(value, dict) else value
+        if value is not None and known_format(value) is not None:
+            raise UserError(
+                f"{url} holds the images themselves (column {path!r}), of which none can be read "
+                "alone: unpack them into a tar (docs/sources.md has the few lines that do)"
+            )
 
 
 def _stays(kind: pa.DataType) -> bool:

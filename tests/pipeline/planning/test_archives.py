@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.config import make_config
 from pipeline.errors import UserError
 from pipeline.planning.source import Source
 from pipeline.storage.archives import extract
 from tests.archive_files import tarred, zipped
+from tests.odd_files import encode, picture
 
+DOCS = Path(__file__).parents[3] / "docs"
 ZIP = {"val/0.jpg": b"zero", "val/1.JPG": b"one", "readme.txt": b"no photo", "__MACOSX/0.jpg": b"x"}
 TAR = {"2.jpg": b"two", "2.cls": b"no photo", "3.png": b"three"}
 
@@ -151,3 +156,19 @@ def test_a_folder_may_be_named_as_an_archive(tmp_path: Path) -> None:
     (tmp_path / "set.zip" / "a.jpg").write_bytes(b"a")
     assert set(rows(Source(str(tmp_path)))) == {"set.zip/a.jpg"}
     assert set(rows(Source(str(tmp_path / "set.zip")))) == {"a.jpg"}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_images_in_parquet_are_refused_and_the_recipe_of_the_docs_unpacks_them(
+    tmp_path: Path, nested: bool
+) -> None:
+    pictures = [encode(Image.fromarray(picture()), kind) for kind in ("JPEG", "PNG")]
+    values = [{"bytes": data, "path": None} for data in pictures] if nested else pictures
+    pq.write_table(pa.table({"image": values, "label": [1, 2]}), tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=r"holds the images themselves.*docs/sources\.md"):
+        rows(Source(str(tmp_path / "train.parquet")))
+    recipe = (DOCS / "sources.md").read_text().partition("```python\n")[2].partition("```")[0]
+    command = [sys.executable, "-c", recipe, "train.parquet", "train.tar"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    listed = rows(Source(str(tmp_path / "train.tar")))
+    assert [content(row) for row in listed.values()] == pictures
