@@ -166,7 +166,9 @@ def end(job: subprocess.Popen[str], number: int = signal.SIGKILL) -> int:
         time.sleep(0.02)
     job.send_signal(number)
     try:
-        job.communicate(timeout=60)
+        _, said = job.communicate(timeout=60)
+        if job.returncode < 0 and job.returncode != -number:
+            print(said[-3000:])  # another signal ended it: these words say why
     except subprocess.TimeoutExpired:
         job.kill()
         raise
