@@ -10,7 +10,6 @@ the difference to a listing in which 1,000 images changed names exactly those. B
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -23,8 +22,8 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_maps import machine
-from benchmarks.made_rows import made_info, made_rows, peak_mb
+from benchmarks.made_rows import made_info, made_rows
+from benchmarks.measure import peak_mb, print_result
 from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.planning.scratch_db import Staging
 from pipeline.run.folder import ShardEntry
@@ -104,20 +103,18 @@ def main() -> None:
     print(f"manifest and plan of {generation.shards} shards {total:.1f} s, limit {LIMIT_SECONDS}")
     print(f"peak memory {first_mb:.0f} MB, with the difference {peak_mb():.0f}, limit {LIMIT_MB}")
     print(f"difference: {len(names)} images, exactly those that changed: {exact}")
-    report = {
-        "benchmark": "planning",
-        **machine(),
-        "images": images,
-        "shards": generation.shards,
-        "seconds": {name: round(value, 1) for name, value in times.items()},
-        "peak_mb": round(peak_mb()),
-        "changed": len(names),
-        "rewritten_shards": len(second.rewrites),
-        "rewritten_rows": rewritten,
-        "exact": exact,
-        "holds": exact and total <= LIMIT_SECONDS and peak_mb() <= LIMIT_MB,
-    }
-    print(json.dumps(report))
+    print_result(
+        "planning",
+        images=images,
+        shards=generation.shards,
+        seconds={name: round(value, 1) for name, value in times.items()},
+        peak_mb=round(peak_mb()),
+        changed=len(names),
+        rewritten_shards=len(second.rewrites),
+        rewritten_rows=rewritten,
+        exact=exact,
+        holds=exact and total <= LIMIT_SECONDS and peak_mb() <= LIMIT_MB,
+    )
 
 
 if __name__ == "__main__":
