@@ -111,15 +111,14 @@ def show_comparison(comparison: Comparison, verdict: Verdict | None, json_output
     console.print(
         f"{counted(comparison.images, 'image')} scored in both against {comparison.truth} "
         f"({comparison.only_a:,} in A only, {comparison.only_b:,} in B only)",
-        soft_wrap=True,
     )
     for image in comparison.changed[:LISTED]:
         text = f"  {100 * image.a:.1f} -> {100 * image.b:.1f}  {image.file_name}"
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text)
     if verdict is not None:
         console.print("verdict: good enough" if verdict.passed else "verdict: not good enough")
         for reason in verdict.reasons:
-            console.print(f"  {reason}", markup=False, soft_wrap=True)
+            console.print(f"  {reason}")
 
 
 def show_agreement(agreement: Agreement, json_output: bool) -> None:
@@ -147,7 +146,7 @@ def show_agreement(agreement: Agreement, json_output: bool) -> None:
         console.print("worth labelling, most disagreement first:")
     for image in agreement.disagreements[:LISTED]:
         text = f"  {image.segments:.2f} segments  {image.file_name}"
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text)
 
 
 def _cells(change: Change) -> tuple[str, str, str, str]:

@@ -101,11 +101,11 @@ def doctor(
         if not json_output:
             mark = Text("ok  ", "green") if check.ok else Text("FAIL", "red")
             console.print(mark, f"{check.name}:", end=" ")
-            console.print(check.found, markup=False, soft_wrap=True)
+            console.print(check.found)
             for guarantee in check.store:
                 kept = "yes" if guarantee.kept else "no"
                 line = f"       {guarantee.name:8}{kept:4}{guarantee.meaning}"
-                console.print(line, markup=False, soft_wrap=True)
+                console.print(line)
     if json_output:
         print_json({"ok": all(check.ok for check in checks), "checks": [*map(asdict, checks)]})
     if not all(check.ok for check in checks):

@@ -82,7 +82,7 @@ def inspect(
         raise UserError("inspect looks into DETR; other models have no such stages")
     if threshold is None:
         console = plain_console(stderr=True)
-        say_recommended(recommended_by(model), lambda text: console.print(text, soft_wrap=True))
+        say_recommended(recommended_by(model), console.print)
     seen = inspect_image(model, image, queries)
     output = output or f"{PurePosixPath(photo).stem}.inspect.html"
     storage, name = open_file(output)
@@ -113,4 +113,4 @@ def _print(seen: Inspection, output: str) -> None:
         shape = " x ".join(str(side) for side in stage.shape)
         table.add_row(f"  {stage.name}", shape, stage.letters)
     console.print(table)
-    console.print(Text(output), soft_wrap=True)
+    console.print(output)

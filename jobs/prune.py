@@ -42,9 +42,9 @@ def prune(
         return
     console = plain_console()
     for name in pruning.kept:
-        console.print(f"kept: {name}", soft_wrap=True)
+        console.print(f"kept: {name}")
     for entry in pruning.objects[:LISTED]:
-        console.print(f"  {entry.path}", markup=False, soft_wrap=True)
+        console.print(f"  {entry.path}")
     if len(pruning.objects) > LISTED:
         console.print(f"  ... and {len(pruning.objects) - LISTED:,} more")
     verb = "removed" if delete else "would be removed (add --delete)"

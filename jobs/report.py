@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
@@ -58,13 +57,13 @@ def report(
         cards=gallery,
         output=output,
         options=parse_options(source_option, "--source-option") or None,
-        note=lambda text: console.print(text, markup=False),
+        note=console.print,
     )
     if json_output:
         print_json({"report": written.url, "bytes": written.bytes})
     else:
         line = f"{written.url}  ({written.bytes / 1e6:.1f} MB)"
-        plain_console().print(Text(line), soft_wrap=True)
+        plain_console().print(line)
     if open_it:
         page = _local(written.url, options if output is None else {})
         if not webbrowser.open(page.as_uri()):

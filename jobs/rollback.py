@@ -34,4 +34,4 @@ def rollback(
         print_json(asdict(moved))
         return
     console = plain_console()
-    console.print(f"{moved.out}: {moved.before} -> {moved.after}", soft_wrap=True)
+    console.print(f"{moved.out}: {moved.before} -> {moved.after}")

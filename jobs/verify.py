@@ -99,9 +99,9 @@ def _print(facts: dict[str, Any]) -> None:
         f"({facts['ok']:,} ok, {counted(facts['error'], 'error')})"
     )
     for example in facts["examples"]:
-        console.print(f"  {example}", markup=False, soft_wrap=True)
+        console.print(f"  {example}")
     for kind, count in facts["findings"].items():
-        console.print(f"{kind}: {count:,}", markup=False)
+        console.print(f"{kind}: {count:,}")
     sample = facts.get("sample")
     if sample:
         console.print(
@@ -112,10 +112,10 @@ def _print(facts: dict[str, Any]) -> None:
             "whose files can't be had or have changed"
         )
         if sample["note"]:
-            console.print(f"  {sample['note']}", markup=False, soft_wrap=True)
+            console.print(f"  {sample['note']}")
         for name, part in sorted(sample["differences"].items(), key=lambda item: -item[1])[:5]:
-            console.print(f"  {part:.4%} of {name}", markup=False, soft_wrap=True)
+            console.print(f"  {part:.4%} of {name}")
         for words in sample["other"]:
-            console.print(f"  {words}", markup=False, soft_wrap=True)
+            console.print(f"  {words}")
     verdict = "every image has exactly one row" if facts["holds"] else "NOT as promised"
     console.print(verdict)
