@@ -13,9 +13,9 @@ import argparse
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,6 +26,7 @@ from benchmarks.made_rows import made_info, made_rows
 from benchmarks.measure import peak_mb, print_result
 from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.planning.scratch_db import Staging
+from pipeline.planning.source import Source
 from pipeline.run.folder import ShardEntry
 from pipeline.run.run import create_run
 from pipeline.storage.storage import Storage
@@ -35,18 +36,14 @@ CHANGES = 1_000
 LIMIT_SECONDS, LIMIT_MB = 300, 2_000
 
 
-class MadeSource:
+@dataclass(frozen=True)
+class MadeSource(Source):
     """A listing of made rows; every n-th image has another ETag than before."""
 
-    url = "s3://made"
-    include = exclude = ()
-    options: Mapping[str, str] = {}
+    count: int = field(default=0, kw_only=True)
+    changed_every: int = field(default=0, kw_only=True)
 
-    def __init__(self, count: int, changed_every: int = 0) -> None:
-        self.count = count
-        self.changed_every = changed_every
-
-    def tables(self, progress: Callable[[int], None]) -> Iterator[pa.Table]:
+    def tables(self, progress: Callable[[int], None] = lambda count: None) -> Iterator[pa.Table]:
         first = 0
         for table in made_rows(self.count):
             if self.changed_every:
@@ -71,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="planning-") as folder:
         run = create_run(Storage(f"{folder}/run"), made_info())
         start = time.monotonic()
-        source: Any = MadeSource(images)
+        source = MadeSource("s3://made", count=images)
         with Staging() as staging:
             found, size = stage_listing(staging, source, None, lambda count: None)
             times["list"] = time.monotonic() - start
@@ -81,7 +78,7 @@ def main() -> None:
         entries = [ShardEntry(u.path, u.images, u.images, 0, 1) for u in generation.units()]
         run.write_snapshot(1, entries)
         start = time.monotonic()
-        changed: Any = MadeSource(images, images // CHANGES)
+        changed = MadeSource("s3://made", count=images, changed_every=images // CHANGES)
         second = plan_refresh(
             run,
             changed,

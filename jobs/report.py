@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from jobs.console import plain_console, print_json
-from jobs.options import JsonOutput, OutOptions, parse_options
+from jobs.options import JsonOutput, OutOptions, PhotoOptions, parse_options
 from pipeline.report.page import CARDS, write_report
 from pipeline.run.snapshots import open_snapshot
 from pipeline.storage.storage import open_file
@@ -35,10 +35,7 @@ def report(
     open_it: Annotated[
         bool, typer.Option("--open", help="Open the report in the browser; from a bucket, a copy.")
     ] = False,
-    source_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Storage option of the photos; repeatable."),
-    ] = None,
+    source_option: PhotoOptions = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.console import plain_console, print_json
-from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from jobs.options import JsonOutput, OutFolder, OutOptions, ShownSnapshot, parse_options
 from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.report.sql import connect, query
@@ -32,9 +32,7 @@ def sql(
     output: Annotated[
         Path | None, typer.Option(help="Write all rows to this .parquet or .csv file.")
     ] = None,
-    snapshot: Annotated[
-        int | None, typer.Option(min=1, help="Snapshot of the run; default: the published one.")
-    ] = None,
+    snapshot: ShownSnapshot = None,
     evaluation: Annotated[
         str | None, typer.Option(help="The evaluation that per_image shows. Default: the newest.")
     ] = None,

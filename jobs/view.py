@@ -13,9 +13,16 @@ import typer
 from PIL import Image
 from rich.table import Table
 
-from detr.config import THRESHOLD
 from jobs.console import plain_console, print_json
-from jobs.options import JsonOutput, OutOptions, parse_options
+from jobs.options import (
+    JsonOutput,
+    LabelSet,
+    OutOptions,
+    PhotoOptions,
+    ShownSnapshot,
+    Threshold,
+    parse_options,
+)
 from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.report.overlay import OPACITY
@@ -57,9 +64,7 @@ def view(
     weights: Annotated[
         str | None, typer.Option(help="For a photo: r50, r50-dc5, r101, or a file or folder.")
     ] = None,
-    categories: Annotated[
-        str | None, typer.Option(help="COCO categories JSON of the weights' classes.")
-    ] = None,
+    categories: LabelSet = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -78,24 +83,11 @@ def view(
     labels: Annotated[
         bool, typer.Option(help="Write category and score into each segment.")
     ] = True,
-    snapshot: Annotated[
-        int | None, typer.Option(min=1, help="Snapshot of the run; default: the published one.")
-    ] = None,
+    snapshot: ShownSnapshot = None,
     model: Annotated[str, typer.Option(help="package.module:callable.")] = "detr:load",
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Least class probability of a segment; default: what the weights recommend, "
-            f"else {THRESHOLD}.",
-        ),
-    ] = None,
+    threshold: Threshold = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    source_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Storage option of the photos; repeatable."),
-    ] = None,
+    source_option: PhotoOptions = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
