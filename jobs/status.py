@@ -31,7 +31,7 @@ def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutpu
         print_json(facts)
         return
     console = plain_console()
-    console.print(f"{facts['out']}  (from {facts['source']})", soft_wrap=True)
+    console.print(f"{facts['out']}  (from {facts['source']})")
     console.print(
         f"generation {facts['generation']} ({facts['reason']}): {facts['shards_done']:,} of "
         f"{counted(facts['shards'], 'shard')}, {counted(facts['ok'], 'image')} ok, "
@@ -128,7 +128,7 @@ def errors(
     console.print(table)
     for row in rows:
         text = f"{row['error_code']}: {row['file_name']}: {row['error_message']}"
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text)
     if sum(counts.values()) > len(rows):
         console.print(f"... and {sum(counts.values()) - len(rows):,} more (--limit 0 lists all)")
 

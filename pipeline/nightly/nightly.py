@@ -196,7 +196,8 @@ class _Night:
             if run is None:
                 hold, storage = self.hold or self._lease(), self.nights.run_storage(self.name)
                 unmark(storage)
-                info = describe_run(self.settings, self.description, self.device, self._suffixes())
+                suffixes = self._source(None).photos.suffixes
+                info = describe_run(self.settings, self.description, self.device, suffixes)
                 run = create_run(storage, info, hold)
             say_withheld(run, self.reporter)
             plan_first(run, staging, images, size, self._images_per_shard)
@@ -327,7 +328,9 @@ class _Night:
             started=self.started,
             counted=(self.nights.last_summary() or {}).get("counted"),
         )
-        self.nights.write_summary(self.started.strftime(STAMP), summary.to_json(), summary.text())
+        self.nights.write_summary(
+            self.started.strftime(STAMP), dataclasses.asdict(summary), summary.text()
+        )
         return summary
 
     # -- state and source
@@ -348,10 +351,6 @@ class _Night:
         before = run or (self.live.run if self.live else None)
         source = Source.of(self.settings, before.info.source if before else None)
         return dataclasses.replace(source, output_url=normalize_url(self.config.out))
-
-    def _suffixes(self) -> tuple[str, ...]:
-        """The file suffixes of the photos of a new run."""
-        return self._source(None).photos.suffixes
 
     def _refuse_withdrawn(self) -> None:
         pointer = self.nights.pointer() or {}

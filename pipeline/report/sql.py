@@ -45,8 +45,8 @@ def connect(
     connection.execute(f"create view shards as {_scan(connection, run, _paths(live))}")
     connection.execute(_IMAGES)
     connection.execute(_SEGMENTS)
-    rows = per_image_files(run, live.number, evaluation)
-    if rows:
+    chosen = choose_evaluation(run, live.number, evaluation)
+    if chosen is not None and (rows := RunSnapshot(run, live.number).rows(chosen)):
         connection.execute(f"create view per_image as {_scan(connection, run, rows)}")
     return connection
 
@@ -93,14 +93,6 @@ def choose_evaluation(run: Run, snapshot: int, name: str | None = None) -> str |
             f"(there are: {', '.join(names) or 'none'})"
         )
     return name
-
-
-def per_image_files(run: Run, snapshot: int, name: str | None = None) -> list[str]:
-    """Paths in the run folder of the per-image rows of an evaluation; empty without evaluations."""
-    chosen = choose_evaluation(run, snapshot, name)
-    if chosen is None:
-        return []
-    return RunSnapshot(run, snapshot).rows(chosen)
 
 
 _IMAGES: Final = f"""

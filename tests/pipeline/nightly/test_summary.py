@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -56,7 +56,7 @@ def test_a_quiet_night_is_short_and_a_stopped_one_says_why() -> None:
     assert len(quiet.text().splitlines()) == 4
     stopped = replace(SUMMARY, outcome="stopped", reasons=("PQ dropped by 9 points",))
     assert stopped.text().splitlines()[1] == "  PQ dropped by 9 points"
-    assert json.loads(json.dumps(stopped.to_json()))["reasons"] == ["PQ dropped by 9 points"]
+    assert json.loads(json.dumps(asdict(stopped)))["reasons"] == ["PQ dropped by 9 points"]
 
 
 def test_work_is_that_of_the_generations_since_the_live_edition(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def told(run: Run, live: int | None, before: NightSummary | None, outcome: str) 
         price=1.0,
         seconds=1.0,
         started=datetime(2026, 11, 21, tzinfo=UTC),
-        counted=before and json.loads(json.dumps(before.to_json()))["counted"],
+        counted=before and json.loads(json.dumps(asdict(before)))["counted"],
     )
 
 

@@ -123,7 +123,7 @@ def changed_twice(night: Night) -> Generation:
 
 def test_a_finished_generation_needs_no_snapshot_that_was_pruned(night: Night) -> None:
     newest = changed_twice(night)
-    prune(night.run.storage.url, keep=1)
+    prune(night.run.storage, keep=1)
     assert night.run.snapshot_numbers() == [3]
     sizes = shard_sizes(night.run)
     todo = owed(night.run, newest, sizes, None)
@@ -138,7 +138,7 @@ def test_a_finished_generation_needs_no_snapshot_that_was_pruned(night: Night) -
 
 def test_a_lost_copy_is_made_again_from_the_first_shard_on(night: Night) -> None:
     newest = changed_twice(night)
-    prune(night.run.storage.url, keep=1)
+    prune(night.run.storage, keep=1)
     [last] = newest.rewrites
     night.run.storage.delete(last.path)
     todo = owed(night.run, newest, shard_sizes(night.run), None)
