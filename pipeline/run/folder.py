@@ -22,10 +22,17 @@ import pyarrow.parquet as pq
 
 from detr.categories import Categories
 from pipeline.errors import LeaseError, UserError
-from pipeline.layout import LATEST_FILE, SUCCESS_FILE, plan_path, segments_folder, snapshot_path
+from pipeline.layout import (
+    LATEST_FILE,
+    SEGMENTS,
+    SUCCESS_FILE,
+    plan_path,
+    segments_folder,
+    snapshot_path,
+)
 from pipeline.run import fenced
 from pipeline.run.latest import forward
-from pipeline.schema import SNAPSHOT_SCHEMA
+from pipeline.schema import SNAPSHOT_SCHEMA, shard_columns, with_columns
 from pipeline.sharding import Generation, WorkUnit
 from pipeline.storage.entry import of_client
 from pipeline.storage.storage import Storage
@@ -228,18 +235,23 @@ class RunFolder:
     ) -> pa.Table:
         """The rows of one shard; with `names`, of the row groups that hold one of these images.
 
-        columns: all by default. Raises UserError naming the shard if it is missing or broken.
+        columns: all by default; those that an older version did not write are null
+        (`with_columns`). Also reads the per-image rows of evaluations. Raises UserError naming the
+        shard if it is missing or broken.
         """
         try:
             if columns is None and names is None:
-                return read_parquet(self.storage.read(path))
+                return _completed(read_parquet(self.storage.read(path)), path)
             with self.storage.open(path) as file:
                 shard = pq.ParquetFile(file)
                 groups = range(shard.num_row_groups)
                 if names is not None:
                     groups = [g for g in groups if _holds(shard, g, names)]
-                wanted = None if columns is None else list(columns)
-                return shard.read_row_groups(groups, wanted, use_threads=False)
+                wanted = None if columns is None else [*columns]
+                if wanted and not {*wanted} <= {*shard.schema_arrow.names}:
+                    wanted.append("segment_id")
+                rows = shard.read_row_groups(groups, wanted, use_threads=False)
+                return _completed(rows, path, columns)
         except FileNotFoundError:
             raise UserError(
                 f"shard {path} of {self.storage.url} is missing: run the same `panoptic segment` "
@@ -249,6 +261,13 @@ class RunFolder:
             if of_client(error):  # the store failed, not the shard
                 raise
             raise UserError(f"shard {path} of {self.storage.url} is broken: {error}") from error
+
+
+def _completed(rows: pa.Table, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of the object `path` with all `columns`, if it is a shard. None: `shard_columns`."""
+    if not path.startswith(f"{SEGMENTS}/"):
+        return rows
+    return with_columns(rows, shard_columns(rows.column_names) if columns is None else columns)
 
 
 def _holds(shard: pq.ParquetFile, group: int, names: Collection[str]) -> bool:

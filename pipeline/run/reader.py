@@ -27,7 +27,7 @@ from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.run.folder import RunFolder, Snapshot
 from pipeline.run.lookup import find_row
-from pipeline.schema import SHARD_SCHEMA
+from pipeline.schema import SHARD_SCHEMA, shard_columns
 
 READ_THREADS: Final = 16
 # The columns that `panoptic_of` reads.
@@ -137,7 +137,7 @@ def read_table(
         return SHARD_SCHEMA.empty_table()
     first = snapshot.shards[0].path
     with run.storage.open(first) as file:
-        known = pq.read_schema(file).names
+        known = shard_columns(pq.read_schema(file).names)
     if columns is None:
         columns = [name for name in known if name != "counts"]
     for name in columns:
