@@ -161,15 +161,9 @@ class Generation:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Generation:
+        lists = {name: tuple(data[name]) for name in ("rows", "gone")}
         rewrites = tuple(Rewrite(**rewrite) for rewrite in data["rewrites"])
-        return cls(
-            **{
-                **data,
-                "rows": tuple(data["rows"]),
-                "gone": tuple(data["gone"]),
-                "rewrites": rewrites,
-            }
-        )
+        return cls(**{**data, **lists, "rewrites": rewrites})
 
 
 def missing(generation: Generation, present: Collection[str]) -> list[WorkUnit]:
