@@ -24,7 +24,10 @@ from detr.categories import Categories
 from pipeline.errors import LeaseError, UserError
 from pipeline.layout import (
     LATEST_FILE,
+    MANIFEST,
+    PLAN_FILE,
     SEGMENTS,
+    SNAPSHOTS,
     SUCCESS_FILE,
     plan_path,
     segments_folder,
@@ -122,8 +125,8 @@ class RunFolder:
         """Every committed generation by number, oldest first."""
         numbers = sorted(
             int(entry.path.split("/")[1])
-            for entry in self.storage.list("manifest")
-            if entry.path.endswith("/generation.json")
+            for entry in self.storage.list(MANIFEST)
+            if entry.path.endswith(f"/{PLAN_FILE}")
         )
         return {number: self.generation(number) for number in numbers}
 
@@ -149,9 +152,10 @@ class RunFolder:
         """Paths of all manifest parts; an image that was computed again is in several parts."""
         return [part for generation in self.generations().values() for part in generation.parts()]
 
-    def present(self, generation: int) -> dict[str, int]:
-        """Bytes of the shard objects in a generation's folder, by path."""
-        return {entry.path: entry.size for entry in self.storage.list(segments_folder(generation))}
+    def present(self, generation: int | None = None) -> dict[str, int]:
+        """Bytes of the shard objects of the run, or of a generation's folder, by path."""
+        folder = SEGMENTS if generation is None else segments_folder(generation)
+        return {entry.path: entry.size for entry in self.storage.list(folder)}
 
     def read_unit(self, unit: WorkUnit) -> pa.Table:
         """The manifest rows of one shard, by two ranged reads."""
@@ -176,7 +180,7 @@ class RunFolder:
     def snapshot_numbers(self) -> list[int]:
         return sorted(
             int(entry.path.split("/")[1].removesuffix(".parquet"))
-            for entry in self.storage.list("snapshots")
+            for entry in self.storage.list(SNAPSHOTS)
         )
 
     def snapshot(self, number: int | None = None) -> Snapshot:

@@ -35,6 +35,7 @@ from pipeline.errors import LeaseError, TryAgainError, UserError
 from pipeline.layout import BASELINE_FILE, LATEST_FILE
 from pipeline.processes import alive, machine, process_start
 from pipeline.run import fenced
+from pipeline.storage.conditional import Clock
 from pipeline.storage.entry import as_user_error, store_failure
 from pipeline.storage.storage import Storage
 
@@ -51,11 +52,8 @@ LOST_SIGNAL: Final = signal.SIGUSR2
 CLUSTER_VARIABLE: Final = "PANOPTIC_CLUSTER"  # which cluster runs this; set by `submit`
 
 
-class Host(Protocol):
+class Host(Clock, Protocol):
     """Clock, threads and interrupts of a holder; tests replace it."""
-
-    def now(self) -> float: ...
-    def sleep(self, seconds: float) -> None: ...
 
     def beside(self, hold: Hold) -> Callable[[], None]:
         """Renew the lease and check it in threads; returns a function that ends them."""

@@ -33,7 +33,7 @@ def finish_generation(
 ) -> Snapshot:
     """Write and publish the snapshot of a generation whose shards are all written.
 
-    sizes: bytes of every shard object of the run, by path (`shard_sizes`); publish: False leaves
+    sizes: bytes of every shard object of the run, by path (`RunFolder.present`); publish: False leaves
     publishing to the caller. A snapshot that was rolled back is not published again.
 
     Raises ErrorBudgetError if too many images failed: the snapshot is then written, for `retry` and
@@ -135,8 +135,3 @@ def failures(run: Run, snapshot: Snapshot) -> dict[str, Failures]:
             columns = (table[name].to_pylist() for name in ERROR_COLUMNS)
             by_code = merged(by_code, failures_of(zip(*columns, strict=True)))
     return by_code
-
-
-def shard_sizes(run: Run) -> dict[str, int]:
-    """Bytes of every shard object of the run, by path; by one listing."""
-    return {entry.path: entry.size for entry in run.storage.list("segments")}

@@ -26,7 +26,6 @@ from detr.panoptic import Panoptic, Segment
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.run.folder import RunFolder, Snapshot
-from pipeline.run.lookup import find_row
 from pipeline.schema import SHARD_SCHEMA, shard_columns
 
 READ_THREADS: Final = 16
@@ -118,11 +117,6 @@ def panoptic_of(row: Mapping[str, Any]) -> Panoptic:
         )
     )
     return Panoptic(segment_map, segments)
-
-
-def read_image(run: RunFolder, file_name: str) -> ImageRow:
-    """One image of the published snapshot. Raises NoImageError if the snapshot lacks it."""
-    return ImageRow(find_row(run, file_name), run.info.categories)
 
 
 def read_table(

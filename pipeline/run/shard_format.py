@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,7 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.run.folder import ShardEntry
-from pipeline.schema import SCHEMA_VERSION, SHARD_SCHEMA
+from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.storage import Storage
 
 ROW_GROUP_ROWS: Final = 1_000
@@ -96,11 +95,6 @@ def _is_same(data: bytes, rows: pa.Table, provenance: Provenance) -> bool:
     made_from = (metadata.get(b"panoptic.fingerprint"), metadata.get(b"panoptic.weights_sha256"))
     expected = (provenance.fingerprint.encode(), provenance.weights_sha256.encode())
     return made_from == expected and names.to_pylist() == rows["file_name"].to_pylist()
-
-
-def shard_schema(kept: Sequence[pa.Field] = ()) -> pa.Schema:
-    """The schema of a shard: `SHARD_SCHEMA`, then the fields of --keep-columns."""
-    return pa.schema([*SHARD_SCHEMA, *kept])
 
 
 def read_footer(storage: Storage, path: str, size: int) -> ShardEntry:

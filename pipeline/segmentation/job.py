@@ -30,7 +30,7 @@ from pipeline.planning.generations import (
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.progress import Progress, Reporter
-from pipeline.run.publish import finish_generation, shard_sizes
+from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run, find_run
 from pipeline.run.stats import record_stats
 from pipeline.run.writing import Place, Writer, locate, writing
@@ -235,7 +235,7 @@ def work(
     readers stay with the former one. Raises like `segment`.
     """
     generation = run.generation(max(run.generations()))
-    sizes = shard_sizes(run)
+    sizes = run.present()
     todo = owed(run, generation, sizes, config.shards)
     progress = Progress(total=0)
     if todo.images or todo.rewrites:
@@ -273,7 +273,7 @@ def work(
             raise
         if config.threshold is not None and (hint := few_segments(progress, config.threshold)):
             reporter.note(hint)
-        sizes = shard_sizes(run)
+        sizes = run.present()
     else:
         reporter.note("nothing to compute: every shard is there")
     left = missing(generation, sizes)
