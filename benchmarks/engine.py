@@ -48,7 +48,8 @@ from pipeline.segmentation.graph import (
     configure_ray_data,
 )
 from pipeline.segmentation.model_spec import ModelSpec
-from pipeline.segmentation.segmenter import Decoding, error_row, shard_table
+from pipeline.segmentation.batches import Decoding
+from pipeline.segmentation.segmenter import error_row, shard_table
 from pipeline.sharding import WorkUnit, unit_key
 from pipeline.storage.storage import Storage
 

@@ -42,9 +42,10 @@ from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, SEGMENT_COLUMNS, SHARD_SCHEMA
+from pipeline.segmentation.batches import Decoding
 from pipeline.segmentation.fetch import Body, _with_bodies
 from pipeline.segmentation.model_spec import ModelSpec
-from pipeline.segmentation.segmenter import Decoding, Segmenter
+from pipeline.segmentation.segmenter import Segmenter
 from pipeline.sharding import Generation, WorkUnit, name_hash, shard_of
 from pipeline.storage.storage import Storage
 from pipeline.train.synthetic import SCENE_CATEGORIES, scene

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.error_budget import Failures, failures_of
 from pipeline.errors import UserError
 from pipeline.run.folder import ShardEntry
 from pipeline.schema import SCHEMA_VERSION
@@ -95,6 +97,12 @@ def _is_same(data: bytes, rows: pa.Table, provenance: Provenance) -> bool:
     made_from = (metadata.get(b"panoptic.fingerprint"), metadata.get(b"panoptic.weights_sha256"))
     expected = (provenance.fingerprint.encode(), provenance.weights_sha256.encode())
     return made_from == expected and names.to_pylist() == rows["file_name"].to_pylist()
+
+
+def failures_in(rows: pa.Table) -> dict[str, Failures]:
+    """The failed images of shard rows by error code. rows: with `ERROR_COLUMNS`."""
+    errors = rows.filter(pc.field("error_code").is_valid())
+    return failures_of(zip(*(errors[name].to_pylist() for name in ERROR_COLUMNS), strict=True))
 
 
 def read_footer(storage: Storage, path: str, size: int) -> ShardEntry:

@@ -62,9 +62,9 @@ def execute(
     computation: Computation,
     max_error_rate: float,
     reporter: Reporter,
-    done: Callable[[Progress], None] = lambda progress: None,
-) -> Progress:
-    """Compute the units of each generation, then the rewrites. Returns the last progress.
+    done: Callable[[Progress], None],
+) -> None:
+    """Compute the units of each generation, then the rewrites.
 
     `done` gets the last progress, also when the job stops early. Raises ErrorBudgetError when too
     many images fail, UserError for an error in a stage that a user can mend (such as weights that a
@@ -105,7 +105,6 @@ def execute(
         done(watch.last)
     finally:
         _kill(progress_actor)
-    return watch.last
 
 
 def _end_models(progress_actor: ActorHandle) -> None:

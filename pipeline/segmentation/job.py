@@ -58,8 +58,6 @@ from pipeline.storage.storage import Storage
 # Folders on a local disk in which a killed job may have left temporary files.
 WRITTEN_FOLDERS: Final = (SEGMENTS, MANIFEST, SNAPSHOTS, STATS)
 
-__all__ = ["Reporter", "Summary", "retry", "segment"]
-
 
 @dataclass(frozen=True)
 class Summary:
