@@ -13,10 +13,10 @@ most FALSE_STOP, however often `shown_over` is called.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 import numpy as np
@@ -79,7 +79,8 @@ def common_folder(one: str, other: str) -> str:
     """The deepest folder that holds both: `s3://b/x` of `s3://b/x/1` and `s3://b/x/2/3`."""
     if one == other:
         return one
-    return "/".join(os.path.commonprefix([one.split("/"), other.split("/")]))
+    pairs = zip(one.split("/"), other.split("/"), strict=False)
+    return "/".join(left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def counts(failures: ByCode) -> Counter[str]:

@@ -115,13 +115,18 @@ def with_columns(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
 def _nulls(kind: pa.DataType, rows: pa.Table) -> pa.Array:
     if not pa.types.is_list(kind):
         return pa.nulls(rows.num_rows, kind)
-    segments = rows["segment_id"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
+    segments = one_chunk(rows["segment_id"]).value_lengths().to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(segments)]), pa.int32())
     return pa.ListArray.from_arrays(offsets, pa.nulls(int(segments.sum()), kind.value_type))
 
 
+def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The column as one array; a single chunk is not copied."""
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    return column
+
+
 def list_values(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """The values of a list column, concatenated row by row; a null row has none."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    return column.flatten()
+    return one_chunk(column).flatten()

@@ -159,7 +159,9 @@ def make_run(
     provenance = Provenance("f" * 64, "0" * 64, "cpu")
     for unit in list(generation.units())[:shards]:
         names = run.read_unit(unit)["file_name"].to_pylist()
-        table = pa.Table.from_pylist([rows[name] for name in names], schema=pa.schema([*SHARD_SCHEMA, *kept]))
+        table = pa.Table.from_pylist(
+            [rows[name] for name in names], schema=pa.schema([*SHARD_SCHEMA, *kept])
+        )
         run.storage.write(unit.path, encode_shard(table, provenance))
     if shards is None:
         finish_generation(run, generation, run.present(1), max_error_rate=1.0)
