@@ -42,8 +42,8 @@ MANIFEST_SCHEMA: Final = pa.schema(
 
 # One row per image, sorted by hash. Segment lists are empty (not null) on an error row and on an
 # image without segments. `counts` is COCO's compressed RLE (column-major) as a string;
-# `segment_id` starts at 1, 0 is void; `bbox` is x, y, w, h in pixels of the stored size. A column that
-# is added later is nullable, since shards that were written before lack it (`with_columns`).
+# `segment_id` starts at 1, 0 is void; `bbox` is x, y, w, h in pixels of the stored size. A column
+# that is added later is nullable: shards that were written before lack it (`with_columns`).
 SHARD_SCHEMA: Final = pa.schema(
     [
         pa.field("file_name", pa.string(), nullable=False),

@@ -72,6 +72,12 @@ def unit_key(generation: int, shard: int) -> str:
     return f"{generation}/{shard}"
 
 
+def unit_name(key: str) -> str:
+    """A shard's name in sentences, such as `42 of generation 1`. key: `unit_key`."""
+    generation, _, shard = key.partition("/")
+    return f"{shard} of generation {generation}"
+
+
 @dataclass(frozen=True)
 class WorkUnit:
     """One shard to compute: where its manifest rows are, and the path of its object."""

@@ -255,15 +255,9 @@ def _annotation(item: Any, file: CocoFile, *, truth: bool) -> dict[str, Any]:
             "iscrowd": _is_crowd(segment, where),
             "area": _area(segment.get("area")),
         }
-    values = segments.values()
-    return {
-        "image_id": image_id,
-        "png": png,
-        "segment_id": list(segments),
-        "category_id": [segment["category_id"] for segment in values],
-        "iscrowd": [segment["iscrowd"] for segment in values],
-        "area": [segment["area"] for segment in values],
-    }
+    columns = ("category_id", "iscrowd", "area")
+    lists = {name: [segment[name] for segment in segments.values()] for name in columns}
+    return {"image_id": image_id, "png": png, "segment_id": list(segments), **lists}
 
 
 def _area(value: Any) -> int | None:

@@ -10,7 +10,6 @@ DuckDB reads only the columns of a query: a count over a million images reads no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Final
@@ -24,7 +23,7 @@ from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
 from pipeline.schema import SEGMENT_COLUMNS, SHARD_SCHEMA
-from pipeline.storage.duckdb_fs import url_of
+from pipeline.storage.duckdb_fs import path_literal, url_of
 
 MEMORY_LIMIT: Final = "2GB"
 
@@ -172,13 +171,8 @@ def _scan(
 
 def _files(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str]) -> str:
     """The SQL list of objects of the run folder."""
-    urls = [url_of(connection, run.storage, path) for path in paths]
-    return "[" + ", ".join("'" + _literal(url) + "'" for url in urls) + "]"
-
-
-def _literal(path: str) -> str:
-    """A path for use inside SQL quotes; `*`, `?` and `[`, patterns in DuckDB, become `[*]`, ..."""
-    return re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''")
+    urls = (path_literal(url_of(connection, run.storage, path)) for path in paths)
+    return f"[{', '.join(urls)}]"
 
 
 def _sentence(error: duckdb.Error) -> str:

@@ -33,8 +33,8 @@ def finish_generation(
 ) -> Snapshot:
     """Write and publish the snapshot of a generation whose shards are all written.
 
-    sizes: bytes of every shard object of the run, by path (`RunFolder.present`); publish: False leaves
-    publishing to the caller. A snapshot that was rolled back is not published again.
+    sizes: of every shard object of the run (`RunFolder.present`); publish: False leaves publishing
+    to the caller. A snapshot that was rolled back is not published again.
 
     Raises ErrorBudgetError if too many images failed: the snapshot is then written, for `retry` and
     `errors`, but not published; UserError if shards don't hold the planned rows.
