@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.error_budget import Failures, failures_of
@@ -101,8 +100,7 @@ def _is_same(data: bytes, rows: pa.Table, provenance: Provenance) -> bool:
 
 def failures_in(rows: pa.Table) -> dict[str, Failures]:
     """The failed images of shard rows by error code. rows: with `ERROR_COLUMNS`."""
-    errors = rows.filter(pc.field("error_code").is_valid())
-    return failures_of(zip(*(errors[name].to_pylist() for name in ERROR_COLUMNS), strict=True))
+    return failures_of(zip(*(rows[name].to_pylist() for name in ERROR_COLUMNS), strict=True))
 
 
 def read_footer(storage: Storage, path: str, size: int) -> ShardEntry:
