@@ -40,6 +40,7 @@ from pipeline.planning.scratch_db import Staging
 from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance
+from pipeline.segmentation.batches import Decoding
 from pipeline.segmentation.fetch import FETCHED_FIELDS, UNIT_FIELDS
 from pipeline.segmentation.graph import (
     Computation,
@@ -48,7 +49,7 @@ from pipeline.segmentation.graph import (
     configure_ray_data,
 )
 from pipeline.segmentation.model_spec import ModelSpec
-from pipeline.segmentation.segmenter import Decoding, error_row, shard_table
+from pipeline.segmentation.segmenter import error_row, shard_table
 from pipeline.sharding import WorkUnit, unit_key
 from pipeline.storage.storage import Storage
 

@@ -203,10 +203,13 @@ def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -
         raise UserError(_sentence(error, kind, toml)) from None
     config.actors()
     for name in type(config).model_fields:
-        flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
         for text in texts(getattr(config, name)):
-            refuse_secrets(text, flag)
+            refuse_secrets(text, _flag(name))
     return config
+
+
+def _flag(name: str) -> str:
+    return "SOURCE" if name == "source" else "--" + name.replace("_", "-")
 
 
 def read_toml(path: str, flag: str) -> dict[str, Any]:
@@ -227,16 +230,17 @@ def _sentence(error: ValidationError, kind: type[RunConfig], toml: str | None) -
         known = ", ".join(sorted(kind.model_fields))
         return f"unknown setting {name!r}{where}; known are: {known}"
     if first["type"] == "missing":
-        flag = "SOURCE" if name == "source" else f"--{name}"
         description = kind.model_fields[name].description or ""
-        return f"{flag} is needed{where}: {description[:1].lower()}{description[1:].rstrip('.')}"
-    flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
+        needed = f"{description[:1].lower()}{description[1:].rstrip('.')}"
+        return f"{_flag(name)} is needed{where}: {needed}"
     if first["type"] == "string_unicode":
         shown = (
             str(first["input"]).encode(errors="surrogateescape").decode(errors="backslashreplace")
         )
-        return f"{flag} {shown} is not UTF-8: rename it, or give a link to it with another name"
-    return f"{flag} {first['input']!r}{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        return (
+            f"{_flag(name)} {shown} is not UTF-8: rename it, or give a link to it with another name"
+        )
+    return f"{_flag(name)} {first['input']!r}{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
 def fingerprint(fields: dict[str, Any]) -> str:

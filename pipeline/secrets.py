@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,19 +21,23 @@ KEPT_OPTIONS: Final = (
     *("addressing_style", "verify"),
     *("account_name", "account_host", "project"),
 )
-# Other clients' names of the S3 options; a test compares them with `s3_options.ALIASES`.
-OTHER_NAMES: Final = frozenset(
-    {
-        *("profile_name", "aws_profile", "aws_region", "aws_default_region", "default_region"),
-        *("endpoint", "aws_endpoint", "aws_endpoint_url", "endpoint_override"),
-        *("skip_signature", "aws_skip_signature", "no_sign_request", "anonymous", "region_name"),
-        *("request_payer", "aws_request_payer", "requestpayer"),
+# The options of S3, each with its names in other programs.
+S3_ALIASES: Final = {
+    "profile": ("profile_name", "aws_profile"),
+    "region": ("region_name", "aws_region", "aws_default_region", "default_region"),
+    "endpoint_url": ("endpoint", "aws_endpoint", "aws_endpoint_url", "endpoint_override"),
+    "anon": ("anonymous", "skip_signature", "aws_skip_signature", "no_sign_request"),
+    "requester_pays": ("request_payer", "aws_request_payer", "requestpayer"),
+    "addressing_style": (
         *("s3_addressing_style", "virtual_hosted_style_request", "force_path_style"),
         *("aws_virtual_hosted_style_request", "force_virtual_addressing"),
+    ),
+    "verify": (
         *("ssl_verify", "verify_ssl", "no_verify_ssl", "allow_invalid_certificates"),
         *("ca_bundle", "aws_ca_bundle", "root_certificate"),
-    }
-)
+    ),
+}
+_KEPT_ALIASES: Final = frozenset(chain.from_iterable(S3_ALIASES.values()))
 # Azure's URLs, in which the part before @ is a container, not a user.
 CONTAINER_SCHEMES: Final = ("abfs", "abfss", "wasb", "wasbs")
 # Query parameters that sign a URL or hold a credential: of S3, GCS, CloudFront, Azure, others.
@@ -62,7 +67,7 @@ def withheld(options: Mapping[str, str]) -> list[str]:
 
 
 def _is_kept(name: str) -> bool:
-    return name in KEPT_OPTIONS or name.lower().replace("-", "_") in OTHER_NAMES
+    return name in KEPT_OPTIONS or name.lower().replace("-", "_") in _KEPT_ALIASES
 
 
 def refuse_user_info(url: str, what: str | None = None) -> None:

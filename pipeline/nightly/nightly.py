@@ -127,7 +127,7 @@ class _Night:
         self.config = config = with_recommended(config, self.description, reporter.note)
         self.spec = self._spec(config).expecting(self.description)
         self.name = PREFIX + run_fingerprint(self.description, config)[0]
-        self.settings = config.of_run(nights.url(self.name))
+        self.settings = config.of_run(nights.storage.join(self.name))
         self.same_weights = self.live is None or nights.live_name() == self.name
         self._refuse_withdrawn()
         if config.truth is not None:
@@ -194,7 +194,7 @@ class _Night:
             elif not self.same_weights:
                 self._brake(None)
             if run is None:
-                hold, storage = self.hold or self._lease(), self.nights.run_storage(self.name)
+                hold, storage = self.hold or self._lease(), self.nights.storage.below(self.name)
                 unmark(storage)
                 suffixes = self._source(None).photos.suffixes
                 info = describe_run(self.settings, self.description, self.device, suffixes)
@@ -241,7 +241,7 @@ class _Night:
 
     def _lease(self) -> Hold:
         """Take the lease of the run folder until the end of the call."""
-        self.hold = self.held.enter_context(lease(self.nights.run_storage(self.name)))
+        self.hold = self.held.enter_context(lease(self.nights.storage.below(self.name)))
         return self.hold
 
     def _refuse_failures(self, candidate: RunSnapshot, mend: str) -> None:

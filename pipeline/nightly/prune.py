@@ -83,7 +83,7 @@ def prune(storage: Storage, keep: int, *, host: Host | None = None) -> Pruning:
             hold = stack.enter_context(lease(storage, of_nights=True, host=host))
             fences[storage.url] = hold
             for name in nights.run_names():
-                run_storage = nights.run_storage(name)
+                run_storage = nights.storage.below(name)
                 fences[run_storage.url] = stack.enter_context(lease(run_storage, host=host))
         pruning = plan_prune(storage, keep)
         for move in pruning.pointers:
@@ -151,7 +151,7 @@ def plan_prune(storage: Storage, keep: int) -> Pruning:
     for name in nights.run_names():
         run = nights.run(name)
         if run is None or is_going(run) or (name in once_live and name not in kept_of):
-            entries = _whole(nights.run_storage(name).list())
+            entries = _whole(nights.storage.below(name).list())
         else:
             kept_of[name] |= _shown(run)
             entries = _of_run(run, kept_of[name])

@@ -25,7 +25,7 @@ from pipeline.planning.manifest import (
     write_dropped,
     write_parts,
 )
-from pipeline.planning.object_info import stage_object_info, unknown_bytes
+from pipeline.planning.object_info import OBJECT_INFO, stage_object_info, unknown_bytes
 from pipeline.planning.scratch_db import Staging, quoted
 from pipeline.planning.source import Source
 from pipeline.run.folder import Snapshot
@@ -36,7 +36,6 @@ from pipeline.sharding import Generation, rewrites_for, shard_count, shard_of
 Progress = Callable[[int], None]
 Note = Callable[[str], None]
 _NOW = "case when object_info.file_name is null then manifest.{0} else object_info.{0} end"
-OBJECT_INFO = ("size", "etag", "last_modified")
 # An image is changed if its object info is: the ETag if both have one, else size or time.
 CHANGED = """
     case when old.etag is not null and new.etag is not null then old.etag != new.etag

@@ -19,6 +19,7 @@ from pipeline.storage.objects import info_uri
 
 THREADS: Final = 32
 SAMPLE: Final = 200
+OBJECT_INFO: Final = ("size", "etag", "last_modified")
 
 
 def ask(uris: Sequence[str], options: Mapping[str, str]) -> list[Entry | None]:
@@ -55,15 +56,8 @@ def stage_object_info(
     images: (file_name, URI).
     """
     asked = zip(images, ask([uri for _, uri in images], options), strict=True)
-    existing = [(file_name, entry) for (file_name, _), entry in asked if entry is not None]
-    columns = {
-        "file_name": [file_name for file_name, _ in existing],
-        "size": [entry.size for _, entry in existing],
-        "etag": [entry.etag for _, entry in existing],
-        "last_modified": [entry.last_modified for _, entry in existing],
-    }
-    schema = pa.schema([MANIFEST_SCHEMA.field(column) for column in columns])
-    table = pa.table(columns, schema=schema)
-    staging.connection.register("asked_now", table)
+    rows = [{**entry._asdict(), "file_name": name} for (name, _), entry in asked if entry]
+    schema = pa.schema([MANIFEST_SCHEMA.field(column) for column in ("file_name", *OBJECT_INFO)])
+    staging.connection.register("asked_now", pa.Table.from_pylist(rows, schema=schema))
     staging.connection.execute(f"create table {name} as from asked_now")
     staging.connection.unregister("asked_now")

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from pipeline.amounts import counted
 from pipeline.config import IMAGE_SUFFIXES
 
 # The suffixes of runs that did not record them.
@@ -79,9 +80,9 @@ class LeftOut:
             kinds = [f"{n:,} .{name}" if name else f"{n:,} without a suffix" for name, n in few]
             if len(self.suffixes) > len(few):
                 kinds.append(f"{others - sum(n for _, n in few):,} of other suffixes")
-            parts.append(f"{_files(others, 'other file')} ({', '.join(kinds)})")
+            parts.append(f"{counted(others, 'other file')} ({', '.join(kinds)})")
         if self.companions:
-            count = _files(self.companions, "companion file")
+            count = counted(self.companions, "companion file")
             parts.append(f"{count} of file systems (._*, .DS_Store, Thumbs.db, @eaDir, __MACOSX)")
         if not parts:
             return None
@@ -117,7 +118,3 @@ def rule_of(recorded: Iterable[str] | None, any_suffix: bool) -> PhotoNames:
     # A run with the first set of suffixes, or one that continues it, also keeps companions.
     older = set(suffixes) == set(FIRST_SUFFIXES)
     return PhotoNames(suffixes, any_suffix, leave_companions=any_suffix or not older)
-
-
-def _files(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"

@@ -150,32 +150,32 @@ class Source:
             self.left_out.run_folder = self.output_url
         storage = Storage(self.url, self.options)
         if storage.is_local:
-            path = Path(storage.url)
-            if path.is_file():
+            folder = Path(storage.url)
+            if folder.is_file():
                 raise UserError(
                     f"{self.url} is one file: give its folder, a list (.txt .csv .parquet), a COCO "
                     ".json, or use `panoptic view` for one photo"
                 )
-            if not path.is_dir():
+            if not folder.is_dir():
                 raise FileNotFoundError(self.url)
         listed = storage.list()
         if (first := next(listed, None)) is None:
             return
         listed = chain((first,), listed)
         if is_dated(first.path):  # the folder of an inventory: dated keys are the first
-            yield from self._newest_inventory(storage, listed)
+            if (path := newest_manifest(listed)) is None:
+                raise UserError(
+                    f"{self.url} has no complete inventory yet: S3 writes the first in a day or two"
+                )
+            yield from self._inventory(json.loads(storage.read(path)))
             return
-        local = storage.is_local
-        entries = (
-            entry
-            for entry in listed
-            if (
-                self._counts_closed(entry.path)
-                if local and entry.path.endswith("/")
-                else self._counts(entry.path, self.url)
-            )
-        )
-        for chunk in _chunks(entries):
+
+        def counts(entry: Entry) -> bool:
+            if storage.is_local and entry.path.endswith("/"):
+                return self._counts_closed(entry.path)
+            return self._counts(entry.path, self.url)
+
+        for chunk in _chunks(filter(counts, listed)):
             yield _manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
 
     def _counts(self, path: str, root: str) -> bool:
@@ -231,20 +231,12 @@ class Source:
             seen.add(name)
             chunk.append(name)
             if len(chunk) == CHUNK:
-                yield _coco_table(chunk, root)
+                yield _named_table(root, chunk, chunk)
                 chunk = []
         if not has_images:
             raise UserError(f"{self.url} is not a COCO JSON: it has no list `images` with an entry")
         if chunk:
-            yield _coco_table(chunk, root)
-
-    def _newest_inventory(self, storage: Storage, listed: Iterable[Entry]) -> Iterator[pa.Table]:
-        path = newest_manifest(listed)
-        if path is None:
-            raise UserError(
-                f"{self.url} has no complete inventory yet: S3 writes the first in a day or two"
-            )
-        yield from self._inventory(json.loads(storage.read(path)))
+            yield _named_table(root, chunk, chunk)
 
     def _inventory(self, data: dict[str, Any]) -> Iterator[pa.Table]:
         """Rows of the keys under --image-root, by default all; names are relative to it."""
@@ -270,17 +262,18 @@ class Source:
         for rows in read_list(Path(local_copy(self.url, self.options)), self.url, columns):
             if None in rows.names or None in rows.uris or "" in rows.names or "" in rows.uris:
                 raise UserError(f"{self.url} has an empty name or URI: fill it or take the row out")
-            entries = [Entry(str(name), -1, None, None) for name in rows.names]
-            uris = [place_of(root, str(uri)) for uri in rows.uris]
-            yield _manifest_table(entries, uris, rows.kept)
+            yield _named_table(root, rows.names, rows.uris, rows.kept)
 
     def _image_root(self) -> str:
         return normalize_url(self.image_root) if self.image_root else self.url.rpartition("/")[0]
 
 
-def _coco_table(names: list[str], root: str) -> pa.Table:
-    entries = [Entry(name, -1, None, None) for name in names]
-    return _manifest_table(entries, [place_of(root, name) for name in names])
+def _named_table(
+    root: str, names: Iterable[Any], uris: Iterable[Any], kept: dict[str, Any] | None = None
+) -> pa.Table:
+    """Manifest rows of images that a file names. uris: absolute, or relative to `root`."""
+    entries = [Entry(str(name), -1, None, None) for name in names]
+    return _manifest_table(entries, [place_of(root, str(uri)) for uri in uris], kept)
 
 
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:

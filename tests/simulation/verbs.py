@@ -150,7 +150,7 @@ class SimulatedNight(_Night):
         self.spec: Any = None
         self.description: Any = None
         self.name = PREFIX + fingerprint(config.weights)
-        self.settings: Any = config.of_run(nights.url(self.name))
+        self.settings: Any = config.of_run(nights.storage.join(self.name))
         self.same_weights = self.live is None or nights.live_name() == self.name
         self._refuse_withdrawn()
 

@@ -53,7 +53,7 @@ def a_run(nights: Nights, name: str) -> Run:
 
 def test_whoever_opens_the_folder_reads_the_live_run(nights: Nights) -> None:
     run = open_run(nights.storage.url)
-    assert run.storage.url == nights.url("run-b")
+    assert run.storage.url == nights.storage.join("run-b")
     assert run.snapshot().rows == 9
 
 
@@ -212,8 +212,8 @@ def test_what_a_run_s_own_pointer_names_is_kept(nights: Nights) -> None:
 
 def test_a_run_folder_that_is_pruned_by_its_own_path_keeps_the_baseline(nights: Nights) -> None:
     nights.pin(Pinned("run-a", 1, "gt"))
-    assert "snapshots/0001" in plan_prune(nights.run_storage("run-a"), keep=1).kept
-    prune(nights.run_storage("run-a"), keep=1)
+    assert "snapshots/0001" in plan_prune(nights.storage.below("run-a"), keep=1).kept
+    prune(nights.storage.below("run-a"), keep=1)
     assert a_run(nights, "run-a").snapshot(1).rows == 8
 
 
@@ -279,7 +279,7 @@ def test_the_epochs_of_a_run_that_was_removed_go_on(nights: Nights) -> None:
     left = [entry.path for entry in nights.storage.list() if entry.path.startswith("run-a/")]
     assert left == ["run-a/lease.json"]
     assert plan_prune(nights.storage, keep=2).objects == ()
-    with lease(nights.run_storage("run-a")) as hold:
+    with lease(nights.storage.below("run-a")) as hold:
         assert hold.epoch == 2
 
 
