@@ -123,7 +123,7 @@ def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterat
 
     join_ray(address)
     gpu = capacity(address).ceiling("GPU") >= 1
-    checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0)(_all_checks)
+    checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0, max_retries=3)(_all_checks)
     try:
         yield from ray.get(checks.remote(config, with_weights), timeout=config.wait_for_gpus)
     except GetTimeoutError:

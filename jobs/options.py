@@ -21,6 +21,7 @@ from detr.config import THRESHOLD
 from pipeline.config import RESULT_FIELDS, SOURCE_FIELDS, RunConfig, make_config, read_toml
 from pipeline.errors import UserError
 from pipeline.layout import LATEST_FILE, RUN_FILE
+from pipeline.secrets import check_options, kept
 
 if TYPE_CHECKING:
     from pipeline.run.run import Run
@@ -203,6 +204,8 @@ def parse_options(pairs: list[str] | None, flag: str) -> dict[str, str]:
     for pair in pairs or ():
         key, separator, value = pair.partition("=")
         if not separator or not key:
-            raise UserError(f"{flag} {pair!r} must be KEY=VALUE, for example profile=prod")
+            shown = f" {pair!r}" if kept({pair: ""}) else ""  # any other text may be a secret
+            raise UserError(f"{flag}{shown} must be KEY=VALUE, for example profile=prod")
         options[key] = value
+    check_options(options, flag)
     return options

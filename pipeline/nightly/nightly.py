@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Final
@@ -100,6 +99,27 @@ def filled(word: str, places: Mapping[str, str]) -> str:
     Other braces stay, such as a shell's ${HOME}.
     """
     return re.sub(r"(?<!\$)\{(\w+)\}", lambda match: places.get(match[1], match[0]), word)
+
+
+def program_of(command: Sequence[str]) -> str:
+    """The name of a command's program, also if the whole command is one word by mistake."""
+    first = command[0].split()[0] if command[0].strip() else ""
+    return first.partition("=")[0].rpartition("/")[2]
+
+
+def failure_of(command: Sequence[str]) -> str | None:
+    """Run the report command; how it failed, or None.
+
+    Of its words only the program is told: the others may hold a token, and the sentence stands in
+    the night's summary and in the log. What the command writes to stderr goes to the log.
+    """
+    program = program_of(command)
+    try:
+        code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in a word
+        why = error.strerror if isinstance(error, OSError) else "a word holds a zero byte"
+        return f"the report command can't be run: {program}: {why}"
+    return f"the report command ended with {code}: {program}" if code else None
 
 
 class _Night:
@@ -283,12 +303,9 @@ class _Night:
             "out": self.nights.storage.url,
         }
         command = [filled(word, places) for word in self.config.report]
-        self.reporter.note(f"reporting: {shlex.join(command)}")
-        try:
-            code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
-        except OSError as error:
-            return [f"the report command can't be run: {error}"]
-        return [f"the report command ended with {code}: {shlex.join(command)}"] if code else []
+        self.reporter.note(f"running the report command {program_of(command)}")
+        failure = failure_of(command)
+        return [failure] if failure else []
 
     # -- outcomes
 
