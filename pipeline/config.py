@@ -231,7 +231,7 @@ def _sentence(error: ValidationError, kind: type[RunConfig], toml: str | None) -
     where = f" (in {toml} or as a flag)" if toml else ""
     if first["loc"][0] in OPTION_FIELDS:
         return (
-            f"{_option_flag(str(first['loc'][0]))}{where}: each option is one text, such as "
+            f"{_flag(str(first['loc'][0])).removesuffix('s')}{where}: each option is one text, such as "
             'profile = "prod"; what was given is not repeated here, for it may be a secret'
         )
     if first["loc"][0] == "report":
