@@ -230,8 +230,9 @@ def _sentence(error: ValidationError, kind: type[RunConfig], toml: str | None) -
     name = ".".join(str(part) for part in first["loc"])
     where = f" (in {toml} or as a flag)" if toml else ""
     if first["loc"][0] in OPTION_FIELDS:
+        flag = _flag(str(first["loc"][0])).removesuffix("s")
         return (
-            f"{_flag(str(first['loc'][0])).removesuffix('s')}{where}: each option is one text, such as "
+            f"{flag}{where}: each option is one text, such as "
             'profile = "prod"; what was given is not repeated here, for it may be a secret'
         )
     if first["loc"][0] == "report":
