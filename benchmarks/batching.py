@@ -18,7 +18,6 @@ A table first; the last line of stdout is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -31,7 +30,8 @@ import numpy as np
 
 import detr
 from benchmarks.demo_scenes import DEMO_THRESHOLD, DEMO_WEIGHTS, made_scenes, panoptic_quality
-from benchmarks.made_maps import machine
+from benchmarks.gpu_bench import categories_of
+from benchmarks.measure import print_result
 from detr.inference.postprocess import merge
 from detr.inference.preprocess import normalize, resize
 from detr.panoptic import Panoptic
@@ -98,14 +98,6 @@ def padded(model: detr.Predictor, images: Images, *, crop: bool) -> list[Panopti
     return answers
 
 
-def categories_of(panoptic: Panoptic) -> np.ndarray:
-    """(H, W): the category of each pixel, 0 for none."""
-    lookup = np.zeros(len(panoptic.segments) + 1, dtype=np.int64)
-    for segment in panoptic.segments:
-        lookup[segment.id] = segment.category_id
-    return lookup[panoptic.segment_map]
-
-
 def padding_share(model: detr.Predictor, images: Images) -> float:
     """Pixels of padding per pixel of image in padded batches."""
     real = total = 0
@@ -157,8 +149,8 @@ def main() -> None:
             f"{name:20}{found['All']:8.2f}{found['Things']:8.2f}{found['Stuff']:8.2f}"
             f"{found['category_changed']:16.3%}{found['extra_pixels']:14.1%}"
         )
-    report = {"benchmark": "batching", **machine(), "images": len(images), "batch": BATCH}
-    print(json.dumps({**report, "weights": Path(arguments.weights).name, "results": results}))
+    weights = Path(arguments.weights).name
+    print_result("batching", images=len(images), batch=BATCH, weights=weights, results=results)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import detr
-from benchmarks.made_maps import machine
+from benchmarks.measure import ROOT, machine
 from jobs.demo import DEMO_THRESHOLD, DEMO_WEIGHTS
 
-ROOT = Path(__file__).parents[1]
 TARGETS = {"All": 70.0, "Things": 55.0, "Stuff": 90.0}
 
 

@@ -29,8 +29,8 @@ from ray.actor import ActorHandle
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_maps import machine
-from benchmarks.made_rows import made_info, made_rows, peak_mb
+from benchmarks.made_rows import made_info, made_rows
+from benchmarks.measure import peak_mb, print_result
 from pipeline.cluster.capacity import capacity
 from pipeline.cluster.placement import place
 from pipeline.cluster.progress_actor import begin, check_budget, start_progress_actor
@@ -40,6 +40,7 @@ from pipeline.planning.scratch_db import Staging
 from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance
+from pipeline.segmentation.batches import Decoding
 from pipeline.segmentation.fetch import FETCHED_FIELDS, UNIT_FIELDS
 from pipeline.segmentation.graph import (
     Computation,
@@ -48,7 +49,7 @@ from pipeline.segmentation.graph import (
     configure_ray_data,
 )
 from pipeline.segmentation.model_spec import ModelSpec
-from pipeline.segmentation.segmenter import Decoding, error_row, shard_table
+from pipeline.segmentation.segmenter import error_row, shard_table
 from pipeline.sharding import WorkUnit, unit_key
 from pipeline.storage.storage import Storage
 
@@ -178,16 +179,14 @@ def main() -> None:
     growth = large["driver_peak_mb"] - small["driver_peak_mb"] if small and large else None
     judged = LIMITS.keys() & results.keys()
     holds = all(results[name]["rows_per_second"] >= LIMITS[name] for name in judged)
-    report = {
-        "benchmark": "engine",
-        **machine(),
-        "cases": results,
-        "limits_rows_per_second": LIMITS,
-        "driver_growth_mb": growth and round(growth, 1),
-        "limit_growth_mb": MEMORY_LIMIT_MB,
-        "holds": holds and (growth is None or growth <= MEMORY_LIMIT_MB),
-    }
-    print(json.dumps(report))
+    print_result(
+        "engine",
+        cases=results,
+        limits_rows_per_second=LIMITS,
+        driver_growth_mb=growth and round(growth, 1),
+        limit_growth_mb=MEMORY_LIMIT_MB,
+        holds=holds and (growth is None or growth <= MEMORY_LIMIT_MB),
+    )
 
 
 if __name__ == "__main__":

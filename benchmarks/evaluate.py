@@ -15,9 +15,8 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
-import time
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,17 +27,17 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_maps import machine
+from benchmarks.made_rows import made_info
+from benchmarks.measure import print_result, run_watched
 from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
 from pipeline.evaluation.truth import TruthPart, save_truth, write_part
 from pipeline.planning.generations import plan_first
 from pipeline.planning.scratch_db import Staging
-from pipeline.run.folder import RunInfo
 from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run
 from pipeline.run.shard_format import Provenance, encode_shard
-from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
+from pipeline.schema import MANIFEST_SCHEMA
 from pipeline.sharding import WorkUnit, name_hash
 from pipeline.storage.storage import Storage
 
@@ -59,21 +58,7 @@ def make(
 
     each: called for every shard with the pairs that its rows were drawn from, and its manifest.
     """
-    info = RunInfo(
-        schema_version=SCHEMA_VERSION,
-        source={"source": "made"},
-        limit=None,
-        weights="made",
-        weights_sha256="0" * 64,
-        fingerprint="made",
-        fingerprint_fields={},
-        category_list=COCO_PANOPTIC.to_json(),
-        device="cpu",
-        code_version="made",
-        created="2026-11-20T00:00:00Z",
-        config={},
-    )
-    run = create_run(Storage(folder), info)
+    run = create_run(Storage(folder), made_info(COCO_PANOPTIC.to_json()))
     names = [f"{i:012d}.jpg" for i in range(images)]
     columns = {
         "hash": pa.array([name_hash(name) for name in names], pa.uint64()),
@@ -124,50 +109,15 @@ def renamed(rows: pa.Table, manifest: pa.Table) -> pa.Table:
     return rows
 
 
-def resident(root: int) -> dict[str, float]:
-    """Resident gigabytes of a process and everything under it, by name and process id (Linux)."""
-    parents: dict[int, tuple[int, str]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                text = (entry / "stat").read_text()
-            except (FileNotFoundError, ProcessLookupError):  # it has just ended
-                continue
-            name, _, rest = text.partition("(")[2].rpartition(") ")
-            parents[int(entry.name)] = (int(rest.split()[1]), name)
-    sizes = {}
-    for process, (_, name) in parents.items():
-        above = process
-        while above != root and above in parents:
-            above = parents[above][0]
-        if above == root:
-            try:
-                pages = int(Path(f"/proc/{process}/statm").read_text().split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            sizes[f"{name} {process}"] = pages * os.sysconf("SC_PAGE_SIZE") / 1e9
-    return sizes
-
-
 def evaluate(folder: Path) -> dict[str, Any]:
     """`panoptic evaluate` in a process of its own: seconds and peak memory."""
-    command = [sys.executable, "-m", "jobs.cli", "evaluate", str(folder)]
-    command += ["--truth", str(folder / TRUTH), "--json"]
-    root = Path(__file__).parents[1]
-    peaks: dict[str, float] = {}
-    started = time.monotonic()
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as child:
-        while child.poll() is None:
-            for name, size in resident(child.pid).items():
-                peaks[name] = max(peaks.get(name, 0.0), size)
-            time.sleep(0.25)
-        assert child.stdout is not None
-        printed = child.stdout.read()
-    seconds = time.monotonic() - started
-    if child.returncode:
-        sys.exit(f"panoptic evaluate ended with {child.returncode}")
+    words = ["evaluate", str(folder), "--truth", str(folder / TRUTH), "--json"]
+    printed, seconds, samples = run_watched(words)
     result = json.loads(printed)
-    largest = sorted(peaks.items(), key=lambda item: -item[1])[:4]
+    peaks: Counter[str] = Counter()
+    for sizes in samples:
+        peaks |= Counter(sizes)  # the larger of two
+    largest = peaks.most_common(4)
     return {
         "images": result["images"]["scored"],
         "shards": result["shards"],
@@ -213,11 +163,7 @@ def main() -> None:
     growth = found[-1]["peak_gb"] / found[0]["peak_gb"]
     print(f"peak memory of the largest against the smallest: {growth:.2f} (limit {GROWTH})")
     print(f"limits: {SECONDS:.0f} s for 200,000 images, {GIGABYTES} GB a process")
-    print(
-        json.dumps(
-            {"benchmark": "evaluate", **machine(), "runs": found, "growth": round(growth, 3)}
-        )
-    )
+    print_result("evaluate", runs=found, growth=round(growth, 3))
 
 
 if __name__ == "__main__":

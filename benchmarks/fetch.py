@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_maps import machine
+from benchmarks.measure import print_result
 from pipeline.planning.source import Source
 from pipeline.segmentation.fetch import Body, UnitFetch
 from tests.fault_proxy import FaultProxy, Faults, fault_proxy
@@ -124,18 +123,16 @@ def main() -> None:
     print(f"  requests         {methods}, at most {most} for a key")
     print(f"behind a bad network {dict(proxy.injected)}")
     print(f"  {bad}")
-    report = {
-        "benchmark": "fetch",
-        **machine(),
-        "objects": objects,
-        "cpu_ms": round(each, 3),
-        "limit_ms": LIMIT_MS,
-        "objects_per_second": round(objects / wall, 1),
-        "requests": methods,
-        "bad_network": {**bad, "faults": dict(proxy.injected)},
-        "holds": each <= LIMIT_MS and methods == {"GET": objects} and all_right,
-    }
-    print(json.dumps(report))
+    print_result(
+        "fetch",
+        objects=objects,
+        cpu_ms=round(each, 3),
+        limit_ms=LIMIT_MS,
+        objects_per_second=round(objects / wall, 1),
+        requests=methods,
+        bad_network={**bad, "faults": dict(proxy.injected)},
+        holds=each <= LIMIT_MS and methods == {"GET": objects} and all_right,
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.demo_weights import panoptic
-from benchmarks.made_maps import machine
+from benchmarks.measure import print_result
 from jobs.options import DEMO_WEIGHTS
 
 VALIDATION = 100
@@ -83,8 +83,8 @@ def main() -> None:
             out = here / f"out-{images}"
             results[images] = tuned(data, val, out, options.steps, options.batch_size)
             print(f"{images:5} images: PQ by step {results[images]}", flush=True)
-    told = {"steps": options.steps, "batch_size": options.batch_size, "results": results}
-    print(json.dumps({"benchmark": "fine_tuning", **machine(), **told}))
+    settings = {"steps": options.steps, "batch_size": options.batch_size}
+    print_result("fine_tuning", **settings, results=results)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from torch.nn.functional import interpolate
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_maps import machine
+from benchmarks.measure import cpu_ms, print_result
 from detr.categories import COCO_PANOPTIC
 from detr.inference.decode import decode_image, header_size
 from detr.inference.postprocess import merge
@@ -80,15 +78,9 @@ def upstream(logits: Tensor) -> Tensor:
     return full.flatten(1).T.softmax(-1).argmax(-1)
 
 
-def cpu_ms(function: Callable[[Any], Any], items: Sequence[Any], rounds: int = 5) -> float:
+def mean_ms(function: Callable[[Any], Any], items: Sequence[Any], rounds: int = 5) -> float:
     """CPU milliseconds per item, best round."""
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.process_time()
-        for item in items:
-            function(item)
-        best = min(best, time.process_time() - start)
-    return 1000 * best / len(items)
+    return cpu_ms(lambda: [function(item) for item in items], rounds=rounds) / len(items)
 
 
 def main() -> None:
@@ -103,31 +95,29 @@ def main() -> None:
     maps = [merged(one) for one in logits]
     ids = [[segment.id for segment in panoptic.segments] for panoptic in maps]
     results = {
-        "header": cpu_ms(header_size, photos),
-        "decode": cpu_ms(decode_image, photos),
-        "rle": cpu_ms(lambda pair: rle.encode(pair[0].segment_map, pair[1]),
-                      list(zip(maps, ids, strict=True))),
-        "resize_pil": cpu_ms(lambda image: resize(image, PROCESSED), pixels),
-        "resize_tensor": cpu_ms(lambda image: resize_on_device(image, PROCESSED), pixels[:2], 2),
-        "merge": cpu_ms(merged, logits),
-        "merge_upstream": cpu_ms(upstream, logits, 2),
-        "decode_12_megapixels": cpu_ms(decode_image, large, 3),
+        "header": mean_ms(header_size, photos),
+        "decode": mean_ms(decode_image, photos),
+        "rle": mean_ms(lambda pair: rle.encode(pair[0].segment_map, pair[1]),
+                       list(zip(maps, ids, strict=True))),
+        "resize_pil": mean_ms(lambda image: resize(image, PROCESSED), pixels),
+        "resize_tensor": mean_ms(lambda image: resize_on_device(image, PROCESSED), pixels[:2], 2),
+        "merge": mean_ms(merged, logits),
+        "merge_upstream": mean_ms(upstream, logits, 2),
+        "decode_12_megapixels": mean_ms(decode_image, large, 3),
     }  # fmt: skip
     total = results["header"] + results["decode"] + results["rle"]
     print(f"CPU ms an image of {WIDTH} x {HEIGHT}, torch on {torch.get_num_threads()} thread(s)")
     for name, value in results.items():
         print(f"  {name:22}{value:8.2f}")
     print(f"  header + decode + rle {total:8.2f}   limit {LIMIT_MS}")
-    report = {
-        "benchmark": "images",
-        **machine(),
-        "jpeg_kb": round(float(np.mean([len(data) for data in photos])) / 1000, 1),
-        "cpu_ms": {name: round(value, 3) for name, value in results.items()},
-        "in_and_out_ms": round(total, 3),
-        "limit_ms": LIMIT_MS,
-        "holds": total <= LIMIT_MS,
-    }
-    print(json.dumps(report))
+    print_result(
+        "images",
+        jpeg_kb=round(float(np.mean([len(data) for data in photos])) / 1000, 1),
+        cpu_ms={name: round(value, 3) for name, value in results.items()},
+        in_and_out_ms=round(total, 3),
+        limit_ms=LIMIT_MS,
+        holds=total <= LIMIT_MS,
+    )
 
 
 if __name__ == "__main__":

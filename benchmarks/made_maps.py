@@ -7,14 +7,6 @@ little, so that most segments match and some don't.
 
 from __future__ import annotations
 
-import platform
-import subprocess
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -61,34 +53,3 @@ def made_segments(seed: int, segment_map: NDArray[np.uint8]) -> list[dict[str, i
     categories = rng.choice(COCO_PANOPTIC.ids, size=SEGMENTS + 1, replace=False)
     ids = [int(i) for i in np.unique(segment_map) if i]
     return [{"id": i, "category_id": int(categories[i])} for i in ids]
-
-
-def cpu_ms(function: Callable[[], Any], *, rounds: int = 7, seconds: float = 0.3) -> float:
-    """CPU milliseconds of one call in this process: the best of several rounds."""
-    function()
-    started = time.process_time()
-    function()
-    calls = max(1, int(seconds / max(time.process_time() - started, 1e-6)))
-    best = float("inf")
-    for _ in range(rounds):
-        started = time.process_time()
-        for _ in range(calls):
-            function()
-        best = min(best, (time.process_time() - started) / calls)
-    return 1000 * best
-
-
-def machine() -> dict[str, str]:
-    """Where and when a figure was measured."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        model = lines[0].partition(":")[2].strip() if lines else model
-    commit = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
-    return {"cpu": model, "date": datetime.now(UTC).strftime("%Y-%m-%d"), "commit": commit}

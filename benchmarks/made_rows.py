@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ def made_rows(count: int) -> Iterator[pa.Table]:
         yield pa.table(columns, schema=MANIFEST_SCHEMA)
 
 
-def made_info() -> RunInfo:
+def made_info(category_list: Sequence[dict[str, Any]] = ()) -> RunInfo:
     """A `run.json` without a model."""
     return RunInfo(
         schema_version=SCHEMA_VERSION,
@@ -42,14 +41,9 @@ def made_info() -> RunInfo:
         weights_sha256="",
         fingerprint="null",
         fingerprint_fields={},
-        category_list=[],
+        category_list=list(category_list),
         device="cpu",
         code_version="null",
         created="",
         config={},
     )
-
-
-def peak_mb() -> float:
-    """The most memory that this process has held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000

@@ -29,6 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the weights come from tests/
 
+from benchmarks.measure import peak_mb, print_result
+
 KEPT, MORE = 15, 30  # queries
 OURS = ("fp32", "bf16", f"fp32, {MORE} queries")
 TARGETS = {"fp32": 20.0, "fp32_cpu": 15.0, "bf16": 27.0, "peak_gb": 2.0, "query": 0.02}
@@ -106,16 +108,9 @@ def work(arguments: argparse.Namespace) -> None:
             "wall_s": time.perf_counter() - wall,
             "cpu_s": time.process_time() - cpu,
             "segments": segments,
-            "peak_gb": peak_gigabytes(),
+            "peak_gb": peak_mb() / 1000,
         }
         print(json.dumps(found), flush=True)
-
-
-def peak_gigabytes() -> float:
-    """Peak resident memory of this process. Not `ru_maxrss`: a child inherits its parent's."""
-    status = Path("/proc/self/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(line.split()[1]) / 1e6
 
 
 def ours(arguments: argparse.Namespace, image: Any) -> Callable[..., int]:
@@ -157,8 +152,6 @@ def reference(arguments: argparse.Namespace) -> Callable[..., int]:
 
 
 def report(arguments: argparse.Namespace, results: dict[str, dict[str, float]]) -> None:
-    from benchmarks.made_maps import machine
-
     print(
         f"DETR-R50 panoptic, {arguments.height} x {arguments.width} image, "
         f"{arguments.threads} threads, {arguments.device}, best of {arguments.rounds}"
@@ -174,9 +167,8 @@ def report(arguments: argparse.Namespace, results: dict[str, dict[str, float]]) 
     checks = judge(results)
     for name, (value, limit) in checks.items():
         print(f"{name:20}{value:9.3f}, target {limit:g}")
-    report = {"benchmark": "model", **machine(), "device": arguments.device}
-    numbers = {"threads": arguments.threads, "results": results, "checks": checks}
-    print(json.dumps({**report, **numbers}))
+    settings = {"device": arguments.device, "threads": arguments.threads}
+    print_result("model", **settings, results=results, checks=checks)
 
 
 def judge(results: dict[str, dict[str, float]]) -> dict[str, tuple[float, float]]:

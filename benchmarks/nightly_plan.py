@@ -11,8 +11,7 @@ driver's peak memory, which must not grow with the number of images.
 from __future__ import annotations
 
 import argparse
-import json
-import resource
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,12 +23,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.made_rows import made_info
+from benchmarks.measure import peak_mb, print_result
 from pipeline.planning.generations import Brakes, plan_refresh
 from pipeline.planning.manifest import write_parts
 from pipeline.planning.source import Source
-from pipeline.run.folder import RunInfo, ShardEntry
+from pipeline.run.folder import ShardEntry
 from pipeline.run.run import Run, create_run
-from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, TRANSIENT_CODES
+from pipeline.schema import MANIFEST_SCHEMA, TRANSIENT_CODES
 from pipeline.sharding import Generation, shard_count
 from pipeline.storage.storage import Storage
 
@@ -85,10 +88,7 @@ class MadeSource(Source):
 
 def make_run(folder: Path, count: int) -> Run:
     """A finished generation 1 of `count` images; its shards exist by name alone."""
-    info = RunInfo(
-        SCHEMA_VERSION, {}, None, "made", "0" * 64, "made", {}, [], "cpu", "made", "2026", {}
-    )
-    run = create_run(Storage(folder), info)
+    run = create_run(Storage(folder), made_info())
     shards = shard_count(count, count * BYTES_OF_AN_IMAGE)
     written = write_parts(run.storage, 1, shards, chunks(count, count))
     generation = Generation(1, "first", written, count * BYTES_OF_AN_IMAGE, counts={"new": count})
@@ -112,7 +112,7 @@ def main() -> None:
         began = time.monotonic()
         run = make_run(Path(folder) / "run", arguments.rows)
         made = time.monotonic() - began
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        before = peak_mb()
         source = MadeSource(
             "made", old=arguments.rows, new=arguments.new, changed=arguments.changed
         )
@@ -140,7 +140,7 @@ def main() -> None:
         "bytes_rewritten": rewritten,
         "part_rewritten": rewritten / sum(live.values()),
         "seconds": round(seconds, 1),
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "peak_rss_mb": round(peak_mb()),
         "rss_before_mb": round(before),
         "seconds_to_make": round(made, 1),
     }
@@ -151,7 +151,7 @@ def main() -> None:
         f"{100 * facts['part_rewritten']:.3f} % of the bytes"
     )
     print(f"  planned in      {seconds:.0f} s, peak memory {facts['peak_rss_mb']:,} MB")
-    print(json.dumps(facts))
+    print_result("nightly_plan", **facts)
 
 
 if __name__ == "__main__":

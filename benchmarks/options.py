@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from PIL import Image
 
 import detr
 from benchmarks.demo_scenes import DEMO_THRESHOLD, DEMO_WEIGHTS, made_scenes, panoptic_quality
-from benchmarks.made_maps import machine
+from benchmarks.measure import print_result
 from detr.inference.decode import decode_image, header_size
 from detr.panoptic import Panoptic
 
@@ -74,8 +73,8 @@ def main() -> None:
             f"{name:26}{found['All']:8.2f}{found['All'] - base['All']:+8.2f}{found['Things']:8.2f}"
             f"{found['Stuff']:8.2f}{found['cpu_ms']:9.1f}"
         )
-    report = {"benchmark": "options", **machine(), "images": len(files)}
-    print(json.dumps({**report, "weights": Path(arguments.weights).name, "results": results}))
+    weights = Path(arguments.weights).name
+    print_result("options", images=len(files), weights=weights, results=results)
 
 
 ONES = np.ones((ENLARGED, ENLARGED), np.int32)

@@ -10,23 +10,23 @@ the difference to a listing in which 1,000 images changed names exactly those. B
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_maps import machine
-from benchmarks.made_rows import made_info, made_rows, peak_mb
+from benchmarks.made_rows import made_info, made_rows
+from benchmarks.measure import peak_mb, print_result
 from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
 from pipeline.planning.scratch_db import Staging
+from pipeline.planning.source import Source
 from pipeline.run.folder import ShardEntry
 from pipeline.run.run import create_run
 from pipeline.storage.storage import Storage
@@ -36,18 +36,14 @@ CHANGES = 1_000
 LIMIT_SECONDS, LIMIT_MB = 300, 2_000
 
 
-class MadeSource:
+@dataclass(frozen=True)
+class MadeSource(Source):
     """A listing of made rows; every n-th image has another ETag than before."""
 
-    url = "s3://made"
-    include = exclude = ()
-    options: Mapping[str, str] = {}
+    count: int = field(default=0, kw_only=True)
+    changed_every: int = field(default=0, kw_only=True)
 
-    def __init__(self, count: int, changed_every: int = 0) -> None:
-        self.count = count
-        self.changed_every = changed_every
-
-    def tables(self, progress: Callable[[int], None]) -> Iterator[pa.Table]:
+    def tables(self, progress: Callable[[int], None] = lambda count: None) -> Iterator[pa.Table]:
         first = 0
         for table in made_rows(self.count):
             if self.changed_every:
@@ -72,7 +68,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="planning-") as folder:
         run = create_run(Storage(f"{folder}/run"), made_info())
         start = time.monotonic()
-        source: Any = MadeSource(images)
+        source = MadeSource("s3://made", count=images)
         with Staging() as staging:
             found, size = stage_listing(staging, source, None, lambda count: None)
             times["list"] = time.monotonic() - start
@@ -82,7 +78,7 @@ def main() -> None:
         entries = [ShardEntry(u.path, u.images, u.images, 0, 1) for u in generation.units()]
         run.write_snapshot(1, entries)
         start = time.monotonic()
-        changed: Any = MadeSource(images, images // CHANGES)
+        changed = MadeSource("s3://made", count=images, changed_every=images // CHANGES)
         second = plan_refresh(
             run,
             changed,
@@ -104,20 +100,18 @@ def main() -> None:
     print(f"manifest and plan of {generation.shards} shards {total:.1f} s, limit {LIMIT_SECONDS}")
     print(f"peak memory {first_mb:.0f} MB, with the difference {peak_mb():.0f}, limit {LIMIT_MB}")
     print(f"difference: {len(names)} images, exactly those that changed: {exact}")
-    report = {
-        "benchmark": "planning",
-        **machine(),
-        "images": images,
-        "shards": generation.shards,
-        "seconds": {name: round(value, 1) for name, value in times.items()},
-        "peak_mb": round(peak_mb()),
-        "changed": len(names),
-        "rewritten_shards": len(second.rewrites),
-        "rewritten_rows": rewritten,
-        "exact": exact,
-        "holds": exact and total <= LIMIT_SECONDS and peak_mb() <= LIMIT_MB,
-    }
-    print(json.dumps(report))
+    print_result(
+        "planning",
+        images=images,
+        shards=generation.shards,
+        seconds={name: round(value, 1) for name, value in times.items()},
+        peak_mb=round(peak_mb()),
+        changed=len(names),
+        rewritten_shards=len(second.rewrites),
+        rewritten_rows=rewritten,
+        exact=exact,
+        holds=exact and total <= LIMIT_SECONDS and peak_mb() <= LIMIT_MB,
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -31,7 +30,8 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_maps import SIZES, cpu_ms, machine, made_pair, made_segments
+from benchmarks.made_maps import SIZES, made_pair, made_segments
+from benchmarks.measure import cpu_ms, print_result
 from detr.categories import COCO_PANOPTIC
 from pipeline.evaluation.truth_png import row_of, table_of, write_png
 from pipeline.panoptic import rle
@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--images", type=int, default=256)
     images: int = parser.parse_args().images
-    result: dict[str, Any] = {"benchmark": "pq", "images": images, **machine()}
+    result: dict[str, Any] = {"images": images}
     for size, (height, width) in SIZES.items():
         count = images if size == "640x480" else max(images // 8, 8)
         predictions, truth, pngs = made_tables(size, count)
@@ -220,7 +220,7 @@ def main() -> None:
         print(f"  stored: {stored:.0f} B an image, PNG {png:.0f} B: {stored / png:.2f} x\n")
         found["parquet_bytes"], found["png_bytes"] = stored, png
         result[size] = {name: round(value, 5) for name, value in found.items()}
-    print(json.dumps(result))
+    print_result("pq", **result)
 
 
 if __name__ == "__main__":

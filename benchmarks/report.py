@@ -14,7 +14,6 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -24,8 +23,8 @@ import pyarrow as pa
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.evaluate import DISTINCT, make, renamed, resident
-from benchmarks.made_maps import machine
+from benchmarks.evaluate import DISTINCT, make, renamed
+from benchmarks.measure import print_result, run_watched
 from benchmarks.pq import made_tables
 from detr.categories import COCO_PANOPTIC
 from pipeline.layout import part_name
@@ -72,17 +71,10 @@ def make_evaluated(folder: Path, images: int) -> None:
 
 def report(folder: Path, output: Path) -> dict[str, Any]:
     """`panoptic report` in a process of its own: seconds, peak memory, bytes."""
-    command = [sys.executable, "-m", "jobs.cli", "report", str(folder), "--output", str(output)]
-    peak, started = 0.0, time.monotonic()
-    with subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=sys.stderr) as child:
-        while child.poll() is None:
-            peak = max(peak, sum(resident(child.pid).values()))
-            time.sleep(0.25)
-    if child.returncode:
-        sys.exit(f"panoptic report ended with {child.returncode}")
+    _, seconds, samples = run_watched(["report", str(folder), "--output", str(output)])
     return {
-        "seconds": round(time.monotonic() - started, 1),
-        "peak_gb": round(peak, 3),
+        "seconds": round(seconds, 1),
+        "peak_gb": round(max(sum(sizes.values()) for sizes in samples), 3),
         "megabytes": round(output.stat().st_size / 1e6, 2),
     }
 
@@ -132,7 +124,7 @@ def main() -> None:
         f"{found['megabytes']:4.1f} {found['lookup_ms']:10.1f} {found['lookup_objects']:8}"
     )
     print(f"limits     {SECONDS:8.0f} {GIGABYTES:8.0f} {MEGABYTES:4.0f} {'':>10} {OBJECTS:8}")
-    print(json.dumps({"benchmark": "report", **machine(), **found}))
+    print_result("report", **found)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ encoder can look at fewer pixels.
 
 from __future__ import annotations
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -23,7 +22,8 @@ from pycocotools import mask as coco
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_maps import SIZES, cpu_ms, machine, made_pair
+from benchmarks.made_maps import SIZES, made_pair
+from benchmarks.measure import cpu_ms, print_result
 from pipeline.panoptic import rle
 
 SEEDS = range(4)
@@ -81,7 +81,7 @@ def measure(size: str) -> dict[str, float]:
 
 
 def main() -> None:
-    result: dict[str, Any] = {"benchmark": "rle", **machine()}
+    result: dict[str, Any] = {}
     for size in SIZES:
         found = measure(size)
         best = min(found["pycocotools_one_by_one"], found["pycocotools_stacked"])
@@ -100,7 +100,7 @@ def main() -> None:
             "times_faster": ratios,
             "target": TARGET[size],
         }
-    print(json.dumps(result))
+    print_result("rle", **result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ A table first; the last line of stdout is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -26,7 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import detr
-from benchmarks.made_maps import machine
+from benchmarks.measure import print_result
 from detr.inference.postprocess import merge
 from detr.models.folded import FoldedResNet
 from detr.models.fused_ops import convolve
@@ -103,9 +102,9 @@ def main() -> None:
         )
     flop = sum(row["gflop"] for row in rows)
     print(f"{'sum':18}{1000 * total:9.1f}{flop:9.1f}{'':8}{bound / total:10.0%}")
-    report = {"benchmark": "stages", **machine(), **vars(arguments)}
     measured = {"peak_gflop_s": round(peak, 1), "bandwidth_gb_s": round(bandwidth, 2)}
-    print(json.dumps({**report, **measured, "stages": rows, "share_of_bound": bound / total}))
+    shares = {"stages": rows, "share_of_bound": bound / total}
+    print_result("stages", **vars(arguments), **measured, **shares)
 
 
 def best_seconds(function: Callable[[], Any], device: torch.device) -> float:

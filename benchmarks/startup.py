@@ -11,7 +11,6 @@ busy machine slows them alike. Ends with 1 if a claim does not hold.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -22,9 +21,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_maps import machine
+from benchmarks.measure import ROOT, print_result
 
-ROOT = Path(__file__).parents[1]
 BASE = "import pyarrow"
 HELP, OTHERS = 2.0, 5.0  # times the base, at most
 VERBS = (
@@ -103,9 +101,7 @@ def main() -> None:
         mark = "" if spent <= limits[line] * base else f"  more than {limits[line]:g}"
         print(f"{spent:6.2f} s  {spent / base:5.1f} times  panoptic {line}{mark}")
     ratios = {line: round(spent / base, 2) for line, spent in least.items()}
-    print(
-        json.dumps({"benchmark": "startup", **machine(), "base": round(base, 3), "ratios": ratios})
-    )
+    print_result("startup", base=round(base, 3), ratios=ratios)
     if any(ratio > limits[line] for line, ratio in ratios.items()):
         sys.exit(1)
 

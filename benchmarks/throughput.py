@@ -56,7 +56,7 @@ def main() -> None:
     if arguments.bare:
         print(json.dumps(bare(arguments)))
         return
-    from benchmarks.made_maps import machine
+    from benchmarks.measure import print_result
     from tests.random_weights import write_official_r50
 
     with tempfile.TemporaryDirectory() as folder:
@@ -75,8 +75,8 @@ def main() -> None:
             f"{name:36}{found['bare_images_s']:8.2f}{found['job_images_s']:8.2f}"
             f"{found['share']:8.1%}{found['model_busy']:12.1%}  {found['limited_by']}"
         )
-    report = {"benchmark": "throughput", **machine(), "device": arguments.device}
-    print(json.dumps({**report, "threads": arguments.threads, "results": results}))
+    settings = {"device": arguments.device, "threads": arguments.threads}
+    print_result("throughput", **settings, results=results)
 
 
 def measure(name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -17,6 +17,17 @@ class ModelError(ValueError):
     """Weights or settings can't be used; the message says why, and what to do."""
 
 
+def is_threshold(value: float) -> bool:
+    """Whether a least class probability of a segment is at least 0 and below 1."""
+    return 0 <= value < 1
+
+
+def check_threshold(value: float) -> None:
+    """Raises ModelError for a value that is no threshold."""
+    if not is_threshold(value):
+        raise ModelError(f"threshold must be at least 0 and below 1, not {value}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetrConfig:
     """The architecture. The defaults are the published R50 panoptic model."""
@@ -53,7 +64,7 @@ class DetrConfig:
             raise ModelError(f"block must be 'bottleneck' or 'basic', not {self.block!r}")
         if self.stem_stride not in (2, 4):
             raise ModelError(f"stem_stride must be 2 or 4, not {self.stem_stride!r}")
-        for name in _POSITIVE:
+        for name in (field.name for field in fields(self) if field.type == "int"):
             if getattr(self, name) < 1:
                 raise ModelError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.max_size < self.size:
@@ -107,19 +118,6 @@ class DetrConfig:
             raise ModelError(f"the model's config has unknown fields {', '.join(unknown)}")
         return cls(**values)
 
-
-_POSITIVE = [
-    "hidden_dim",
-    "nheads",
-    "enc_layers",
-    "dec_layers",
-    "dim_feedforward",
-    "num_queries",
-    "num_classes",
-    "mask_groups",
-    "size",
-    "max_size",
-]
 
 RESNET_DEPTHS: dict[str, tuple[int, ...]] = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -14,7 +15,7 @@ from pipeline.errors import EXIT_QUALITY_GATE, UserError
 from pipeline.evaluation.agreement import SAMPLE, Agreement, agree
 from pipeline.evaluation.compare import Change, Comparison, shared_evaluation
 from pipeline.evaluation.compare import compare as compare_snapshots
-from pipeline.evaluation.quality_gate import MIN_SEGMENTS, Verdict, judge
+from pipeline.evaluation.quality_gate import MIN_SEGMENTS, GateResult, judge
 from pipeline.run.snapshots import open_snapshot
 
 LISTED = 10
@@ -78,22 +79,21 @@ def compare(
         show_agreement(agree(snapshot_a, snapshot_b, limit), json_output)
         return
     comparison = compare_snapshots(snapshot_a, snapshot_b, name)
-    verdict = judge(
+    gate = judge(
         comparison,
         max_pq_drop=max_pq_drop,
         max_class_drop=max_class_drop,
         decide_by="estimate" if decide_by == "estimate" else "interval",
         min_segments=min_class_segments,
     )
-    show_comparison(comparison, verdict if judged else None, json_output)
-    if not verdict.passed:
+    show_comparison(comparison, gate if judged else None, json_output)
+    if not gate.passed:
         raise typer.Exit(EXIT_QUALITY_GATE)
 
 
-def show_comparison(comparison: Comparison, verdict: Verdict | None, json_output: bool) -> None:
+def show_comparison(comparison: Comparison, gate: GateResult | None, json_output: bool) -> None:
     if json_output:
-        gate = {"verdict": verdict.to_json()} if verdict else {}
-        print_json({**comparison.to_json(), **gate})
+        print_json({**asdict(comparison), **({"verdict": asdict(gate)} if gate else {})})
         return
     console = plain_console()
     table = Table("", "PQ of A", "PQ of B", "change", "95 % interval", box=None)
@@ -111,20 +111,19 @@ def show_comparison(comparison: Comparison, verdict: Verdict | None, json_output
     console.print(
         f"{counted(comparison.images, 'image')} scored in both against {comparison.truth} "
         f"({comparison.only_a:,} in A only, {comparison.only_b:,} in B only)",
-        soft_wrap=True,
     )
     for image in comparison.changed[:LISTED]:
         text = f"  {100 * image.a:.1f} -> {100 * image.b:.1f}  {image.file_name}"
-        console.print(text, markup=False, soft_wrap=True)
-    if verdict is not None:
-        console.print("verdict: good enough" if verdict.passed else "verdict: not good enough")
-        for reason in verdict.reasons:
-            console.print(f"  {reason}", markup=False, soft_wrap=True)
+        console.print(text)
+    if gate is not None:
+        console.print("verdict: good enough" if gate.passed else "verdict: not good enough")
+        for reason in gate.reasons:
+            console.print(f"  {reason}")
 
 
 def show_agreement(agreement: Agreement, json_output: bool) -> None:
     if json_output:
-        print_json(agreement.to_json())
+        print_json(asdict(agreement))
         return
     console = plain_console()
     for group, figures in agreement.groups.items():
@@ -147,7 +146,7 @@ def show_agreement(agreement: Agreement, json_output: bool) -> None:
         console.print("worth labelling, most disagreement first:")
     for image in agreement.disagreements[:LISTED]:
         text = f"  {image.segments:.2f} segments  {image.file_name}"
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text)
 
 
 def _cells(change: Change) -> tuple[str, str, str, str]:

@@ -21,11 +21,13 @@ from pipeline.progress import Progress, Reporter
 LOG_SECONDS: Final = 15.0
 
 
-def plain_console(*, stderr: bool = False, soft_wrap: bool = False) -> Console:
-    """A rich console without markup, emoji and highlighting, because names of files and classes may
-    contain brackets and colons."""
-    options: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
-    return _Console(stderr=stderr, soft_wrap=soft_wrap, **options)
+def plain_console(*, stderr: bool = False) -> Console:
+    """A rich console that prints texts as they are.
+
+    Without markup, emoji and highlighting, because names of files and classes may contain brackets
+    and colons; long lines are not broken.
+    """
+    return _Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 class _Console(Console):
@@ -45,7 +47,7 @@ class ConsoleReporter(Reporter):
         self._finished = False
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text)
 
     def listed(self, images: int) -> None:
         self._say(f"listing: {counted(images, 'image')}", final=False)
@@ -73,7 +75,7 @@ class ConsoleReporter(Reporter):
             self._live.update(Text(line))
         elif final or time.monotonic() - self._logged >= LOG_SECONDS:
             self._logged = time.monotonic()
-            self._console.print(line, markup=False, soft_wrap=True)
+            self._console.print(line)
 
 
 def progress_line(progress: Progress) -> str:

@@ -118,12 +118,10 @@ def demo(
         ("inside the model", f"{sys.argv[0]} inspect {photo} {model}"),
     )
     for name, text in lines:
-        console.print(f"{name + ':':<18}{text}", soft_wrap=True, markup=False)
+        console.print(f"{name + ':':<18}{text}")
     console.print(
         "your own photos, with the official weights (165 MB, fetched once):\n"
         f"  {sys.argv[0]} segment PHOTO_FOLDER --out runs/mine --weights r50 --limit 20",
-        soft_wrap=True,
-        markup=False,
     )
 
 

@@ -16,7 +16,7 @@ from rich.text import Text
 from detr.config import ModelError
 from detr.inference.decode import ImageError, decode_image
 from jobs.console import plain_console, print_json
-from jobs.options import JsonOutput, parse_options
+from jobs.options import JsonOutput, LabelSet, parse_options
 from jobs.submit import submit
 from pipeline.amounts import counted, duration
 from pipeline.config import RunConfig, make_config
@@ -47,9 +47,7 @@ def doctor(
     source: Annotated[str, typer.Argument(help="The images, as for segment.")],
     out: Annotated[str, typer.Argument(help="The run folder, as for segment.")],
     weights: Annotated[str | None, typer.Option(help="Check these weights too.")] = None,
-    categories: Annotated[
-        str | None, typer.Option(help="COCO categories JSON of the weights' classes.")
-    ] = None,
+    categories: LabelSet = None,
     source_option: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="As for segment.")
     ] = None,
@@ -80,7 +78,8 @@ def doctor(
         words += ["--categories", categories] if categories else []
         words += [f"--source-option={pair}" for pair in source_option or ()]
         words += [f"--out-option={pair}" for pair in out_option or ()]
-        raise typer.Exit(_submit(address, [*words, *(["--json"] if json_output else [])]))
+        words += ["--json"] if json_output else []
+        raise typer.Exit(submit(words, address))  # there, the address is `auto`
     options = parse_options(source_option, "--source-option")
     config = make_config(
         {
@@ -103,20 +102,15 @@ def doctor(
         if not json_output:
             mark = Text("ok  ", "green") if check.ok else Text("FAIL", "red")
             console.print(mark, f"{check.name}:", end=" ")
-            console.print(check.found, markup=False, soft_wrap=True)
+            console.print(check.found)
             for guarantee in check.store:
                 kept = "yes" if guarantee.kept else "no"
                 line = f"       {guarantee.name:8}{kept:4}{guarantee.meaning}"
-                console.print(line, markup=False, soft_wrap=True)
+                console.print(line)
     if json_output:
         print_json({"ok": all(check.ok for check in checks), "checks": [*map(asdict, checks)]})
     if not all(check.ok for check in checks):
         raise typer.Exit(2)
-
-
-def _submit(address: str, words: list[str]) -> int:
-    """Run the checks as a job of the cluster; there, the address is `auto`."""
-    return submit(words, address)
 
 
 def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterator[Check]:
@@ -129,7 +123,7 @@ def _on_worker(config: RunConfig, address: str, *, with_weights: bool) -> Iterat
 
     join_ray(address)
     gpu = capacity(address).ceiling("GPU") >= 1
-    checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0)(_all_checks)
+    checks = ray.remote(num_cpus=0.5, num_gpus=1 if gpu else 0, max_retries=3)(_all_checks)
     try:
         yield from ray.get(checks.remote(config, with_weights), timeout=config.wait_for_gpus)
     except GetTimeoutError:

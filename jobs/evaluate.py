@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -76,8 +75,7 @@ def evaluate(
 
     Exit codes: 0 scored, 2 bad input, or something could not be scored (the rest was).
     """
-    console = plain_console(stderr=True)
-    note: Callable[[str], None] = lambda text: console.print(text, markup=False, soft_wrap=True)  # noqa: E731
+    note = plain_console(stderr=True).print
     if not truth:
         raise UserError("--truth is missing: give the COCO panoptic JSON of the ground truth")
     if (out is None) == (predictions is None):
@@ -154,10 +152,10 @@ def print_result(result: dict[str, Any], json_output: bool) -> None:
     console.print(table)
     console.print(_worst_classes(result))
     for line in counts_lines(result):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line)
     if run := result.get("run"):
         text = f"look at it: panoptic report {run} --open; beside another run: panoptic compare"
-        console.print(f"{text} OTHER {run}", markup=False, soft_wrap=True)
+        console.print(f"{text} OTHER {run}")
 
 
 def _worst_classes(result: dict[str, Any]) -> Table:

@@ -72,9 +72,7 @@ def export(
         print_json(asdict(done))
         return
     console = plain_console()
-    console.print(
-        f"{counted(done.images, 'image')}, {counted(done.segments, 'segment')}", soft_wrap=True
-    )
+    console.print(f"{counted(done.images, 'image')}, {counted(done.segments, 'segment')}")
     for count, what in (
         (done.errors, "failed in the run: " + ("all void" if truth else "left out")),
         (done.without_truth, "not in the truth: left out"),
@@ -82,7 +80,7 @@ def export(
     ):
         if count:
             console.print(f"{counted(count, 'image')} {what}")
-    console.print(done.output, markup=False, soft_wrap=True)
+    console.print(done.output)
 
 
 def _names(files: list[str] | None) -> list[str]:

@@ -20,14 +20,9 @@ from pipeline.secrets import SIGNED, is_signed, texts
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
 
-FILES: Final = (
-    "weights",
-    "categories",
-    "truth",
-    "map_categories",
-    "source",
-)  # settings that may be one local file
-FOLDERS: Final = ("weights", "truth_masks")  # or a local folder
+# Settings that may be one local file, or a local folder.
+FILES: Final = ("weights", "categories", "truth", "map_categories", "source")
+FOLDERS: Final = ("weights", "truth_masks")
 # Settings whose local files are never uploaded: too large, or better used on this machine.
 STAY: Final = ("image_root", "predictions", "prediction_masks", "dataset", "photo")
 PLACES: Final = frozenset((*FILES, *FOLDERS, *STAY, "out"))

@@ -15,12 +15,11 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from detr.config import THRESHOLD
 from jobs.console import plain_console, print_json
-from jobs.options import JsonOutput, parse_options
+from jobs.options import JsonOutput, LabelSet, Threshold, parse_options
 from pipeline.errors import UserError
-from pipeline.report.view import photo_pixels
-from pipeline.segmentation.model_spec import ModelSpec, recommended_by, say_recommended
+from pipeline.report.view import load_model, photo_pixels
+from pipeline.segmentation.model_spec import ModelSpec
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import open_file
 
@@ -31,9 +30,7 @@ if TYPE_CHECKING:
 def inspect(
     photo: Annotated[str, typer.Argument(metavar="PHOTO", help="A photo; any fsspec URL.")],
     weights: Annotated[str, typer.Option(help="r50, r50-dc5, r101, or a file or folder.")],
-    categories: Annotated[
-        str | None, typer.Option(help="COCO categories JSON of the weights' classes.")
-    ] = None,
+    categories: LabelSet = None,
     queries: Annotated[
         int, typer.Option(min=0, max=100, help="Number of kept queries to show, best score first.")
     ] = 8,
@@ -41,15 +38,7 @@ def inspect(
         str | None, typer.Option(help="Where to write. Default: NAME.inspect.html here.")
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Least class probability of a segment; default: what the weights recommend, "
-            f"else {THRESHOLD}.",
-        ),
-    ] = None,
+    threshold: Threshold = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
     source_option: Annotated[
@@ -77,12 +66,9 @@ def inspect(
         categories=categories,
         categories_options=options,
     )
-    model = spec.load()
+    model = load_model(spec, plain_console(stderr=True).print)
     if not isinstance(model, Predictor):
         raise UserError("inspect looks into DETR; other models have no such stages")
-    if threshold is None:
-        console = plain_console(stderr=True)
-        say_recommended(recommended_by(model), lambda text: console.print(text, soft_wrap=True))
     seen = inspect_image(model, image, queries)
     output = output or f"{PurePosixPath(photo).stem}.inspect.html"
     storage, name = open_file(output)
@@ -113,4 +99,4 @@ def _print(seen: Inspection, output: str) -> None:
         shape = " x ".join(str(side) for side in stage.shape)
         table.add_row(f"  {stage.name}", shape, stage.letters)
     console.print(table)
-    console.print(Text(output), soft_wrap=True)
+    console.print(output)

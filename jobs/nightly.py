@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -62,7 +63,7 @@ def nightly(
     finally:
         reporter.close()
     if json_output:
-        print_json(summary.to_json())
+        print_json(asdict(summary))
     else:
         sys.stdout.write(summary.text())
     if summary.reasons:

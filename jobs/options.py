@@ -13,13 +13,18 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Final, get_origin
 
 import typer
 
+from detr.config import THRESHOLD
 from pipeline.config import RESULT_FIELDS, SOURCE_FIELDS, RunConfig, make_config, read_toml
 from pipeline.errors import UserError
 from pipeline.layout import LATEST_FILE, RUN_FILE
+from pipeline.secrets import check_options, kept
+
+if TYPE_CHECKING:
+    from pipeline.run.run import Run
 
 JsonOutput = Annotated[
     bool, typer.Option("--json", help="One JSON object on stdout; progress goes to stderr.")
@@ -36,6 +41,33 @@ OutFolder = Annotated[str, typer.Argument(metavar="OUT", help="Run folder; any f
 OutOptions = Annotated[
     list[str] | None,
     typer.Option("--out-option", metavar="KEY=VALUE", help="Storage option of OUT; repeatable."),
+]
+PhotoOptions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Storage option of the photos; repeatable."),
+]
+SourceOptions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY=VALUE", help="Storage option of the source; repeatable."),
+]
+LabelSet = Annotated[str | None, typer.Option(help="COCO categories JSON of the weights' classes.")]
+MovedWeights = Annotated[
+    str | None, typer.Option(help="Where the same weights are now, if they moved.")
+]
+MovedLabelSet = Annotated[
+    str | None, typer.Option(help="Where the same --categories are now, if they moved.")
+]
+ShownSnapshot = Annotated[
+    int | None, typer.Option(min=1, help="Snapshot of the run; default: the published one.")
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="Least class probability of a segment; default: what the weights recommend, "
+        f"else {THRESHOLD}.",
+    ),
 ]
 
 EXAMPLES: Final = Path(__file__).with_name("examples")
@@ -156,12 +188,24 @@ def refuse_absent(settings: RunConfig) -> None:
         raise UserError(f"SOURCE {path} does not exist: check the path")
 
 
+def settings_of(run: Run, source_option: list[str] | None, **moved: Any) -> RunConfig:
+    """The settings of an existing run, with those of `moved` that are given, and with the storage
+    options of the source that `source_option` adds. Raises UserError."""
+    recorded = run.info.config
+    options = parse_options(source_option, "--source-option")
+    moved["source_options"] = {**recorded.get("source_options", {}), **options}
+    given = {name: value for name, value in moved.items() if value not in (None, {})}
+    return make_config({**recorded, **given})
+
+
 def parse_options(pairs: list[str] | None, flag: str) -> dict[str, str]:
     """`KEY=VALUE` texts as a dict; `flag` is for error messages. Raises UserError."""
     options = {}
     for pair in pairs or ():
         key, separator, value = pair.partition("=")
         if not separator or not key:
-            raise UserError(f"{flag} {pair!r} must be KEY=VALUE, for example profile=prod")
+            shown = f" {pair!r}" if kept({pair: ""}) else ""  # any other text may be a secret
+            raise UserError(f"{flag}{shown} must be KEY=VALUE, for example profile=prod")
         options[key] = value
+    check_options(options, flag)
     return options

@@ -24,10 +24,19 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from jobs.inputs import Inputs, content_hash
+from jobs.options import parse_options
 from jobs.verbs import make_app
 from pipeline.errors import UserError
 from pipeline.layout import input_folder
-from pipeline.secrets import KEPT_OPTIONS, refuse_secrets, secret_names, texts, withheld
+from pipeline.secrets import (
+    KEPT_OPTIONS,
+    check_options,
+    holds_secret,
+    refuse_secrets,
+    secret_names,
+    texts,
+    withheld,
+)
 from pipeline.version import code_version
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -69,6 +78,7 @@ def pack(words: Sequence[str], *, shared_files: bool) -> Parcel:
     values = {entry.name: entry.value for entry in arguments}
     config = values.get("config")
     settings = _read(config) if config is not None else {}
+    _refuse_unknown(words[0], settings, config or "")
     out = values.get("out") or settings.get("out")
     pairs = [entry.value.partition("=") for entry in arguments if entry.name == "out_option"]
     options = {key: value for key, _, value in pairs} or settings.get("out_options", {})
@@ -98,9 +108,15 @@ def _refuse_secrets(
     arguments: Sequence[Given], settings: Mapping[str, Any], environment: Mapping[str, str]
 ) -> None:
     """Raises UserError for a credential, which the cluster's dashboard would show."""
-    options = [entry.value.partition("=")[0] for entry in arguments if entry.name in OPTIONS]
+    options: list[str] = []
     for name in OPTIONS:
-        options += settings.get(f"{name}s", {})
+        flag = f"--{name.replace('_', '-')}"
+        table = settings.get(f"{name}s", {})
+        if not isinstance(table, dict) or list(texts(table)) != list(table.values()):
+            raise UserError(f'{name}s must be a table of texts, such as profile = "prod"')
+        parsed = parse_options([own.value for own in arguments if own.name == name], flag)
+        check_options(table, flag)
+        options += [*parsed, *table]
     for option in withheld(dict.fromkeys(options, "")):
         raise UserError(
             f"storage option {option!r} does not travel, for the cluster's dashboard shows what a "
@@ -112,6 +128,29 @@ def _refuse_secrets(
     for name, value in (*settings.items(), *environment.items()):
         for text in texts(value):
             refuse_secrets(text, name)
+    if holds_secret([*texts(settings.get("report"))]):
+        raise UserError(
+            "report: a word of the command holds a credential, which the cluster would keep: "
+            "let the nodes have a role, and the command read it from their own environment"
+        )
+
+
+def _refuse_unknown(verb: str, settings: Mapping[str, Any], path: str) -> None:
+    """Raises UserError for a setting that the verb does not have: who knows what it holds."""
+    known = {
+        name
+        for parameter in _parameters([verb])
+        for name in (parameter.name, *(flag[2:].replace("-", "_") for flag in parameter.opts))
+    }
+    if verb == "nightly":
+        from pipeline.nightly.settings import NightlyConfig  # slow: numpy, pyarrow
+
+        known = set(NightlyConfig.model_fields)
+    for name in settings:
+        if name not in known:
+            raise UserError(
+                f"unknown setting {name!r} in {path}; known are: {', '.join(sorted(known))}"
+            )
 
 
 def check_runtime_env(environment: Mapping[str, Any]) -> None:
@@ -201,11 +240,16 @@ class Given:
         return word.removesuffix(self.value) + value
 
 
-def given(words: Sequence[str]) -> list[Given]:
-    """The values on a verb's command line, by the verb's typer parameters; words[0] is the verb."""
+def _parameters(words: Sequence[str]) -> list[Any]:
+    """The typer parameters of the verb words[0]."""
     group = get_command(make_app(words))
     assert isinstance(group, TyperGroup)
-    parameters = group.commands[words[0]].params
+    return list(group.commands[words[0]].params)
+
+
+def given(words: Sequence[str]) -> list[Given]:
+    """The values on a verb's command line, by the verb's typer parameters; words[0] is the verb."""
+    parameters = _parameters(words)
     arguments = [option.name for option in parameters if option.param_type_name == "argument"]
     switches = {
         flag

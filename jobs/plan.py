@@ -13,7 +13,6 @@ from pipeline.config import RunConfig
 from pipeline.planning.generations import stage_listing
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
-from pipeline.run.publish import shard_sizes
 from pipeline.run.run import Run, find_run
 from pipeline.run.stats import read_stats
 from pipeline.segmentation.pending import owed
@@ -89,7 +88,7 @@ def _listed(settings: RunConfig, reporter: ConsoleReporter) -> dict[str, Any]:
 def _planned(run: Run, settings: RunConfig, reporter: ConsoleReporter) -> dict[str, Any]:
     """The facts of an existing run's newest generation, whose list of images is frozen."""
     generation = run.generation(max(run.generations()))
-    todo = owed(run, generation, shard_sizes(run), settings.shards)
+    todo = owed(run, generation, run.present(), settings.shards)
     stats = read_stats(run, generation.number)
     seconds = sum(entry["seconds"] for entry in stats)
     why: dict[str, int] = {}

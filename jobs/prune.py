@@ -11,6 +11,7 @@ from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.amounts import counted
 from pipeline.nightly.prune import plan_prune
 from pipeline.nightly.prune import prune as remove
+from pipeline.storage.storage import Storage
 
 LISTED = 20
 
@@ -33,8 +34,8 @@ def prune(
 
         panoptic prune s3://bucket/nights --keep 7 --delete
     """
-    options = parse_options(out_option, "--out-option")
-    pruning = (remove if delete else plan_prune)(out, keep, options)
+    storage = Storage(out, parse_options(out_option, "--out-option"))
+    pruning = (remove if delete else plan_prune)(storage, keep)
     if json_output:
         paths = [entry.path for entry in pruning.objects]
         facts = {"out": pruning.out, "kept": pruning.kept, "bytes": pruning.bytes}
@@ -42,9 +43,9 @@ def prune(
         return
     console = plain_console()
     for name in pruning.kept:
-        console.print(f"kept: {name}", soft_wrap=True)
+        console.print(f"kept: {name}")
     for entry in pruning.objects[:LISTED]:
-        console.print(f"  {entry.path}", markup=False, soft_wrap=True)
+        console.print(f"  {entry.path}")
     if len(pruning.objects) > LISTED:
         console.print(f"  ... and {len(pruning.objects) - LISTED:,} more")
     verb = "removed" if delete else "would be removed (add --delete)"

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 
 from jobs.console import plain_console, print_json
-from jobs.options import JsonOutput, OutOptions, parse_options
+from jobs.options import JsonOutput, OutOptions, PhotoOptions, parse_options
 from pipeline.report.page import CARDS, write_report
 from pipeline.run.snapshots import open_snapshot
 from pipeline.storage.storage import open_file
@@ -36,10 +35,7 @@ def report(
     open_it: Annotated[
         bool, typer.Option("--open", help="Open the report in the browser; from a bucket, a copy.")
     ] = False,
-    source_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Storage option of the photos; repeatable."),
-    ] = None,
+    source_option: PhotoOptions = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
@@ -58,13 +54,13 @@ def report(
         cards=gallery,
         output=output,
         options=parse_options(source_option, "--source-option") or None,
-        note=lambda text: console.print(text, markup=False),
+        note=console.print,
     )
     if json_output:
         print_json({"report": written.url, "bytes": written.bytes})
     else:
         line = f"{written.url}  ({written.bytes / 1e6:.1f} MB)"
-        plain_console().print(Text(line), soft_wrap=True)
+        plain_console().print(line)
     if open_it:
         page = _local(written.url, options if output is None else {})
         if not webbrowser.open(page.as_uri()):

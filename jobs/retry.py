@@ -8,11 +8,21 @@ from typing import Annotated
 import typer
 
 from jobs.json_logs import reporting
-from jobs.options import JsonLogs, JsonOutput, OutFolder, OutOptions, Verbose, parse_options
+from jobs.options import (
+    JsonLogs,
+    JsonOutput,
+    MovedLabelSet,
+    MovedWeights,
+    OutFolder,
+    OutOptions,
+    SourceOptions,
+    Verbose,
+    parse_options,
+    settings_of,
+)
 from jobs.segment import print_summary
 from jobs.status import check_codes, error_rows
 from pipeline.amounts import counted
-from pipeline.config import make_config
 from pipeline.run.run import open_run
 from pipeline.schema import ERROR_CODES, TRANSIENT_CODES
 
@@ -23,21 +33,14 @@ def retry(
         bool, typer.Option("--all", help="Also permanent errors, which only a new file can mend.")
     ] = False,
     code: Annotated[list[str] | None, typer.Option(help="Only this code; repeatable.")] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Where the same weights are now, if they moved.")
-    ] = None,
-    categories: Annotated[
-        str | None, typer.Option(help="Where the same --categories are now, if they moved.")
-    ] = None,
+    weights: MovedWeights = None,
+    categories: MovedLabelSet = None,
     max_error_rate: Annotated[float | None, typer.Option(help="As for segment.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="As for segment.")] = None,
     device: Annotated[str | None, typer.Option(help="As for segment.")] = None,
     num_actors: Annotated[str | None, typer.Option(help="As for segment.")] = None,
     address: Annotated[str | None, typer.Option(help="Ray cluster, as for segment.")] = None,
-    source_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Storage option of the source; repeatable."),
-    ] = None,
+    source_option: SourceOptions = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
     json_logs: JsonLogs = False,
@@ -57,23 +60,19 @@ def retry(
     check_codes(code)
     options = parse_options(out_option, "--out-option")
     run = open_run(out, options)
-    flags = {
-        "weights": weights,
-        "categories": categories,
-        "max_error_rate": max_error_rate,
-        "batch_size": batch_size,
-        "device": device,
-        "num_actors": num_actors,
-        "address": address,
-        "source_options": {
-            **run.info.config.get("source_options", {}),
-            **parse_options(source_option, "--source-option"),
-        },
-        "out_options": options,
-        "out": out,
-    }
-    given = {name: value for name, value in flags.items() if value not in (None, {})}
-    config = make_config({**run.info.config, **given})
+    config = settings_of(
+        run,
+        source_option,
+        weights=weights,
+        categories=categories,
+        max_error_rate=max_error_rate,
+        batch_size=batch_size,
+        device=device,
+        num_actors=num_actors,
+        address=address,
+        out_options=options,
+        out=out,
+    )
     codes = sorted(ERROR_CODES) if every else list(code or ())
     with reporting(verbose=verbose, json_logs=json_logs) as reporter:
         summary = job.retry(config, codes, reporter)

@@ -10,6 +10,7 @@ import typer
 from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutOptions, parse_options
 from pipeline.nightly.rollback import rollback as roll_back
+from pipeline.storage.storage import Storage
 
 
 def rollback(
@@ -30,9 +31,9 @@ def rollback(
 
         panoptic rollback s3://bucket/nights --to 12
     """
-    moved = roll_back(out, to, parse_options(out_option, "--out-option"))
+    moved = roll_back(Storage(out, parse_options(out_option, "--out-option")), to)
     if json_output:
         print_json(asdict(moved))
         return
     console = plain_console()
-    console.print(f"{moved.out}: {moved.before} -> {moved.after}", soft_wrap=True)
+    console.print(f"{moved.out}: {moved.before} -> {moved.after}")

@@ -62,15 +62,14 @@ def print_summary(summary: Summary, json_output: bool) -> None:
         )
     if summary.snapshot is not None:
         done = "published" if summary.published else "made, but did not publish,"
-        console.print(f"{done} snapshot {summary.snapshot} of {summary.out}", soft_wrap=True)
+        console.print(f"{done} snapshot {summary.snapshot} of {summary.out}")
     else:
         left = summary.shards - summary.shards_done
         console.print(f"{counted(left, 'shard')} left: run the same command without --shards")
     if summary.error:
-        console.print(f"see the errors: panoptic errors {summary.out}", soft_wrap=True)
+        console.print(f"see the errors: panoptic errors {summary.out}")
     if summary.snapshot is not None and summary.ok:
         console.print(
             f"look at it: panoptic report {summary.out} --open, or panoptic view {summary.out} "
             "--random 20",
-            soft_wrap=True,
         )

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jobs.console import plain_console, print_json
-from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from jobs.options import JsonOutput, OutFolder, OutOptions, ShownSnapshot, parse_options
 from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.report.sql import connect, query
@@ -32,9 +32,7 @@ def sql(
     output: Annotated[
         Path | None, typer.Option(help="Write all rows to this .parquet or .csv file.")
     ] = None,
-    snapshot: Annotated[
-        int | None, typer.Option(min=1, help="Snapshot of the run; default: the published one.")
-    ] = None,
+    snapshot: ShownSnapshot = None,
     evaluation: Annotated[
         str | None, typer.Option(help="The evaluation that per_image shows. Default: the newest.")
     ] = None,
@@ -67,9 +65,9 @@ def sql(
     for field in answer.schema:
         number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type)
         justify = "right" if number else "left"
-        table.add_column(Text(field.name), justify=justify, overflow="fold")
+        table.add_column(field.name, justify=justify, overflow="fold")
     for row in rows.to_pylist():
-        table.add_row(*(Text(_cell(value)) for value in row.values()))
+        table.add_row(*(_cell(value) for value in row.values()))
     console.print(table)
     if answer.num_rows > rows.num_rows:
         console.print(
@@ -99,7 +97,7 @@ def _list_views(
     for name, columns in views.items():
         console.print(Text(name, style="bold"))
         for column, kind in columns:
-            console.print(Text(f"  {column}  {kind.lower()}"), soft_wrap=True)
+            console.print(f"  {column}  {kind.lower()}")
     if "per_image" not in views:
         console.print("per_image is there once the run is evaluated (panoptic evaluate)")
 
@@ -112,7 +110,7 @@ def _write(answer: pa.Table, output: Path) -> None:
             pyarrow.csv.write_csv(answer, output)
     except (OSError, pa.ArrowInvalid) as error:
         raise UserError(f"can't write --output {output}: {error}") from error
-    plain_console().print(Text(f"{counted(answer.num_rows, 'row')} in {output}"), soft_wrap=True)
+    plain_console().print(f"{counted(answer.num_rows, 'row')} in {output}")
 
 
 def _cell(value: Any) -> str:

@@ -13,7 +13,7 @@ from jobs.console import plain_console, print_json
 from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
 from pipeline.amounts import counted, duration
 from pipeline.run.lease import read_holder
-from pipeline.run.publish import footers, shard_sizes
+from pipeline.run.publish import footers
 from pipeline.run.run import Run, open_run
 from pipeline.run.stats import read_stats
 from pipeline.schema import ERROR_CODES, TRANSIENT_CODES
@@ -31,7 +31,7 @@ def status(out: OutFolder, out_option: OutOptions = None, json_output: JsonOutpu
         print_json(facts)
         return
     console = plain_console()
-    console.print(f"{facts['out']}  (from {facts['source']})", soft_wrap=True)
+    console.print(f"{facts['out']}  (from {facts['source']})")
     console.print(
         f"generation {facts['generation']} ({facts['reason']}): {facts['shards_done']:,} of "
         f"{counted(facts['shards'], 'shard')}, {counted(facts['ok'], 'image')} ok, "
@@ -81,7 +81,7 @@ def _counts(run: Run, generation: Generation) -> dict[str, int]:
         shards = len(snapshot.shards)
         values = (snapshot.rows, snapshot.ok, snapshot.error, shards, shards)
         return dict(zip(_COUNTS, values, strict=True))
-    sizes = shard_sizes(run)
+    sizes = run.present()
     missing_paths = {unit.path for unit in missing(generation, sizes)}
     done_paths = [unit.path for unit in generation.units() if unit.path not in missing_paths]
     done = footers(run, done_paths, sizes)
@@ -128,7 +128,7 @@ def errors(
     console.print(table)
     for row in rows:
         text = f"{row['error_code']}: {row['file_name']}: {row['error_message']}"
-        console.print(text, markup=False, soft_wrap=True)
+        console.print(text)
     if sum(counts.values()) > len(rows):
         console.print(f"... and {sum(counts.values()) - len(rows):,} more (--limit 0 lists all)")
 
@@ -148,7 +148,7 @@ def failed_shards(run: Run) -> list[str]:
     numbers = run.snapshot_numbers()
     if numbers:
         return [entry.path for entry in run.snapshot(numbers[-1]).shards if entry.error]
-    sizes = shard_sizes(run)
+    sizes = run.present()
     return [footer.path for footer in footers(run, sizes, sizes) if footer.error]
 
 

@@ -39,6 +39,12 @@ from pipeline.errors import EXIT_CRASH, EXIT_TRY_AGAIN, TryAgainError, UserError
 POLL_SECONDS: Final = 2.0
 RESTART_SECONDS: Final = 60.0  # for the restart of a head that answered before
 RETRIED: Final = (None, EXIT_CRASH, EXIT_TRY_AGAIN)  # None: the driver was lost
+# Lines of Ray's job manager, and of its compiled part, in the log of a job.
+_OF_RAY: Final = re.compile(
+    r"\d{4}-\d\d-\d\d [\d:,]+\s+INFO \S+\.py:\d+ -- "
+    r"|\[\d{4}-\d\d-\d\d [\d:,]+ I \d+ \d+\] "
+    r"|Running entrypoint for job panoptic-"
+)
 TOKEN: Final = (
     "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's own"
 )
@@ -143,8 +149,16 @@ class JobServer:
     def follow(self, submission_id: str, show: Callable[[str], None]) -> int | None:
         """Pass the job's log to `show` until the job ends; returns the exit code.
 
-        None if the driver or the job was lost. Raises TryAgainError if somebody stopped the job.
+        Lines that Ray itself logs for information are left out. None if the driver or the job was
+        lost. Raises TryAgainError if somebody stopped the job.
         """
+        lines = OwnLines(show)
+        try:
+            return self._followed(submission_id, lines.add)
+        finally:
+            lines.end()
+
+    def _followed(self, submission_id: str, show: Callable[[str], None]) -> int | None:
         shown = 0
         while True:
             try:
@@ -203,6 +217,26 @@ class JobServer:
     def _say_why(self, state: RetryCallState) -> None:
         if state.attempt_number == 1 and state.outcome is not None:
             self.note(f"waiting up to {self.wait_seconds:.0f} s: {state.outcome.exception()}")
+
+
+class OwnLines:
+    """Passes the lines of a job's log to `show`, without those that Ray logs for information."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show, self._rest = show, ""
+
+    def add(self, text: str) -> None:
+        """Text of the log, which may end within a line."""
+        *lines, self._rest = (self._rest + text).split("\n")
+        own = "".join(f"{line}\n" for line in lines if not _OF_RAY.match(line))
+        if own:
+            self._show(own)
+
+    def end(self) -> None:
+        """Pass on the last line if it has no end."""
+        if self._rest and not _OF_RAY.match(self._rest):
+            self._show(self._rest)
+        self._rest = ""
 
 
 @contextmanager

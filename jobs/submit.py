@@ -70,11 +70,7 @@ def submit(
         raise UserError(f"submit needs -- and a verb after it, one of: {known}")
     from jobs.submission import RETRIED, JobServer
 
-    console = plain_console(stderr=True)
-
-    def note(text: str) -> None:
-        console.print(text, markup=False, soft_wrap=True)
-
+    note = plain_console(stderr=True).print
     cluster = JobServer(address, wait_seconds=wait_head, note=note)
     cluster.check_versions()
     parcel = pack(words, shared_files=shared_files)

@@ -171,7 +171,7 @@ def train(
         panoptic train --example > train.toml && panoptic train --config train.toml
     """
     checked_phase = _phase(phase)
-    console = plain_console(stderr=True, soft_wrap=True)
+    console = plain_console(stderr=True)
     training = open_dataset(dataset, images=images, masks=masks, exif=exif)
     training, validation = _validation(training, val, val_images, val_masks, hold)
     import ray
@@ -233,7 +233,7 @@ def train(
             task,
             workers=workers,
             use_gpu=use_gpu,
-            tell=lambda news: console.print(line(news, steps), markup=False),
+            tell=lambda news: console.print(line(news, steps)),
         )
     state = read_checkpoint(storage)
     assert state is not None, "a training that ended has saved"

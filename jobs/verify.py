@@ -8,9 +8,18 @@ from typing import Annotated, Any
 import typer
 
 from jobs.console import plain_console, print_json
-from jobs.options import JsonOutput, OutFolder, OutOptions, parse_options
+from jobs.options import (
+    JsonOutput,
+    MovedLabelSet,
+    MovedWeights,
+    OutFolder,
+    OutOptions,
+    SourceOptions,
+    parse_options,
+    settings_of,
+)
 from pipeline.amounts import counted
-from pipeline.config import make_config
+from pipeline.config import RunConfig
 from pipeline.errors import EXIT_QUALITY_GATE
 from pipeline.nightly.verify import verify as verify_run
 from pipeline.run.run import Run, open_run
@@ -29,16 +38,9 @@ def verify(
     snapshot: Annotated[
         int | None, typer.Option(help="Another snapshot than the published one.")
     ] = None,
-    weights: Annotated[
-        str | None, typer.Option(help="Where the same weights are now, if they moved.")
-    ] = None,
-    categories: Annotated[
-        str | None, typer.Option(help="Where the same --categories are now, if they moved.")
-    ] = None,
-    source_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Storage option of the source; repeatable."),
-    ] = None,
+    weights: MovedWeights = None,
+    categories: MovedLabelSet = None,
+    source_option: SourceOptions = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
@@ -57,14 +59,8 @@ def verify(
     result = verify_run(run, snapshot)
     facts: dict[str, Any] = {**asdict(result), "holds": result.holds}
     if sample:
-        given = parse_options(source_option, "--source-option")
-        kept = run.info.config.get("source_options", {})
-        moved = {
-            "weights": weights,
-            "categories": categories,
-            "source_options": {**kept, **given},
-        }
-        facts["sample"] = _recompute(run, moved, sample, result.snapshot, seed)
+        config = settings_of(run, source_option, weights=weights, categories=categories)
+        facts["sample"] = _recompute(run, config, sample, result.snapshot, seed)
         facts["holds"] &= (
             not facts["sample"]["other"] and facts["sample"]["mean_difference"] <= max_difference
         )
@@ -76,16 +72,10 @@ def verify(
         raise typer.Exit(EXIT_QUALITY_GATE)
 
 
-def _recompute(
-    run: Run, moved: dict[str, Any], images: int, number: int, seed: int
-) -> dict[str, Any]:
-    from pipeline.nightly.recompute import (
-        check_weights,
-        recompute,
-    )  # loads torch, which counting doesn't need
+def _recompute(run: Run, config: RunConfig, images: int, number: int, seed: int) -> dict[str, Any]:
+    # Loads torch, which counting doesn't need.
+    from pipeline.nightly.recompute import check_weights, recompute
 
-    given = {name: value for name, value in moved.items() if value}
-    config = make_config({**run.info.config, **given})
     check_weights(run, config)
     again = recompute(run, config, images, number=number, seed=seed)
     return {**asdict(again), "compared": again.compared, "mean_difference": again.mean_difference}
@@ -99,9 +89,9 @@ def _print(facts: dict[str, Any]) -> None:
         f"({facts['ok']:,} ok, {counted(facts['error'], 'error')})"
     )
     for example in facts["examples"]:
-        console.print(f"  {example}", markup=False, soft_wrap=True)
+        console.print(f"  {example}")
     for kind, count in facts["findings"].items():
-        console.print(f"{kind}: {count:,}", markup=False)
+        console.print(f"{kind}: {count:,}")
     sample = facts.get("sample")
     if sample:
         console.print(
@@ -112,10 +102,9 @@ def _print(facts: dict[str, Any]) -> None:
             "whose files can't be had or have changed"
         )
         if sample["note"]:
-            console.print(f"  {sample['note']}", markup=False, soft_wrap=True)
+            console.print(f"  {sample['note']}")
         for name, part in sorted(sample["differences"].items(), key=lambda item: -item[1])[:5]:
-            console.print(f"  {part:.4%} of {name}", markup=False, soft_wrap=True)
+            console.print(f"  {part:.4%} of {name}")
         for words in sample["other"]:
-            console.print(f"  {words}", markup=False, soft_wrap=True)
-    verdict = "every image has exactly one row" if facts["holds"] else "NOT as promised"
-    console.print(verdict)
+            console.print(f"  {words}")
+    console.print("every image has exactly one row" if facts["holds"] else "NOT as promised")

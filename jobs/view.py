@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Final
@@ -12,11 +12,17 @@ from typing import Annotated, Any, Final
 import typer
 from PIL import Image
 from rich.table import Table
-from rich.text import Text
 
-from detr.config import THRESHOLD
 from jobs.console import plain_console, print_json
-from jobs.options import JsonOutput, OutOptions, parse_options
+from jobs.options import (
+    JsonOutput,
+    LabelSet,
+    OutOptions,
+    PhotoOptions,
+    ShownSnapshot,
+    Threshold,
+    parse_options,
+)
 from pipeline.amounts import counted
 from pipeline.errors import UserError
 from pipeline.report.overlay import OPACITY
@@ -58,9 +64,7 @@ def view(
     weights: Annotated[
         str | None, typer.Option(help="For a photo: r50, r50-dc5, r101, or a file or folder.")
     ] = None,
-    categories: Annotated[
-        str | None, typer.Option(help="COCO categories JSON of the weights' classes.")
-    ] = None,
+    categories: LabelSet = None,
     output: Annotated[
         str | None,
         typer.Option(
@@ -79,24 +83,11 @@ def view(
     labels: Annotated[
         bool, typer.Option(help="Write category and score into each segment.")
     ] = True,
-    snapshot: Annotated[
-        int | None, typer.Option(min=1, help="Snapshot of the run; default: the published one.")
-    ] = None,
+    snapshot: ShownSnapshot = None,
     model: Annotated[str, typer.Option(help="package.module:callable.")] = "detr:load",
-    threshold: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            max=1,
-            help="Least class probability of a segment; default: what the weights recommend, "
-            f"else {THRESHOLD}.",
-        ),
-    ] = None,
+    threshold: Threshold = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    source_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Storage option of the photos; repeatable."),
-    ] = None,
+    source_option: PhotoOptions = None,
     out_option: OutOptions = None,
     json_output: JsonOutput = False,
 ) -> None:
@@ -109,8 +100,6 @@ def view(
     panoptic view s3://bucket/out --worst 20 --folder worst
     """
     options = parse_options(source_option, "--source-option")
-    aside = plain_console(stderr=True)
-    note: Callable[[str], None] = lambda text: aside.print(text, soft_wrap=True)  # noqa: E731
     if len([way for way in (file_names, at_random, worst) if way]) > 1:
         raise UserError("choose images by name, by --random or by --worst: one of them at a time")
     single = folder is None and not (at_random or worst) and len(set(file_names or ())) < 2
@@ -140,7 +129,7 @@ def view(
             categories=categories,
             categories_options=options,
         )
-        views = {target: view_photo(target, spec, options, note)}
+        views = {target: view_photo(target, spec, options, plain_console(stderr=True).print)}
         photos = normalize_url(target).rpartition("/")[0]
     drawn = {name: seen.overlay(opacity=opacity, labels=labels) for name, seen in views.items()}
     if single:
@@ -168,8 +157,8 @@ def view(
     console = plain_console()
     for name, seen in views.items():
         segments = counted(len(seen.panoptic.segments), "segment")
-        console.print(Text(f"{outputs[name]}  {segments}"), soft_wrap=True)
-    console.print(Text(f"{sheet}  all of them"), soft_wrap=True)
+        console.print(f"{outputs[name]}  {segments}")
+    console.print(f"{sheet}  all of them")
 
 
 def _views(
@@ -254,7 +243,6 @@ def _print(seen: View, output: str) -> None:
     for row in seen.segments():
         kind = "thing" if row["isthing"] else "stuff"
         share = f"{100 * row['share']:.1f} %"
-        # A user's label may hold brackets, which are markup to rich.
-        table.add_row(str(row["id"]), Text(row["name"]), kind, f"{row['score']:.2f}", share)
+        table.add_row(str(row["id"]), row["name"], kind, f"{row['score']:.2f}", share)
     console.print(table if seen.panoptic.segments else "no segments", end="\n")
-    console.print(Text(output), soft_wrap=True)
+    console.print(output)

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from detr.config import THRESHOLD
 from pipeline.errors import UserError
-from pipeline.secrets import refuse_secrets, texts
+from pipeline.secrets import check_options, refuse_secrets, texts
 from pipeline.sharding import IMAGES_PER_SHARD, LEAST_SHARDS
 
 IMAGE_SUFFIXES: Final = (
@@ -43,6 +43,7 @@ SOURCE_FIELDS: Final = (
     "name_column",
     "keep_columns",
 )
+OPTION_FIELDS: Final = ("source_options", "out_options")
 
 
 class RunConfig(BaseModel):
@@ -202,11 +203,16 @@ def load_config(kind: type[C], flags: dict[str, Any], toml: str | None = None) -
     except ValidationError as error:
         raise UserError(_sentence(error, kind, toml)) from None
     config.actors()
+    for name in OPTION_FIELDS:
+        check_options(getattr(config, name), _flag(name).removesuffix("s"))
     for name in type(config).model_fields:
-        flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
         for text in texts(getattr(config, name)):
-            refuse_secrets(text, flag)
+            refuse_secrets(text, _flag(name))
     return config
+
+
+def _flag(name: str) -> str:
+    return "SOURCE" if name == "source" else "--" + name.replace("_", "-")
 
 
 def read_toml(path: str, flag: str) -> dict[str, Any]:
@@ -223,20 +229,29 @@ def _sentence(error: ValidationError, kind: type[RunConfig], toml: str | None) -
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
     where = f" (in {toml} or as a flag)" if toml else ""
+    if first["loc"][0] in OPTION_FIELDS:
+        flag = _flag(str(first["loc"][0])).removesuffix("s")
+        return (
+            f"{flag}{where}: each option is one text, such as "
+            'profile = "prod"; what was given is not repeated here, for it may be a secret'
+        )
+    if first["loc"][0] == "report":
+        return f'--report{where} must be a list of texts, such as ["python", "send.py"]'
     if first["type"] == "extra_forbidden":
         known = ", ".join(sorted(kind.model_fields))
         return f"unknown setting {name!r}{where}; known are: {known}"
     if first["type"] == "missing":
-        flag = "SOURCE" if name == "source" else f"--{name}"
         description = kind.model_fields[name].description or ""
-        return f"{flag} is needed{where}: {description[:1].lower()}{description[1:].rstrip('.')}"
-    flag = "SOURCE" if name == "source" else "--" + name.replace("_", "-")
+        needed = f"{description[:1].lower()}{description[1:].rstrip('.')}"
+        return f"{_flag(name)} is needed{where}: {needed}"
     if first["type"] == "string_unicode":
         shown = (
             str(first["input"]).encode(errors="surrogateescape").decode(errors="backslashreplace")
         )
-        return f"{flag} {shown} is not UTF-8: rename it, or give a link to it with another name"
-    return f"{flag} {first['input']!r}{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        return (
+            f"{_flag(name)} {shown} is not UTF-8: rename it, or give a link to it with another name"
+        )
+    return f"{_flag(name)} {first['input']!r}{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
 
 
 def fingerprint(fields: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Final
 
 import numpy as np
@@ -57,16 +58,9 @@ def failures_of(rows: Iterable[tuple[str | None, str, str | None]]) -> dict[str,
     """Failures by error code. rows: (error code or None, URI, message)."""
     by_code: dict[str, Failures] = {}
     for code, uri, message in rows:
-        if code is None:
-            continue
-        folder = uri.rpartition("/")[0]
-        earlier = by_code.get(code)
-        if earlier is None:
-            by_code[code] = Failures(1, folder, message or "")
-        else:
-            same = earlier.folder == folder
-            shared = folder if same else common_folder(earlier.folder, folder)
-            by_code[code] = Failures(earlier.count + 1, shared, earlier.example)
+        if code is not None:
+            failed = Failures(1, uri.rpartition("/")[0], message or "")
+            by_code = merged(by_code, {code: failed})
     return by_code
 
 
@@ -74,12 +68,10 @@ def merged(one: ByCode, other: ByCode) -> dict[str, Failures]:
     """The failures of both: counts added, the common folder, the message of `one`."""
     total = dict(one)
     for code, added in other.items():
-        earlier = total.get(code)
-        if earlier is None:
-            total[code] = added
-        else:
+        if earlier := total.get(code):
             folder = common_folder(earlier.folder, added.folder)
-            total[code] = Failures(earlier.count + added.count, folder, earlier.example)
+            added = Failures(earlier.count + added.count, folder, earlier.example)
+        total[code] = added
     return total
 
 
@@ -87,12 +79,8 @@ def common_folder(one: str, other: str) -> str:
     """The deepest folder that holds both: `s3://b/x` of `s3://b/x/1` and `s3://b/x/2/3`."""
     if one == other:
         return one
-    shared: list[str] = []
-    for left, right in zip(one.split("/"), other.split("/"), strict=False):
-        if left != right:
-            break
-        shared.append(left)
-    return "/".join(shared)
+    pairs = zip(one.split("/"), other.split("/"), strict=False)
+    return "/".join(left for left, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def counts(failures: ByCode) -> Counter[str]:
@@ -120,11 +108,11 @@ def over_budget(images: int, failures: ByCode, max_error_rate: float) -> str | N
     if not exceeds(failed, images, max_error_rate):
         return None
     kinds = ", ".join(f"{code} {count}" for code, count in by_code.most_common())
-    worst = failures[by_code.most_common(1)[0][0]]
+    [(code, _)] = by_code.most_common(1)
     return (
         f"{failed:,} of {counted(images, 'image')} failed ({kinds}), more than --max-error-rate "
-        f"{max_error_rate:g} allows; {by_code.most_common(1)[0][0]} under {worst.folder or '/'}, "
-        f"such as: {worst.example}"
+        f"{max_error_rate:g} allows; {code} under {failures[code].folder or '/'}, such as: "
+        f"{failures[code].example}"
     )
 
 

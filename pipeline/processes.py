@@ -21,9 +21,13 @@ def machine() -> str:
 
 def process_start(pid: int) -> str | None:
     """Start time of a process in clock ticks since boot; None if /proc has no such process."""
+    return _stat(pid, 19)
+
+
+def _stat(pid: int, field: int) -> str | None:
+    """A field of /proc/PID/stat, counted after the command name, which may hold spaces."""
     with suppress(OSError, IndexError):
-        # The command name in brackets may hold spaces; the start time is the 20th field after it.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[field]
     return None
 
 
@@ -34,10 +38,7 @@ def alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    # A zombie, whose parent has not waited for it yet, still has its number.
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
-    return True
+    return _stat(pid, 0) not in ("Z", "X")  # a zombie, not waited for yet, still has its number
 
 
 def me() -> str:

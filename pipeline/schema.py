@@ -7,8 +7,10 @@ of structs: reading only `category_id` of a million images must not read the mas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 import pyarrow as pa
 
 SCHEMA_VERSION: Final = 1
@@ -48,7 +50,8 @@ MEMBER_COLUMNS: Final = tuple(n for n in MANIFEST_SCHEMA.names if n.startswith("
 
 # One row per image, sorted by hash. Segment lists are empty (not null) on an error row and on an
 # image without segments. `counts` is COCO's compressed RLE (column-major) as a string;
-# `segment_id` starts at 1, 0 is void; `bbox` is x, y, w, h in pixels of the stored size.
+# `segment_id` starts at 1, 0 is void; `bbox` is x, y, w, h in pixels of the stored size. A column
+# that is added later is nullable: shards that were written before lack it (`with_columns`).
 SHARD_SCHEMA: Final = pa.schema(
     [
         pa.field("file_name", pa.string(), nullable=False),
@@ -100,8 +103,38 @@ SNAPSHOT_SCHEMA: Final = pa.schema(
 )
 
 
+def shard_columns(written: Sequence[str]) -> list[str]:
+    """The columns of a shard: those of SHARD_SCHEMA, then the user's among those `written`."""
+    return [*SHARD_SCHEMA.names, *(name for name in written if name not in SHARD_SCHEMA.names)]
+
+
+def with_columns(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """These columns of shard rows, in this order.
+
+    A column of SHARD_SCHEMA that is newer than the shard is null; a list has a null per segment.
+    rows: with `segment_id`, if a list column is newer.
+    """
+    for field in SHARD_SCHEMA:
+        if field.name in columns and field.name not in rows.column_names:
+            rows = rows.append_column(field, _nulls(field.type, rows))
+    return rows.select(columns)
+
+
+def _nulls(kind: pa.DataType, rows: pa.Table) -> pa.Array:
+    if not pa.types.is_list(kind):
+        return pa.nulls(rows.num_rows, kind)
+    segments = one_chunk(rows["segment_id"]).value_lengths().to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(segments)]), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.nulls(int(segments.sum()), kind.value_type))
+
+
+def one_chunk(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The column as one array; a single chunk is not copied."""
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    return column
+
+
 def list_values(column: pa.ChunkedArray | pa.Array) -> pa.Array:
     """The values of a list column, concatenated row by row; a null row has none."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    return column.flatten()
+    return one_chunk(column).flatten()

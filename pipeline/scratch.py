@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -69,12 +70,16 @@ def _can_write(folder: Path) -> bool:
 
 def _private(name: str) -> Path:
     """A folder in the temporary folder that only this user can write."""
-    folder = Path(temporary_folder(), f"{name}-{os.getuid()}")
-    try:
+    folder = private_folder(temporary_folder(), name)
+    return folder or Path(tempfile.mkdtemp(prefix=f"{name}-"))
+
+
+def private_folder(parent: str, name: str) -> Path | None:
+    """The folder PARENT/NAME-UID; None if it can't be made or others can write it."""
+    folder = Path(parent, f"{name}-{os.getuid()}")
+    with suppress(OSError):
         folder.mkdir(mode=0o700, exist_ok=True)
         known = folder.lstat()
         if known.st_uid == os.getuid() and not known.st_mode & 0o022 and not folder.is_symlink():
             return folder
-    except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    return None

@@ -72,6 +72,12 @@ def unit_key(generation: int, shard: int) -> str:
     return f"{generation}/{shard}"
 
 
+def unit_name(key: str) -> str:
+    """A shard's name in sentences, such as `42 of generation 1`. key: `unit_key`."""
+    generation, _, shard = key.partition("/")
+    return f"{shard} of generation {generation}"
+
+
 @dataclass(frozen=True)
 class WorkUnit:
     """One shard to compute: where its manifest rows are, and the path of its object."""
@@ -161,15 +167,9 @@ class Generation:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Generation:
+        lists = {name: tuple(data[name]) for name in ("rows", "gone")}
         rewrites = tuple(Rewrite(**rewrite) for rewrite in data["rewrites"])
-        return cls(
-            **{
-                **data,
-                "rows": tuple(data["rows"]),
-                "gone": tuple(data["gone"]),
-                "rewrites": rewrites,
-            }
-        )
+        return cls(**{**data, **lists, "rewrites": rewrites})
 
 
 def missing(generation: Generation, present: Collection[str]) -> list[WorkUnit]:

@@ -35,17 +35,17 @@ from pipeline.panoptic.figures import per_class_table, results
 from pipeline.panoptic.pq import Scored, Side, Sums, score
 from pipeline.panoptic.score import Partial, score_rows
 from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
-from pipeline.planning.manifest import read_dropped
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.run.folder import RunInfo, ShardEntry, parquet_bytes
 from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run
-from pipeline.run.shard_format import Provenance, encode_shard, shard_schema
+from pipeline.run.shard_format import Provenance, encode_shard
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION, SEGMENT_COLUMNS, SHARD_SCHEMA
+from pipeline.segmentation.batches import Decoding
 from pipeline.segmentation.fetch import Body, _with_bodies
 from pipeline.segmentation.model_spec import ModelSpec
-from pipeline.segmentation.segmenter import Decoding, Segmenter
+from pipeline.segmentation.segmenter import Segmenter
 from pipeline.sharding import Generation, WorkUnit, name_hash, shard_of
 from pipeline.storage.storage import Storage
 from pipeline.train.synthetic import SCENE_CATEGORIES, scene
@@ -159,7 +159,9 @@ def make_run(
     provenance = Provenance("f" * 64, "0" * 64, "cpu")
     for unit in list(generation.units())[:shards]:
         names = run.read_unit(unit)["file_name"].to_pylist()
-        table = pa.Table.from_pylist([rows[name] for name in names], schema=shard_schema(kept))
+        table = pa.Table.from_pylist(
+            [rows[name] for name in names], schema=pa.schema([*SHARD_SCHEMA, *kept])
+        )
         run.storage.write(unit.path, encode_shard(table, provenance))
     if shards is None:
         finish_generation(run, generation, run.present(1), max_error_rate=1.0)
@@ -536,11 +538,11 @@ class Night:
         for unit in generation.units():
             listed = self.run.read_unit(unit).to_pylist()
             rows = [self._row(own, outcomes) for own in listed]
-            table = pa.Table.from_pylist(rows, schema=shard_schema())
+            table = pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
             storage.write(unit.path, encode_shard(table, provenance))
         for rewrite in generation.rewrites:
             rows = self.run.read_shard(rewrite.source)
-            gone = read_dropped(storage, generation.number)["file_name"].to_pylist()
+            gone = self.run.read_plan(generation.dropped_path)["file_name"].to_pylist()
             kept = rows.filter([name not in gone for name in rows["file_name"].to_pylist()])
             storage.write(rewrite.path, encode_shard(kept, provenance))
         sizes = {entry.path: entry.size for entry in storage.list("segments")}

@@ -95,7 +95,10 @@ def commands() -> Iterator[list[str]]:
 def oddities(words: list[str], code: int, out: str, err: str) -> list[str]:
     """What a person would stumble over."""
     found = [] if code == 0 else [f"exit code {code}"]
-    found += [name for name, pattern in ODD.items() if re.search(pattern, out + err)]
+    lines = (out + err).splitlines()
+    for name, pattern in ODD.items():
+        shown = next((line for line in lines if re.search(pattern, line)), None)
+        found += [] if shown is None else [f"{name}: {shown[:200]}"]
     # Files of another model have no run folder that one could look at next.
     wanted = None if "--predictions" in words else NEXT_STEP.get(words[0])
     if code == 0 and wanted and wanted not in " ".join(out.split()[-60:]):

@@ -7,7 +7,7 @@ import torch
 
 import detr
 from detr.categories import COCO_PANOPTIC
-from detr.inference.postprocess import select
+from detr.inference.postprocess import choose
 from detr.inference.preprocess import normalize, processed_size, resize
 from detr.weights.checkpoint import open_checkpoint
 from tests.random_weights import made_images, photos_in, write_official_r50, write_tiny
@@ -38,6 +38,6 @@ def test_the_official_layout_keeps_1_to_36_queries_on_photos(tmp_path):
     for photo in photos_in(PHOTOS, 3):
         size = processed_size(*photo.shape[:2])
         image = normalize(resize(torch.from_numpy(photo)[None], size))
-        kept = select(model.detect(image).logits[-1, 0])
-        assert 1 <= len(kept.queries) <= 36
-        assert set(kept.labels.tolist()) <= set(COCO_PANOPTIC.ids)
+        _, labels, keep = choose(model.detect(image).logits[-1], 0.85)
+        assert 1 <= int(keep.sum()) <= 36
+        assert set(labels[keep].tolist()) <= set(COCO_PANOPTIC.ids)

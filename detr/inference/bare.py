@@ -181,7 +181,8 @@ def _bare_png(data: bytes, accepts: Accepts) -> bytes | None:
     palette = b"".join(data[p.start : p.end] for p in parts if p.kind == b"PLTE")
     stream = b"".join(data[part.start + 8 : part.end - 4] for part in pixels)
     # Damaged pixels keep their wrong checksum, so that the damage is still detected.
-    whole = _whole_stream(stream, header) if all(_is_sound(data, p) for p in pixels) else None
+    view = memoryview(data)
+    whole = _whole_stream(stream, header) if all(is_sound(view, p) for p in pixels) else None
     if whole is None:
         body = b"".join(data[part.start : part.end] for part in pixels)
         end = data[parts[-1].end :] if parts[-1].kind != b"IEND" else _chunk(b"IEND", b"")
@@ -190,7 +191,8 @@ def _bare_png(data: bytes, accepts: Accepts) -> bytes | None:
     return SIGNATURE + header + together + palette + body + end
 
 
-def _is_sound(data: bytes, part: Piece) -> bool:
+def is_sound(data: memoryview, part: Piece) -> bool:
+    """Whether the checksum of a chunk of a PNG is right."""
     stored = data[part.end - 4 : part.end]
     return zlib.crc32(data[part.start + 4 : part.end - 4]).to_bytes(4, "big") == stored
 

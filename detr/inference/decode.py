@@ -46,7 +46,9 @@ from detr.inference.bare import (
     MOST_PARTS,
     bare,
     header_is_endless,
+    is_sound,
     jpeg_parts,
+    png_parts,
     repeats_its_tags,
     with_end,
 )
@@ -270,9 +272,9 @@ def header_size(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True)
     return (width, height) if turned else (height, width)
 
 
-def stored_orientation(data: bytes, *, max_pixels: int = MAX_PIXELS) -> int:
+def stored_orientation(data: bytes) -> int:
     """The orientation (1..8) that `decode_image` applies; 1 without a tag. Raises ImageError."""
-    return _orientation(_open(data, max_pixels)[0])
+    return _orientation(_open(data, MAX_PIXELS)[0])
 
 
 def plain_jpeg(data: bytes, *, max_pixels: int = MAX_PIXELS, exif: bool = True) -> int | None:
@@ -419,28 +421,17 @@ def _is_preview(image: ImageFile.ImageFile) -> bool:
 
 def _check_png(data: bytes) -> None:
     """Raise ImageError if a critical chunk of a PNG is damaged: PIL checks no IDAT checksums."""
-    view = memoryview(data)
-    pixels: list[memoryview] = []  # of whole chunks
     if data[25] == 3 and b"PLTE" not in data:  # PIL would show black
         raise ImageError("corrupt", "damaged PNG: it has no palette")
-    start = 8
-    while start + 12 <= len(view):
-        length = int.from_bytes(view[start : start + 4], "big")
-        kind = bytes(view[start + 4 : start + 8])
-        end = start + 12 + length
-        if end > len(view):
-            if kind == b"IDAT" and not _inflates([*pixels, view[start + 8 :]]):
-                error = OSError("truncated, its pixels go on behind the file's end")
-                raise _damaged(data, "PNG", error)
-            return
-        if kind == b"IDAT":
-            pixels.append(view[start + 8 : end - 4])
-        stored = int.from_bytes(view[end - 4 : end], "big")
-        if kind[:1].isupper() and zlib.crc32(view[start + 4 : end - 4]) != stored:
-            raise ImageError("corrupt", "damaged PNG: the checksum of a chunk is wrong")
-        if kind == b"IEND":
-            return
-        start = end
+    view, parts = memoryview(data), png_parts(data)
+    if any(part.kind[:1].isupper() and not is_sound(view, part) for part in parts):
+        raise ImageError("corrupt", "damaged PNG: the checksum of a chunk is wrong")
+    end = parts[-1].end if parts else len(data)
+    if len(data) >= end + 12 and data[end + 4 : end + 8] == b"IDAT" and parts[-1].kind != b"IEND":
+        pixels = [view[part.start + 8 : part.end - 4] for part in parts if part.kind == b"IDAT"]
+        if not _inflates([*pixels, view[end + 8 :]]):
+            error = OSError("truncated, its pixels go on behind the file's end")
+            raise _damaged(data, "PNG", error)
 
 
 def _inflates(pieces: list[memoryview]) -> bool:

@@ -12,41 +12,33 @@ from typing import Final
 
 from detr.first_bytes import first_bytes
 
-_KNOWN: Final[tuple[tuple[bytes, str], ...]] = (
+# The first bytes of a file, one signature or several.
+_KNOWN: Final[tuple[tuple[bytes | tuple[bytes, ...], str], ...]] = (
     (b"\xff\xd8\xff", "JPEG"),
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\x8aMNG", "MNG"),
     (b"\x8bJNG", "JNG"),
     (b"GIF8", "GIF"),
-    (b"II*\0", "TIFF"),
-    (b"MM\0*", "TIFF"),
-    (b"II+\0", "BigTIFF"),
-    (b"MM\0+", "BigTIFF"),
-    (b"IIRO", "Olympus raw"),
+    ((b"II*\0", b"MM\0*"), "TIFF"),
+    ((b"II+\0", b"MM\0+"), "BigTIFF"),
+    ((b"IIRO", b"IIRS", b"MMOR"), "Olympus raw"),
     (b"IIU\0", "Panasonic raw"),
-    (b"IIRS", "Olympus raw"),
-    (b"MMOR", "Olympus raw"),
     (b"FUJIFILM", "Fujifilm raw"),
     (b"FOVb", "Sigma raw"),
     (b"\0MRM", "Minolta raw"),
     (b"8BPS", "Photoshop"),
-    (b"\0\0\1\0", "icon"),
+    ((b"\0\0\1\0", b"icns"), "icon"),
     (b"\0\0\2\0\1\0", "cursor"),
-    (b"icns", "icon"),
     (b"II\xbc\1", "JPEG XR"),
-    (b"\0\0\0\x0cJXL ", "JPEG XL"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    ((b"\0\0\0\x0cJXL ", b"\xff\x0a"), "JPEG XL"),
+    ((b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"), "JPEG 2000"),
     (b"\x76\x2f\x31\x01", "OpenEXR"),
-    (b"#?RADIANCE", "Radiance HDR"),
-    (b"#?RGBE", "Radiance HDR"),
+    ((b"#?RADIANCE", b"#?RGBE"), "Radiance HDR"),
     (b"DDS ", "DirectDraw surface"),
     (b"qoif", "QOI"),
     (b"gimp xcf", "GIMP"),
     (b"%PDF-", "PDF"),
-    (b"%!PS", "PostScript"),
-    (b"\xc5\xd0\xd3\xc6", "PostScript"),
+    ((b"%!PS", b"\xc5\xd0\xd3\xc6"), "PostScript"),
     (b"P7\n", "PAM"),
     (b"PF\n", "PFM"),
     (b"AT&TFORM", "DjVu"),
@@ -60,29 +52,17 @@ _KNOWN: Final[tuple[tuple[bytes, str], ...]] = (
     (b"SIMPLE  =", "FITS"),
 )
 
-# Brands of the ISO container (bytes 8..12 after "ftyp") that hold pictures.
+# Brands of the ISO container (bytes 8..12 after "ftyp") that hold pictures, four letters each.
 _BRANDS: Final = {
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-    b"heic": "HEIC",
-    b"heix": "HEIC",
-    b"heim": "HEIC",
-    b"heis": "HEIC",
-    b"hevc": "HEIC",
-    b"hevx": "HEIC",
-    b"hevm": "HEIC",
-    b"hevs": "HEIC",
-    b"heif": "HEIF",
-    b"mif1": "HEIF",
-    b"mif2": "HEIF",
-    b"msf1": "HEIF",
-    b"miaf": "HEIF",
-    b"avci": "HEIF",
-    b"avcs": "HEIF",
-    b"jpeg": "HEIF",
-    b"j2ki": "HEIF",
-    b"jxs ": "JPEG XS",
-    b"crx ": "Canon raw",
+    brand.encode(): name
+    for name, brands in {
+        "AVIF": ("avif", "avis"),
+        "HEIC": ("heic", "heix", "heim", "heis", "hevc", "hevx", "hevm", "hevs"),
+        "HEIF": ("heif", "mif1", "mif2", "msf1", "miaf", "avci", "avcs", "jpeg", "j2ki"),
+        "JPEG XS": ("jxs ",),
+        "Canon raw": ("crx ",),
+    }.items()
+    for brand in brands
 }
 MOST_BRANDS: Final = 100  # of a container; real containers have ten
 _BMP_HEADERS: Final = (12, 16, 40, 52, 56, 64, 108, 124)
@@ -100,8 +80,8 @@ def known_format(data: bytes) -> str | None:
         return "BMP"
     if data[:4] == b"II*\0" and data[8:10] == b"CR":
         return "Canon raw"
-    for signature, name in _KNOWN:
-        if data.startswith(signature):
+    for signatures, name in _KNOWN:
+        if data.startswith(signatures):
             return name
     if data[128:132] == b"DICM":
         return "DICOM"

@@ -24,11 +24,16 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from detr.inference.postprocess import merge
-from detr.inference.rounds import finish_rounds, heirs_of, merge_in_rounds
+from detr.inference.postprocess import heirs_of, merge
+from detr.inference.rounds import finish_rounds, merge_in_rounds
 from detr.inference.steps import Pixels, Steps
 from detr.panoptic import Panoptic
 from detr.transfer import Download, upload
+
+
+def parts_of(counts: Sequence[int]) -> list[slice]:
+    """Each image's part of a flat list, which has `counts` entries of each image."""
+    return [slice(end - n, end) for end, n in zip(accumulate(counts), counts, strict=True)]
 
 
 class InFlight:
@@ -82,7 +87,7 @@ class InFlight:
             return
         slots: list[int] = []
         heirs = list(range(len(self._counts) * queries))
-        for image, part in enumerate(self._parts()):
+        for image, part in enumerate(parts_of(self._counts)):
             image_heirs = heirs_of(self._category_ids[part], self._isthing[part])
             first = image * queries
             slots += range(first, first + len(image_heirs))
@@ -101,11 +106,6 @@ class InFlight:
             self._steps.geometry(self._masks, self._size, original) for original in self._originals
         ]
 
-    def _parts(self) -> list[slice]:
-        """Each image's part of the flat lists of queries."""
-        ends = accumulate(self._counts)
-        return [slice(end - n, end) for end, n in zip(ends, self._counts, strict=True)]
-
     @torch.inference_mode()
     def result(self) -> list[Panoptic]:
         """Wait for the maps; one `Panoptic` per image, in order."""
@@ -114,7 +114,8 @@ class InFlight:
             return [Panoptic(np.zeros(size[::-1], np.uint8).T, ()) for _, size in sizes]
         numbers, alive, areas = self._maps.wait()
         ends = accumulate(height * width for _, (height, width) in sizes)
-        images = zip(self._parts(), sizes, ends, alive.tolist(), areas.tolist(), strict=True)
+        parts = parts_of(self._counts)
+        images = zip(parts, sizes, ends, alive.tolist(), areas.tolist(), strict=True)
         answers = []
         for part, size, end, stays, pixels in images:
             categories, scores = self._category_ids[part], self._scores[part]

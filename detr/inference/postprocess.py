@@ -42,33 +42,6 @@ _CHUNK_BYTES_ELSEWHERE = 256 << 20
 _GRAIN = 32_768
 
 
-class Kept(NamedTuple):
-    """The queries of one image that can become segments, in query order."""
-
-    queries: Tensor  # (K,) int64
-    labels: Tensor  # (K,) int64: class index of the model's head
-    scores: Tensor  # (K,) float32
-
-
-def select(logits: Tensor, threshold: float = 0.85, *, is_category: Tensor | None = None) -> Kept:
-    """The kept queries of one image: best class not no-object, its probability > `threshold`.
-
-    `logits` is (Q, C + 1), no-object last. `is_category` (C,) bool: class indices that are
-    categories; queries of other classes are dropped (upstream keeps them).
-    """
-    return select_batch(logits[None], threshold, is_category=is_category)[0]
-
-
-def select_batch(
-    logits: Tensor, threshold: float = 0.85, *, is_category: Tensor | None = None
-) -> list[Kept]:
-    """`select` for each image of a batch: `logits` (B, Q, C + 1); waits for the device once."""
-    scores, labels, keep = choose(logits, threshold, is_category=is_category)
-    images, queries = keep.nonzero(as_tuple=True)
-    counts = torch.bincount(images, minlength=len(logits)).tolist()
-    return [Kept(q, labels[b, q], scores[b, q]) for b, q in enumerate(torch.split(queries, counts))]
-
-
 def choose(
     logits: Tensor, threshold: float, *, is_category: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +50,7 @@ def choose(
     Returns three (B, Q) tensors: `scores`, the largest probability, no-object's among them;
     `labels`, its class (C is no-object); `keep`, True if that class isn't no-object and the score
     is above `threshold`. is_category: (C,) bool, False for classes that the label set lacks: these
-    are not kept.
+    are not kept (upstream keeps them).
     """
     scores, labels = logits.float().softmax(-1).max(-1)
     no_object = logits.shape[-1] - 1
@@ -110,10 +83,12 @@ def merge(
     if survivors:
         sampled = SampledLogits(mask_logits, processed_size, original_size)
         owner = sampled.owners()  # (W, H)
-        areas = _areas(owner, len(survivors))
         # Only the areas need the first map's merge of stuff: a class's later queries have area 0,
         # so they are always dropped, and later maps are not merged.
-        areas = _merge_stuff(areas, category_ids, isthing)
+        areas = [0] * len(survivors)
+        heirs = heirs_of(category_ids, isthing)
+        for heir, area in zip(heirs, _areas(owner, len(survivors)), strict=True):
+            areas[heir] += area
         while small := [query for query in survivors if areas[query] <= SMALLEST_AREA]:
             survivors = [query for query in survivors if areas[query] > SMALLEST_AREA]
             if not survivors:
@@ -243,13 +218,13 @@ def _areas(owner: Tensor, queries: int) -> list[int]:
     return torch.bincount(owner.flatten(), minlength=queries).tolist()
 
 
-def _merge_stuff(
-    areas: Sequence[int], category_ids: Sequence[int], isthing: Sequence[bool]
-) -> list[int]:
-    """The areas after all pixels of a stuff category went to the category's first query."""
-    merged = [0] * len(areas)
+def heirs_of(category_ids: Sequence[int], isthing: Sequence[bool]) -> list[int]:
+    """For each query of an image, the query that gets its pixels in the first map.
+
+    That is the first query of the same category for stuff, the query itself for things.
+    """
     first: dict[int, int] = {}
-    for query, (category_id, area) in enumerate(zip(category_ids, areas, strict=True)):
-        heir = query if isthing[query] else first.setdefault(category_id, query)
-        merged[heir] += area
-    return merged
+    return [
+        query if thing else first.setdefault(category_id, query)
+        for query, (category_id, thing) in enumerate(zip(category_ids, isthing, strict=True))
+    ]

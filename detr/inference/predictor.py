@@ -16,12 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from detr.categories import Categories
 from detr.inference.decode import decode_image
-from detr.inference.gpu_batch import InFlight
-from detr.inference.postprocess import Kept, merge, select_batch
+from detr.inference.gpu_batch import InFlight, parts_of
+from detr.inference.postprocess import merge
 from detr.inference.preprocess import processed_size
 from detr.inference.steps import MASK_BYTES_ELSEWHERE, Pixels, Steps
 from detr.models.detr import DetrPanoptic
@@ -141,17 +140,26 @@ class Predictor(Steps):
     ) -> list[Panoptic]:
         """One batch: `size` is the processed (height, width), `originals` are the images'."""
         detections = self.model.detect(self.to_input(images, size))
-        kept = select_batch(detections.logits[-1], self.threshold, is_category=self._is_category)
-        image_index = torch.cat([torch.full_like(k.queries, b) for b, k in enumerate(kept)])
-        query_index = torch.cat([k.queries for k in kept])
+        scores, labels, keep = self.choose(detections.logits[-1])
+        image_index, query_index = keep.nonzero(as_tuple=True)
         masks = self.model.mask_logits(
             detections, image_index, query_index, chunk=self.chunk(detections.features[0].tensors)
         )  # (N, h, w)
-        masks_of = masks.split([len(k.queries) for k in kept])
-        return [
-            self._merge(masks, k, size, original)
-            for masks, k, original in zip(masks_of, kept, originals, strict=True)
-        ]
+        category_ids = [self.category_of(label) for label in labels[keep].tolist()]
+        score_list = scores[keep].tolist()
+        answers = []
+        for part, original in zip(parts_of(keep.sum(1).tolist()), originals, strict=True):
+            processed, final = self.geometry(masks, size, original)
+            answer = merge(
+                masks[part],
+                category_ids[part],
+                score_list[part],
+                categories=self.categories,
+                processed_size=processed,
+                original_size=final,
+            )
+            answers.append(answer)
+        return answers
 
     def _images_at_a_time(self, height: int, width: int) -> int:
         """Images of a batch if it is the only one in flight; at most `batch_size`."""
@@ -167,19 +175,6 @@ class Predictor(Steps):
         room = (free + idle) * 0.8 - min(MASK_BYTES_ELSEWHERE, free // 4)
         image = VALUES_PER_PIXEL * height * width * self.dtype.itemsize
         return max(1, min(MOST_IMAGES, int(room / (BATCHES_IN_FLIGHT * image))))
-
-    def _merge(
-        self, masks: Tensor, kept: Kept, size: tuple[int, int], original: tuple[int, int]
-    ) -> Panoptic:
-        processed, final = self.geometry(masks, size, original)
-        return merge(
-            masks,
-            [self.category_of(label) for label in kept.labels.tolist()],
-            kept.scores.tolist(),
-            categories=self.categories,
-            processed_size=processed,
-            original_size=final,
-        )
 
 
 def load(

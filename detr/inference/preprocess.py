@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -114,23 +113,18 @@ def _imagenet(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         )
 
 
-class _Filter(NamedTuple):
-    first: Tensor  # (n,) int64: the first source pixel of each target pixel
-    weights: Tensor  # (taps, n) int32; 0 past a target pixel's last source pixel
-
-
 def _resize_axis(images: Tensor, axis: int, length: int) -> Tensor:
     source = images.shape[axis]
-    taps = _filter(source, length, images.device)
+    first, taps = _filter(source, length, images.device)
     shape = [1] * images.dim()
     shape[axis] = length
 
     def part(offset: int, weights: Tensor) -> Tensor:
         # A weight past the edge is 0: reading the last pixel instead changes nothing.
-        index = (taps.first + offset).clamp_(max=source - 1)
+        index = (first + offset).clamp_(max=source - 1)
         return torch.index_select(images, axis, index).int().mul_(weights.view(shape))
 
-    return _rounded(part(offset, weights) for offset, weights in enumerate(taps.weights))
+    return _rounded(part(offset, weights) for offset, weights in enumerate(taps))
 
 
 def _rounded(parts: Iterable[Tensor]) -> Tensor:
@@ -193,18 +187,18 @@ def _filters(sources: Sequence[int], target: int, device: torch.device) -> tuple
 
 
 @lru_cache(maxsize=1024)
-def _filter(source: int, target: int, device: torch.device) -> _Filter:
-    first, weights = _coefficients(source, target)
-    return _Filter(
-        upload(torch.from_numpy(first), device), upload(torch.from_numpy(weights), device)
-    )
+def _filter(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """`_coefficients` on the device."""
+    first, weights = (torch.from_numpy(part) for part in _coefficients(source, target))
+    return upload(first, device), upload(weights, device)
 
 
 @lru_cache(maxsize=1024)
 def _coefficients(source: int, target: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """PIL's `precompute_coeffs` for its triangle filter, in float64, then rounded to integers.
 
-    Returns the fields of `_Filter`.
+    Returns the first source pixel of each target pixel, (target,), and the weights, (taps, target),
+    which are 0 past a target pixel's last source pixel.
     """
     scale = source / target
     stretch = max(scale, 1.0)

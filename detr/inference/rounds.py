@@ -187,18 +187,6 @@ class _Pixels:
             yield _Strip(part, grid.image[column], logits)
 
 
-def heirs_of(category_ids: Sequence[int], isthing: Sequence[bool]) -> list[int]:
-    """For each query of an image, the query that gets its pixels in the first map.
-
-    That is the first query of the same category for stuff, the query itself for things.
-    """
-    first: dict[int, int] = {}
-    return [
-        query if thing else first.setdefault(category_id, query)
-        for query, (category_id, thing) in enumerate(zip(category_ids, isthing, strict=True))
-    ]
-
-
 def finish_rounds(
     numbers: Tensor,
     alive: Sequence[bool],

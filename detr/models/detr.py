@@ -11,7 +11,6 @@ Parameter names are those of the published files (`detr.*`, `bbox_attention.*`, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,10 +53,7 @@ class Output:
     logits: Tensor  # (B, Q, C + 1)
     boxes: Tensor  # (B, Q, 4): centre x, centre y, width, height in 0..1
     aux: list[tuple[Tensor, Tensor]]  # (logits, boxes) of every earlier decoder layer
-    mask_logits: Tensor | None  # (B, Q, h, w) of all queries, or (N, h, w) of the chosen pairs
-
-
-Pairs = tuple[Tensor, Tensor]  # image index (N,), query index (N,), both int64
+    mask_logits: Tensor | None  # (B, Q, h, w) of all queries, or (N, h, w) of matched pairs
 
 
 class BoxHead(nn.Module):
@@ -137,36 +133,21 @@ class DetrPanoptic(nn.Module):
         self.bbox_attention = AttentionMaps(config)
         self.mask_head = MaskHead(config)
 
-    def forward(
-        self,
-        images: Tensor,
-        padding: Tensor | None = None,
-        *,
-        masks: bool = True,
-        choose: Callable[[Tensor, Tensor], Pairs] | None = None,
-    ) -> Output:
-        """All decoder layers' logits and boxes, and mask logits, with gradients.
+    def forward(self, images: Tensor, padding: Tensor | None = None) -> Output:
+        """All decoder layers' logits and boxes, and all queries' mask logits, with gradients.
 
         images (B, 3, H, W) float, normalised, 0 on padding; padding (B, H, W) bool, True on
-        padding, or None. `masks=False` leaves masks out (the paper's first phase).
-        `choose(logits, boxes)` gets the last layer's detached logits and boxes, and returns the
-        (image, query) pairs whose masks are computed; without `choose`, all queries' masks are.
+        padding, or None.
         """
         detection = self.detr(images, padding, every_layer=True)
-        logits, boxes = detection.logits[-1], detection.boxes[-1]
-        mask_logits = None
-        if masks and choose is not None:
-            mask_logits = self.mask_logits(detection, *choose(logits.detach(), boxes.detach()))
-        elif masks:
-            batch, queries = logits.shape[:2]
-            pairs = torch.cartesian_prod(
-                torch.arange(batch, device=logits.device),
-                torch.arange(queries, device=logits.device),
-            )
-            flat = self.mask_logits(detection, pairs[:, 0], pairs[:, 1])
-            mask_logits = flat.unflatten(0, (batch, queries))
-        aux = list(zip(detection.logits[:-1], detection.boxes[:-1], strict=True))
-        return Output(logits=logits, boxes=boxes, aux=aux, mask_logits=mask_logits)
+        every = torch.ones(detection.logits.shape[1:3], dtype=torch.bool, device=images.device)
+        flat = self.mask_logits(detection, *every.nonzero(as_tuple=True))
+        return Output(
+            logits=detection.logits[-1],
+            boxes=detection.boxes[-1],
+            aux=list(zip(detection.logits[:-1], detection.boxes[:-1], strict=True)),
+            mask_logits=flat.unflatten(0, every.shape),
+        )
 
     def detect(self, images: Tensor) -> Detection:
         """(B, 3, H, W) unpadded, normalised images -> last layer's detection, for inference."""

@@ -94,14 +94,6 @@ def generalized_iou(a: Tensor, b: Tensor) -> Tensor:
     return intersection / union - (hull - union) / hull
 
 
-def match(
-    logits: Tensor, boxes: Tensor, targets: Targets, weights: Weights | None = None
-) -> Matching:
-    """`match_layers` for one layer: logits (B, Q, C + 1), boxes (B, Q, 4)."""
-    [matching] = match_layers(logits[None], boxes[None], targets, weights)
-    return matching
-
-
 @torch.no_grad()
 def match_layers(
     logits: Tensor, boxes: Tensor, targets: Targets, weights: Weights | None = None

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 
 from detr.categories import Categories
-from detr.config import THRESHOLD, DetrConfig, ModelError
+from detr.config import THRESHOLD, DetrConfig, ModelError, check_threshold
 from detr.cuda_settings import why_no_gpu
 from detr.weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -51,8 +51,7 @@ class Settings:
     output_size: str = "original"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold < 1:
-            raise ModelError(f"threshold must be at least 0 and below 1, not {self.threshold}")
+        check_threshold(self.threshold)
         if self.size_quantum < 1:
             raise ModelError(f"size_quantum must be at least 1, not {self.size_quantum}")
         if self.output_size not in OUTPUT_SIZES:

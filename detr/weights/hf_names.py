@@ -15,36 +15,33 @@ import torch
 from torch import Tensor
 
 # Applied in order to every name. Where it is shorter, an older name becomes a newer one first.
-_RULES: tuple[tuple[str, str], ...] = tuple(
-    (pattern, replacement)
-    for pattern, replacement in (
-        (r"^detr\.model\.", "detr."),
-        # Backbone: `conv_encoder` is of the older scheme
-        (r"^detr\.backbone\.(conv_encoder\.)?model\.", "detr.backbone.0.body."),
-        (r"\.body\.embedder\.embedder\.convolution\.", ".body.conv1."),
-        (r"\.body\.embedder\.embedder\.normalization\.", ".body.bn1."),
-        (r"\.shortcut\.convolution\.", ".downsample.0."),
-        (r"\.shortcut\.normalization\.", ".downsample.1."),
-        # Transformer
-        (r"^detr\.(encoder|decoder)\.", r"detr.transformer.\1."),
-        (r"\.o_proj\.", ".out_proj."),
-        (r"\.encoder_attn\.", ".multihead_attn."),
-        (r"\.(mlp\.)?fc([12])\.", r".linear\2."),
-        (r"\.self_attn_layer_norm\.", ".norm1."),
-        (r"(decoder\.layers\.\d+)\.encoder_attn_layer_norm\.", r"\1.norm2."),
-        (r"(decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
-        (r"(encoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
-        (r"\.decoder\.layernorm\.", ".decoder.norm."),
-        # Ends
-        (r"^detr\.input_projection\.", "detr.input_proj."),
-        (r"^detr\.query_position_embeddings\.", "detr.query_embed."),
-        (r"^detr\.class_labels_classifier\.", "detr.class_embed."),
-        (r"^detr\.bbox_predictor\.", "detr.bbox_embed."),
-        (r"^bbox_attention\.([qk])_proj\.", r"bbox_attention.\1_linear."),
-        (r"^mask_head\.conv([12])\.conv\.", r"mask_head.lay\1."),
-        (r"^mask_head\.conv([12])\.norm\.", r"mask_head.gn\1."),
-        (r"^mask_head\.output_conv\.", "mask_head.out_lay."),
-    )
+_RULES: tuple[tuple[str, str], ...] = (
+    (r"^detr\.model\.", "detr."),
+    # Backbone: `conv_encoder` is of the older scheme
+    (r"^detr\.backbone\.(conv_encoder\.)?model\.", "detr.backbone.0.body."),
+    (r"\.body\.embedder\.embedder\.convolution\.", ".body.conv1."),
+    (r"\.body\.embedder\.embedder\.normalization\.", ".body.bn1."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+    # Transformer
+    (r"^detr\.(encoder|decoder)\.", r"detr.transformer.\1."),
+    (r"\.o_proj\.", ".out_proj."),
+    (r"\.encoder_attn\.", ".multihead_attn."),
+    (r"\.(mlp\.)?fc([12])\.", r".linear\2."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"(decoder\.layers\.\d+)\.encoder_attn_layer_norm\.", r"\1.norm2."),
+    (r"(decoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm3."),
+    (r"(encoder\.layers\.\d+)\.final_layer_norm\.", r"\1.norm2."),
+    (r"\.decoder\.layernorm\.", ".decoder.norm."),
+    # Ends
+    (r"^detr\.input_projection\.", "detr.input_proj."),
+    (r"^detr\.query_position_embeddings\.", "detr.query_embed."),
+    (r"^detr\.class_labels_classifier\.", "detr.class_embed."),
+    (r"^detr\.bbox_predictor\.", "detr.bbox_embed."),
+    (r"^bbox_attention\.([qk])_proj\.", r"bbox_attention.\1_linear."),
+    (r"^mask_head\.conv([12])\.conv\.", r"mask_head.lay\1."),
+    (r"^mask_head\.conv([12])\.norm\.", r"mask_head.gn\1."),
+    (r"^mask_head\.output_conv\.", "mask_head.out_lay."),
 )
 _STAGE = re.compile(r"\.body\.encoder\.stages\.(\d+)\.layers\.(\d+)\.")
 _CONVOLUTION = re.compile(r"\.layer\.(\d+)\.(convolution|normalization)\.")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from detr.categories import Categories
-from detr.config import DetrConfig, ModelError
+from detr.config import DetrConfig, ModelError, check_threshold, is_threshold
 
 FORMAT_VERSION: Final = 1
 ENTRY: Final = "detr_panoptic"
@@ -38,8 +38,7 @@ class OwnMetadata:
             "categories": self.categories.to_json(),
         }
         if self.threshold is not None:
-            if not 0 <= self.threshold < 1:
-                raise ModelError(f"threshold must be at least 0 and below 1, not {self.threshold}")
+            check_threshold(self.threshold)
             values["threshold"] = self.threshold
         return {ENTRY: json.dumps(values)}
 
@@ -59,7 +58,7 @@ def read_label(name: str, metadata: Mapping[str, str]) -> OwnMetadata | None:
                 f"{FORMAT_VERSION}: update it"
             )
         threshold = values.get("threshold")
-        if threshold is not None and not 0 <= threshold < 1:
+        if threshold is not None and not is_threshold(threshold):
             raise ModelError(f"{name} recommends the threshold {threshold!r}: it must be below 1")
         config = DetrConfig.from_dict(values["config"])
         return OwnMetadata(config, Categories.from_json(values["categories"]), threshold)

@@ -64,7 +64,7 @@ def _is_mask_of_one(entry: Any) -> bool:
 def read_labelme(folder: Path) -> Iterator[Photo]:
     """The photos of a folder of LabelMe's JSONs."""
     for path in sorted(folder.rglob("*.json")):
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(path.read_text("utf-8-sig"))
         size = (data["imageHeight"], data["imageWidth"])
         shapes = [Shape(shape["label"], _drawn(shape, size, path)) for shape in data["shapes"]]
         name = (path.parent / data["imagePath"].replace("\\", "/")).resolve()

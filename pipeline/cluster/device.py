@@ -22,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import TryAgainError, UserError
 
 GPU_PROBE_SECONDS = 600
+PROBE_RETRIES = 3  # given, for Ray's default may be without a limit (graph.py)
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _probe(dtype: str) -> Device:
     Raises TryAgainError if no GPU is free within `GPU_PROBE_SECONDS`.
     """
 
-    @ray.remote(num_gpus=1, num_cpus=0)
+    @ray.remote(num_gpus=1, num_cpus=0, max_retries=PROBE_RETRIES)
     def probe() -> Device:
         return Device("cuda", torch.cuda.get_device_name(), resolve_dtype(dtype, "cuda"))
 

@@ -6,12 +6,19 @@ of images. docs/faults.md has the table of names.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
-from ray.util.metrics import Counter, Gauge, Histogram
+from ray.util import metrics
 
 BATCH_BOUNDARIES: Final = [1, 2, 4, 8, 16, 32, 64, 128]
+_KINDS: Final = {
+    "counter": metrics.Counter,
+    "gauge": metrics.Gauge,
+    "histogram": partial(metrics.Histogram, boundaries=BATCH_BOUNDARIES),
+}
 
 # Name -> (kind, tag besides `run`, description). A test compares docs/faults.md.
 METRICS: Final = {
@@ -34,37 +41,23 @@ class Metrics:
 
     def __init__(self, run: str) -> None:
         self._run = {"run": run}
-        self._made: dict[str, Counter | Gauge | Histogram] = {}
-        for name, (kind, tag, text) in METRICS.items():
-            tags = ("run", tag) if tag else ("run",)
-            if kind == "counter":
-                self._made[name] = Counter(name, description=text, tag_keys=tags)
-            elif kind == "gauge":
-                self._made[name] = Gauge(name, description=text, tag_keys=tags)
-            else:
-                self._made[name] = Histogram(
-                    name, description=text, boundaries=list(BATCH_BOUNDARIES), tag_keys=tags
-                )
+        self._made: dict[str, Any] = {
+            name: _KINDS[kind](name, description=text, tag_keys=("run", tag) if tag else ("run",))
+            for name, (kind, tag, text) in METRICS.items()
+        }
 
     def add(self, name: str, value: float, tag: str | None = None) -> None:
         """Increase a counter; a value of 0 creates no series."""
-        counter = self._made[name]
-        assert isinstance(counter, Counter)
         if value > 0:
-            counter.inc(value, tags=self._tags(name, tag))
+            self._made[name].inc(value, tags=self._tags(name, tag))
 
     def set(self, name: str, value: float, tag: str | None = None) -> None:
-        gauge = self._made[name]
-        assert isinstance(gauge, Gauge)
-        gauge.set(value, tags=self._tags(name, tag))
+        self._made[name].set(value, tags=self._tags(name, tag))
 
     def batches(self, sizes: Mapping[int, int]) -> None:
         """Add batches to the histogram. sizes: number of batches by their images."""
-        histogram = self._made["panoptic_batch_images"]
-        assert isinstance(histogram, Histogram)
-        for size, count in sizes.items():
-            for _ in range(count):
-                histogram.observe(size, tags=self._run)
+        for size in Counter(sizes).elements():
+            self._made["panoptic_batch_images"].observe(size, tags=self._run)
 
     def _tags(self, name: str, value: str | None) -> dict[str, str]:
         tag = METRICS[name][1]

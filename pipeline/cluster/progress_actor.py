@@ -33,6 +33,7 @@ from pipeline.error_budget import (
 )
 from pipeline.errors import TryAgainError, UserError
 from pipeline.progress import FIRST_IMAGES, Progress
+from pipeline.sharding import unit_name
 
 # A stage that begins the same shard more often, because its workers die, ends the job.
 MAX_STARTS: Final = 20
@@ -379,9 +380,8 @@ def begin(progress_actor: ActorHandle, state: str, shard: str) -> None:
     """Report that a stage begins a shard. Raises TryAgainError after `MAX_STARTS` dead workers."""
     starts = cast(int, ray.get(progress_actor.began.remote(state, shard)))
     if starts > MAX_STARTS:
-        generation, _, number = shard.partition("/")
         raise TryAgainError(
-            f"{state} shard {number} of generation {generation} has ended {starts - 1} workers: "
-            "most likely they ran out of memory (use a smaller --images-per-shard for the next "
-            "run, or larger nodes); shards already written stay"
+            f"{state} shard {unit_name(shard)} has ended {starts - 1} workers: most likely they "
+            "ran out of memory (use a smaller --images-per-shard for the next run, or larger "
+            "nodes); shards already written stay"
         )

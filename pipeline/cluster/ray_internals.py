@@ -39,7 +39,12 @@ NAMES: Final = (
     ".OBJECT_STORE_BUDGET_UTIL_THRESHOLD",
     "ray.experimental.internal_kv._internal_kv_get",
 )
-LOGGERS: Final = ("ray.dashboard", "ray._private.runtime_env")  # of packing and uploading a job
+# Of packing, uploading and following a job. Two of them set a level of their own when imported.
+LOGGERS: Final = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 START_SETTINGS: Final = ("_temp_dir",)  # of `ray.init`
 
 

@@ -21,7 +21,7 @@ import ray
 
 from pipeline.cluster.ray_internals import print_worker_logs_to_stderr, show_command_line
 from pipeline.errors import TryAgainError, UserError
-from pipeline.scratch import temporary_folder
+from pipeline.scratch import private_folder, temporary_folder
 from pipeline.secrets import without_values
 
 STARTS: Final = 3
@@ -142,12 +142,7 @@ def short_folder() -> str | None:
     if len(os.fsencode(wanted)) + len("/ray") + RAY_BYTES <= SOCKET_BYTES:
         return None
     for parent in ("/tmp", "/var/tmp", "/dev/shm"):
-        folder = Path(parent, f"ray-{os.getuid()}")
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-        except OSError:
-            continue
-        if folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK):
+        if folder := private_folder(parent, "ray"):
             return str(folder)
     raise UserError(
         f"the temporary folder {wanted} is too long for Ray, whose sockets may have paths of "

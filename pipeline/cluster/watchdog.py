@@ -13,6 +13,7 @@ from typing import Final
 from pipeline.amounts import counted, duration
 from pipeline.cluster.placement import FETCH_CPUS, WRITE_CPUS, Placement
 from pipeline.cluster.progress_actor import Flow
+from pipeline.sharding import unit_name
 
 STUCK_SECONDS: Final = 300.0
 TROUBLED_STARTS: Final = 4
@@ -61,8 +62,8 @@ class Watchdog:
             return None
         self._told.add((shard, state))
         return (
-            f"{state} shard {_name(shard)} has begun {starts} times: whatever works on it dies, or "
-            "its node is taken away; if it goes on, the nodes' memory is too small for it"
+            f"{state} shard {unit_name(shard)} has begun {starts} times: whatever works on it "
+            "dies, or its node is taken away; if it goes on, the nodes' memory is too small for it"
         )
 
     def _reason(self, flow: Flow, cluster: ClusterState) -> str:
@@ -102,9 +103,4 @@ class Watchdog:
     def _longest(self, flow: Flow) -> str:
         assert flow.longest is not None
         shard, state, seconds = flow.longest
-        return f"longest {state} is shard {_name(shard)}, for {duration(seconds)}"
-
-
-def _name(shard: str) -> str:
-    generation, _, number = shard.partition("/")
-    return f"{number} of generation {generation}"
+        return f"longest {state} is shard {unit_name(shard)}, for {duration(seconds)}"

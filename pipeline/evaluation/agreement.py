@@ -9,7 +9,7 @@ sample.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from heapq import nlargest
 from typing import Any, Final
@@ -60,9 +60,6 @@ class Agreement:
     per_class: dict[str, dict[str, Any]]
     drift: Drift
     disagreements: tuple[Disagreement, ...]  # largest first
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def agree(a: RunSnapshot, b: RunSnapshot, limit: int = SAMPLE) -> Agreement:
@@ -167,17 +164,8 @@ def _both_ok(a: pa.Table, b: pa.Table) -> tuple[pa.Table, pa.Table, int]:
 
 def as_truth(rows: pa.Table) -> pa.Table:
     """Shard rows with status ok -> rows of TRUTH_SCHEMA in which no pixel is void."""
-    columns = (
-        "file_name",
-        "height",
-        "width",
-        "segment_id",
-        "category_id",
-        "area",
-        "bbox",
-        "counts",
-    )
-    predictions = rows.select(columns).to_pylist()
+    shared = [name for name in TRUTH_SCHEMA.names if name in rows.column_names]
+    predictions = rows.select(shared).to_pylist()
     hashes = hashes_of([row["file_name"] for row in predictions]).tolist()
     return pa.Table.from_pylist(
         [

@@ -88,24 +88,19 @@ class CategoryMap:
         columns of segments; without `counts` no segments are merged.
         """
         names = [name for name in _LISTS if name in rows.column_names]
-        columns = [rows[name].to_pylist() for name in names]
-        sizes = zip(rows["height"].to_pylist(), rows["width"].to_pylist(), strict=True)
-        mapped = [
-            self._segments(_by_segment(names, lists), side, size)
-            for lists, size in zip(zip(*columns, strict=True), sizes, strict=True)
-        ]
+        whole = rows.select([*names, "height", "width"]).to_pylist()
+        mapped = [self.row(row, side) for row in whole]
         for name in names:
             index = rows.column_names.index(name)
-            values = [[segment[name] for segment in segments] for segments in mapped]
-            rows = rows.set_column(
-                index, rows.schema.field(index), pa.array(values, rows.schema.types[index])
-            )
+            values = pa.array([row[name] for row in mapped], rows.schema.types[index])
+            rows = rows.set_column(index, rows.schema.field(index), values)
         return rows
 
     def row(self, row: Mapping[str, Any], side: Side) -> dict[str, Any]:
         """`apply` for one row as a dict."""
         names = [name for name in _LISTS if name in row]
-        segments = _by_segment(names, [row[name] for name in names])
+        columns = zip(*(row[name] for name in names), strict=True)
+        segments = [dict(zip(names, values, strict=True)) for values in columns]
         mapped = self._segments(segments, side, (row["height"], row["width"]))
         return {**row, **{name: [segment[name] for segment in mapped] for name in names}}
 
@@ -140,11 +135,6 @@ class CategoryMap:
             count = Counter(ids.values())
             merged[side] = {c.id for c in self.categories if not c.isthing and count[c.id] > 1}
         return merged
-
-
-def _by_segment(names: Sequence[str], lists: Sequence[Sequence[Any]]) -> list[Segment]:
-    """The lists of one image as one dict per segment."""
-    return [dict(zip(names, values, strict=True)) for values in zip(*lists, strict=True)]
 
 
 def _union(parts: Sequence[Segment], size: tuple[int | None, int | None]) -> Segment | None:

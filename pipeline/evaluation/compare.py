@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -82,9 +82,6 @@ class Comparison:
     groups: dict[str, dict[str, Change]]  # All, Things, Stuff -> pq, sq, rq
     classes: tuple[ClassChange, ...]  # those that occur, largest loss first
     changed: tuple[ImageChange, ...]  # largest change first
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

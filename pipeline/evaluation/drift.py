@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, Final
 
@@ -114,9 +114,6 @@ class Drift:
     error_rate: tuple[float, float]
     empty_rate: tuple[float, float]
     classes: tuple[ClassDrift, ...] = field(default=())  # largest change first
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def drift(before: Shares, after: Shares, categories: Categories) -> Drift:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from pipeline.evaluation.compare import Comparison
 from pipeline.panoptic.figures import LEVEL
@@ -21,14 +21,11 @@ DecideBy = Literal["interval", "estimate"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateResult:
     """The result of the quality gate; reasons: why B failed, a sentence each."""
 
     passed: bool
     reasons: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return {"passed": self.passed, "reasons": list(self.reasons)}
 
 
 def judge(
@@ -38,7 +35,7 @@ def judge(
     max_class_drop: float | None = None,
     decide_by: DecideBy = "interval",
     min_segments: int = MIN_SEGMENTS,
-) -> Verdict:
+) -> GateResult:
     """The result for B. max_pq_drop, max_class_drop: in points (PQ times 100); None allows any.
 
     decide_by: "estimate" ignores the intervals. min_segments: of a class in the ground truth, else
@@ -49,7 +46,7 @@ def judge(
         reasons += _overall(comparison, max_pq_drop, decide_by)
     if max_class_drop is not None:
         reasons += _classes(comparison, max_class_drop, decide_by, min_segments)
-    return Verdict(not reasons, tuple(reasons))
+    return GateResult(not reasons, tuple(reasons))
 
 
 def _overall(comparison: Comparison, allowed: float, decide_by: DecideBy) -> list[str]:

@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import Final
@@ -43,7 +42,6 @@ from pipeline.nightly.release_gate import (
 from pipeline.nightly.settings import NightlyConfig
 from pipeline.nightly.summary import NightSummary, summarize
 from pipeline.planning.generations import Brakes, plan_first, plan_refresh, stage_listing
-from pipeline.planning.photo_names import PhotoNames
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.progress import Reporter
@@ -104,6 +102,27 @@ def filled(word: str, places: Mapping[str, str]) -> str:
     return re.sub(r"(?<!\$)\{(\w+)\}", lambda match: places.get(match[1], match[0]), word)
 
 
+def program_of(command: Sequence[str]) -> str:
+    """The name of a command's program, also if the whole command is one word by mistake."""
+    first = command[0].split()[0] if command[0].strip() else ""
+    return first.partition("=")[0].rpartition("/")[2]
+
+
+def failure_of(command: Sequence[str]) -> str | None:
+    """Run the report command; how it failed, or None.
+
+    Of its words only the program is told: the others may hold a token, and the sentence stands in
+    the night's summary and in the log. What the command writes to stderr goes to the log.
+    """
+    program = program_of(command)
+    try:
+        code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in a word
+        why = error.strerror if isinstance(error, OSError) else "a word holds a zero byte"
+        return f"the report command can't be run: {program}: {why}"
+    return f"the report command ended with {code}: {program}" if code else None
+
+
 class _Night:
     """One call: the folder of nights, its live snapshot, and the run of the present weights.
 
@@ -129,7 +148,7 @@ class _Night:
         self.config = config = with_recommended(config, self.description, reporter.note)
         self.spec = self._spec(config).expecting(self.description)
         self.name = PREFIX + run_fingerprint(self.description, config)[0]
-        self.settings = config.of_run(nights.url(self.name))
+        self.settings = config.of_run(nights.storage.join(self.name))
         self.same_weights = self.live is None or nights.live_name() == self.name
         self._refuse_withdrawn()
         if config.truth is not None:
@@ -196,11 +215,10 @@ class _Night:
             elif not self.same_weights:
                 self._brake(None)
             if run is None:
-                hold, storage = self.hold or self._lease(), self.nights.run_storage(self.name)
+                hold, storage = self.hold or self._lease(), self.nights.storage.below(self.name)
                 unmark(storage)
-                info = describe_run(
-                    self.settings, self.description, self.device, self._photo_names()
-                )
+                photos = self._source(None).photos
+                info = describe_run(self.settings, self.description, self.device, photos)
                 run = create_run(storage, info, hold)
             say_withheld(run, self.reporter)
             plan_first(run, staging, images, size, self._images_per_shard)
@@ -244,7 +262,7 @@ class _Night:
 
     def _lease(self) -> Hold:
         """Take the lease of the run folder until the end of the call."""
-        self.hold = self.held.enter_context(lease(self.nights.run_storage(self.name)))
+        self.hold = self.held.enter_context(lease(self.nights.storage.below(self.name)))
         return self.hold
 
     def _refuse_failures(self, candidate: RunSnapshot, mend: str) -> None:
@@ -286,12 +304,9 @@ class _Night:
             "out": self.nights.storage.url,
         }
         command = [filled(word, places) for word in self.config.report]
-        self.reporter.note(f"reporting: {shlex.join(command)}")
-        try:
-            code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
-        except OSError as error:
-            return [f"the report command can't be run: {error}"]
-        return [f"the report command ended with {code}: {shlex.join(command)}"] if code else []
+        self.reporter.note(f"running the report command {program_of(command)}")
+        failure = failure_of(command)
+        return [failure] if failure else []
 
     # -- outcomes
 
@@ -331,7 +346,9 @@ class _Night:
             started=self.started,
             counted=(self.nights.last_summary() or {}).get("counted"),
         )
-        self.nights.write_summary(self.started.strftime(STAMP), summary.to_json(), summary.text())
+        self.nights.write_summary(
+            self.started.strftime(STAMP), dataclasses.asdict(summary), summary.text()
+        )
         return summary
 
     # -- state and source
@@ -353,10 +370,6 @@ class _Night:
         recorded = before.info.source if before else None
         source = Source.of(self.settings, recorded, in_tasks(self.settings.address))
         return dataclasses.replace(source, output_url=normalize_url(self.config.out))
-
-    def _photo_names(self) -> PhotoNames:
-        """Which names of the source are photos in a new run."""
-        return self._source(None).photos
 
     def _refuse_withdrawn(self) -> None:
         pointer = self.nights.pointer() or {}

@@ -12,7 +12,7 @@ stopped, and the next call of `prune` or `nightly` can continue.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -66,24 +66,11 @@ class Pruning:
         return sum(entry.size for entry in self.objects)
 
 
-def plan_prune(out: str, keep: int, options: Mapping[str, str] | None = None) -> Pruning:
-    """The objects that `prune` would delete from `out`. Nothing is changed.
-
-    keep: the number of last published snapshots to keep. options: storage options of `out`.
-    """
-    return _plan(Storage(out, options), keep)
-
-
-def prune(out: str, keep: int, options: Mapping[str, str] | None = None) -> Pruning:
+def prune(storage: Storage, keep: int, *, host: Host | None = None) -> Pruning:
     """Delete the objects of `plan_prune`. A stopped prune is continued by the next call.
 
-    Raises LeaseError while a job writes.
+    host: gives the clock of the lease. Raises LeaseError while a job writes.
     """
-    return prune_at(Storage(out, options), keep)
-
-
-def prune_at(storage: Storage, keep: int, *, host: Host | None = None) -> Pruning:
-    """`prune` of a run folder or a folder of nights. host: gives the clock of the lease."""
     fences: dict[str, Fence] = {}
     with ExitStack() as stack:
         if storage.exists(RUN_FILE):
@@ -96,9 +83,9 @@ def prune_at(storage: Storage, keep: int, *, host: Host | None = None) -> Prunin
             hold = stack.enter_context(lease(storage, of_nights=True, host=host))
             fences[storage.url] = hold
             for name in nights.run_names():
-                run_storage = nights.run_storage(name)
+                run_storage = nights.storage.below(name)
                 fences[run_storage.url] = stack.enter_context(lease(run_storage, host=host))
-        pruning = _plan(storage, keep)
+        pruning = plan_prune(storage, keep)
         for move in pruning.pointers:
             fenced.move(move.where, LATEST_FILE, _as_planned(move), fences[move.where.url])
         for entry in pruning.objects:
@@ -142,7 +129,11 @@ def _as_planned(move: Move) -> fenced.Change:
     return change
 
 
-def _plan(storage: Storage, keep: int) -> Pruning:
+def plan_prune(storage: Storage, keep: int) -> Pruning:
+    """The objects that `prune` would delete from a run folder or a folder of nights.
+
+    Nothing is changed. keep: the number of last published snapshots to keep.
+    """
     if storage.exists(RUN_FILE):
         return _plan_run(storage, keep)
     nights = Nights(storage)
@@ -160,7 +151,7 @@ def _plan(storage: Storage, keep: int) -> Pruning:
     for name in nights.run_names():
         run = nights.run(name)
         if run is None or is_going(run) or (name in once_live and name not in kept_of):
-            entries = _whole(nights.run_storage(name).list())
+            entries = _whole(nights.storage.below(name).list())
         else:
             kept_of[name] |= _shown(run)
             entries = _of_run(run, kept_of[name])

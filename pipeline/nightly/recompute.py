@@ -23,9 +23,10 @@ from pipeline.run.folder import Snapshot
 from pipeline.run.lookup import find_rows
 from pipeline.run.run import Run
 from pipeline.schema import PERMANENT_CODES
+from pipeline.segmentation.batches import Decoding
 from pipeline.segmentation.fetch import FETCHED_FIELDS, UNIT_FIELDS, Body, UnitFetch
 from pipeline.segmentation.model_spec import ModelSpec
-from pipeline.segmentation.segmenter import Decoding, Segmenter
+from pipeline.segmentation.segmenter import Segmenter
 
 Row = Mapping[str, Any]
 

@@ -6,7 +6,6 @@ later call publishes it; a rollback with `to` can publish it again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,17 +30,13 @@ class Moved:
     after: str
 
 
-def rollback(out: str, to: str | None = None, options: Mapping[str, str] | None = None) -> Moved:
+def rollback(storage: Storage, to: str | None = None, *, host: Host | None = None) -> Moved:
     """Go back to the snapshot published before the live one, or `to` another one.
 
-    to: the number of a snapshot ("3") or the name of a run folder ("run-..."). Raises UserError
-    without such a snapshot, LeaseError while a job writes.
+    storage: a run folder or a folder of nights. to: the number of a snapshot ("3") or the name of a
+    run folder ("run-..."). host: gives the clock of the lease. Raises UserError without such a
+    snapshot, LeaseError while a job writes.
     """
-    return rollback_at(Storage(out, options), to)
-
-
-def rollback_at(storage: Storage, to: str | None = None, *, host: Host | None = None) -> Moved:
-    """`rollback` of a run folder or a folder of nights. host: gives the clock of the lease."""
     if not storage.exists(RUN_FILE) and read_pointer(storage) is None:
         raise UserError(f"{storage.url} has nothing published: there is no way back")
     location = locate(storage)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from pipeline.amounts import counted, duration
 from pipeline.nightly.release_gate import Judged
+from pipeline.run.publish import failures
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
 from pipeline.run.stats import read_stats
@@ -64,9 +65,6 @@ class NightSummary:
     seconds: float
     started: str
     counted: Counted = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
     def text(self) -> str:
         """The summary as a few lines of text."""
@@ -201,10 +199,6 @@ def _gpu_hours(entry: dict[str, Any]) -> float:
 
 
 def errors_by_code(candidate: RunSnapshot) -> dict[str, int]:
-    """Failed images by error code; reads only shards with errors."""
-    codes: Counter[str] = Counter()
-    for entry in candidate.snapshot.shards:
-        if entry.error:
-            column = candidate.run.read_shard(entry.path, ["error_code"])["error_code"]
-            codes.update(column.drop_null().to_pylist())
-    return dict(codes.most_common())
+    """Failed images by error code, the most frequent first."""
+    by_code = failures(candidate.run, candidate.snapshot)
+    return dict(Counter({code: failed.count for code, failed in by_code.items()}).most_common())

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from detr.categories import Categories
+from pipeline.panoptic.kernels import REPLICATE_UNIT
 from pipeline.panoptic.pq import SIZES, Sums
 
 LEVEL = 0.95
@@ -29,10 +30,11 @@ def results(sums: Sums, categories: Categories) -> dict[str, Any]:
     2.5 and 97.5 percentiles over the bootstrap replicates, None without replicates.
     """
     counts = sums.counts[:, :, 2:]  # (C, 3 sizes, TP FP FN)
-    per_class = quality(sums.class_iou(), *np.moveaxis(counts.sum(axis=1), -1, 0))
-    bootstrapped = quality(
-        sums.replicates[0] / 2.0**20, sums.replicates[1], sums.replicates[2], np.float64(0)
-    )  # (3, C, replicates)
+    iou = sums.class_iou()
+    per_class = quality(iou, *np.moveaxis(counts.sum(axis=1), -1, 0))
+    drawn_iou, tp, fp_and_fn = sums.replicates
+    bootstrapped = quality(drawn_iou / REPLICATE_UNIT, tp, fp_and_fn, np.float64(0))
+    # (3, C, replicates)
     of_size = quality(sums.iou(), *np.moveaxis(counts, -1, 0))  # (3, C, sizes)
     members = group_members(categories)
     return {
@@ -44,7 +46,7 @@ def results(sums: Sums, categories: Categories) -> dict[str, Any]:
             str(category.id): {
                 "name": category.name,
                 **_named(np.nan_to_num(per_class[:, i])),
-                "iou": float(sums.class_iou()[i]),
+                "iou": float(iou[i]),
                 **dict(zip(("tp", "fp", "fn"), counts[i].sum(axis=0).tolist(), strict=True)),
                 "pq_interval": _interval(bootstrapped[0, i]),
             }
@@ -66,13 +68,8 @@ def results(sums: Sums, categories: Categories) -> dict[str, Any]:
 def group_members(categories: Categories) -> dict[str, NDArray[np.int64]]:
     """Positions in `categories` of the members of `All`, `Things`, `Stuff`: (n,) int64 each."""
     things = np.array([category.isthing for category in categories], dtype=bool)
-    return dict(
-        zip(
-            GROUPS,
-            (np.arange(things.size), np.flatnonzero(things), np.flatnonzero(~things)),
-            strict=True,
-        )
-    )
+    groups = (np.arange(things.size), np.flatnonzero(things), np.flatnonzero(~things))
+    return dict(zip(GROUPS, groups, strict=True))
 
 
 def quality(
@@ -127,12 +124,7 @@ def per_class_table(result: Mapping[str, Any], categories: Categories) -> pa.Tab
         low, high = figures.pop("pq_interval") or (None, None)
         named = {"category_id": category.id, "name": category.name, "isthing": category.isthing}
         rows.append({**named, **figures, "pq_low": low, "pq_high": high})
-    floats = ("pq", "sq", "rq", "iou", "pq_low", "pq_high")
     kinds = {"category_id": pa.int32(), "name": pa.string(), "isthing": pa.bool_()}
-    schema = pa.schema(
-        [
-            (name, kinds.get(name, pa.float64() if name in floats else pa.int64()))
-            for name in rows[0]
-        ]
-    )
+    kinds |= dict.fromkeys(("tp", "fp", "fn"), pa.int64())
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in rows[0]])
     return pa.Table.from_pylist(rows, schema=schema)

@@ -25,7 +25,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.panoptic import kernels, rle
-from pipeline.schema import list_values
+from pipeline.schema import list_values, one_chunk
 
 REPLICATES = 400
 SIZES = ("small", "medium", "large")
@@ -64,7 +64,7 @@ class Side(NamedTuple):
         widths = rows["width"].fill_null(-1).to_numpy().astype(np.int64)
         if "iscrowd" in rows.column_names:
             crowd = np.asarray(list_values(rows["iscrowd"]).to_numpy(zero_copy_only=False), bool)
-            unlisted, unlisted_first = _strings(_one(rows["unlisted_counts"]).fill_null(""))
+            unlisted, unlisted_first = _strings(one_chunk(rows["unlisted_counts"]).fill_null(""))
         else:
             crowd = np.zeros(ids.size, dtype=bool)
             unlisted = np.empty(0, dtype=np.uint8)
@@ -117,14 +117,17 @@ class Sums:
 
     def iou(self) -> NDArray[np.float64]:
         """(classes, 3 sizes) sums of IoU, each rounded once from its exact value."""
-        exact = self.counts[..., 0].astype(object) * 2**32 + self.counts[..., 1].astype(object)
-        return (exact / 2**53).astype(np.float64)
+        return _rounded(self.counts)
 
     def class_iou(self) -> NDArray[np.float64]:
         """(classes,) sums of IoU over all sizes, rounded once."""
-        high, low = self.counts[..., 0].sum(axis=1), self.counts[..., 1].sum(axis=1)
-        exact = high.astype(object) * 2**32 + low.astype(object)
-        return (exact / 2**53).astype(np.float64)
+        return _rounded(self.counts.sum(axis=1))
+
+
+def _rounded(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The sums of IoU from their high and low parts, counts[..., 0] and counts[..., 1]."""
+    exact = counts[..., 0].astype(object) * 2**32 + counts[..., 1].astype(object)
+    return (exact / 2**53).astype(np.float64)
 
 
 class Scored(NamedTuple):
@@ -260,13 +263,9 @@ def _poisson_table() -> NDArray[np.float64]:
 POISSON = _poisson_table()
 
 
-def _one(column: pa.ChunkedArray) -> pa.Array:
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-
-
 def _flat(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A list column of integers as (rows + 1,) offsets and flat values."""
-    lists = _one(column)
+    lists = one_chunk(column)
     offsets = lists.offsets.to_numpy().astype(np.int64)
     return offsets - offsets[0], list_values(lists).to_numpy(zero_copy_only=False).astype(np.int64)
 

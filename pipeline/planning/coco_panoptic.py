@@ -64,12 +64,11 @@ class CocoFile:
                         f"{self.url} is not a COCO JSON: {error.msg}, line "
                         f"{text.line_at(error.pos)}"
                     ) from error
-                except (_MalformedError, RecursionError, ValueError) as error:
-                    if isinstance(error, UserError):
-                        raise
-                    reason = (
-                        "it is nested too deeply" if isinstance(error, RecursionError) else error
-                    )
+                except UserError:
+                    raise
+                except (RecursionError, ValueError) as error:
+                    deep = isinstance(error, RecursionError)
+                    reason = "it is nested too deeply" if deep else error
                     raise UserError(
                         f"{self.url} is not a COCO JSON: {reason}, line "
                         f"{text.line_at(text.position)}"
@@ -83,7 +82,7 @@ class CocoFile:
         self.sha256 = digest.hexdigest()
 
 
-class _MalformedError(Exception):
+class _MalformedError(ValueError):
     """The text is no JSON object of lists; the message says where."""
 
 
@@ -153,12 +152,8 @@ class _Text:
 
 
 def _items(text: _Text) -> Iterator[tuple[str, Any]]:
-    text.take("{")
-    if text.peek() == "}":
-        text.take("}")
-        return
     seen: set[str] = set()
-    while True:
+    for _ in _members(text, "{", "}"):
         key = text.value()
         if not isinstance(key, str):
             raise _MalformedError(f"found {key!r} where a key belongs")
@@ -169,16 +164,19 @@ def _items(text: _Text) -> Iterator[tuple[str, Any]]:
         if text.peek() != "[":
             yield key, text.value()
         else:
-            text.take("[")
-            if text.peek() == "]":
-                text.take("]")
-            else:
-                while True:
-                    yield key, text.value()
-                    if text.take(",]") == "]":
-                        break
-        if text.take(",}") == "}":
-            return
+            for _ in _members(text, "[", "]"):
+                yield key, text.value()
+
+
+def _members(text: _Text, opening: str, closing: str) -> Iterator[None]:
+    """Stops at the start of each member of an object or list, and takes what stands between."""
+    text.take(opening)
+    if text.peek() == closing:
+        text.take(closing)
+        return
+    yield
+    while text.take("," + closing) == ",":
+        yield
 
 
 def panoptic(
@@ -260,15 +258,9 @@ def _annotation(item: Any, file: CocoFile, *, truth: bool) -> dict[str, Any]:
             "iscrowd": _is_crowd(segment, where),
             "area": _area(segment.get("area")),
         }
-    values = segments.values()
-    return {
-        "image_id": image_id,
-        "png": png,
-        "segment_id": list(segments),
-        "category_id": [segment["category_id"] for segment in values],
-        "iscrowd": [segment["iscrowd"] for segment in values],
-        "area": [segment["area"] for segment in values],
-    }
+    columns = ("category_id", "iscrowd", "area")
+    lists = {name: [segment[name] for segment in segments.values()] for name in columns}
+    return {"image_id": image_id, "png": png, "segment_id": list(segments), **lists}
 
 
 def _area(value: Any) -> int | None:
@@ -290,9 +282,7 @@ def id_of(item: Any, field: str, file: CocoFile, key: str) -> str:
 
     field: of `item`, an entry of the list `key`.
     """
-    if not isinstance(item, dict):
-        raise UserError(f"{file.url}: {key} must be a list of objects, found {_shown(item)}")
-    value = item.get(field)
+    value = _object(item, key, file).get(field)
     if (number := as_int(value)) is not None:
         return str(number)
     if isinstance(value, str) and value:
@@ -308,9 +298,7 @@ def id_of(item: Any, field: str, file: CocoFile, key: str) -> str:
 
 def file_name_of(item: Any, file: CocoFile) -> str:
     """The file_name of an entry of `images`. Raises UserError without one."""
-    if not isinstance(item, dict):
-        raise UserError(f"{file.url}: images must be a list of objects, found {_shown(item)}")
-    name = item.get("file_name")
+    name = _object(item, "images", file).get("file_name")
     if not isinstance(name, str) or not name:
         raise UserError(
             f"{file.url}: image {_shown(item.get('id'))} has no file_name (an entry of `images` "
@@ -318,6 +306,13 @@ def file_name_of(item: Any, file: CocoFile) -> str:
         )
     _refuse_half(name, f"the file_name of image {_shown(item.get('id'))}", file)
     return name
+
+
+def _object(item: Any, key: str, file: CocoFile) -> dict[str, Any]:
+    """An entry of the list `key`. Raises UserError if it is no object."""
+    if not isinstance(item, dict):
+        raise UserError(f"{file.url}: {key} must be a list of objects, found {_shown(item)}")
+    return item
 
 
 def _refuse_half(text: str, what: str, file: CocoFile) -> None:
@@ -331,16 +326,13 @@ def size_of(item: Mapping[str, Any], file: CocoFile) -> tuple[int, int] | None:
     stated = [item.get(key) for key in ("height", "width")]
     if all(value is None for value in stated):
         return None
-    sizes = [_as_size(value) for value in stated]
-    for key, value, size in zip(("height", "width"), stated, sizes, strict=True):
-        if size is None or size < 1:
+    height, width = (_as_size(value) or 0 for value in stated)
+    for key, value, size in zip(("height", "width"), stated, (height, width), strict=True):
+        if size < 1:
             raise UserError(
                 f"{file.url}: image {_shown(item.get('id'))} has the {key} {_shown(value)}, which "
                 "is no number of pixels: mend it, or leave both height and width out"
             )
-    height, width = sizes
-    assert height is not None
-    assert width is not None
     return height, width
 
 

@@ -25,18 +25,17 @@ from pipeline.planning.manifest import (
     write_dropped,
     write_parts,
 )
-from pipeline.planning.object_info import stage_object_info, unknown_bytes
+from pipeline.planning.object_info import OBJECT_INFO, stage_object_info, unknown_bytes
 from pipeline.planning.scratch_db import Staging, quoted
 from pipeline.planning.source import Source
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
-from pipeline.schema import DROPPED_SCHEMA, MEMBER_COLUMNS
+from pipeline.schema import DROPPED_SCHEMA
 from pipeline.sharding import Generation, rewrites_for, shard_count, shard_of
 
 Progress = Callable[[int], None]
 Note = Callable[[str], None]
 _NOW = "case when object_info.file_name is null then manifest.{0} else object_info.{0} end"
-OBJECT_INFO = ("size", "etag", "last_modified", *MEMBER_COLUMNS)
 # An image is changed if its object info is: the ETag if both have one, else size or time. The
 # object info of a member is its archive's, which changes with any member: its CRC32 and size count.
 CHANGED = """

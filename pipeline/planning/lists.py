@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -31,13 +32,8 @@ DECIMAL_DIGITS: Final = 38  # of DuckDB's widest type
 # Column names of the pipeline, in lower case: DuckDB takes `Width` for `width`.
 TAKEN: Final = frozenset(
     name.lower()
-    for names in (
-        SHARD_SCHEMA.names,
-        MANIFEST_SCHEMA.names,
-        PER_IMAGE_SCHEMA.names,
-        INTERNAL_COLUMNS,
-    )
-    for name in names
+    for schema in (SHARD_SCHEMA, MANIFEST_SCHEMA, PER_IMAGE_SCHEMA)
+    for name in (*schema.names, *INTERNAL_COLUMNS)
 )
 
 
@@ -47,6 +43,10 @@ class Columns(NamedTuple):
     uri: str | None
     name: str | None
     kept: tuple[str, ...]
+
+    def wanted(self) -> list[str]:
+        """The distinct names, in order."""
+        return list(dict.fromkeys(name for name in (self.uri, self.name, *self.kept) if name))
 
 
 class Rows(NamedTuple):
@@ -106,30 +106,23 @@ def _text(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
 def _csv(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
     _refuse_wide(path, url)
     delimiter = _delimiter(path, url)
+    open_csv = partial(
+        pacsv.open_csv,
+        path,
+        read_options=pacsv.ReadOptions(block_size=CSV_BLOCK),
+        parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+    )
     try:
-        reader = pacsv.open_csv(
-            path,
-            read_options=pacsv.ReadOptions(block_size=CSV_BLOCK),
-            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pacsv.ConvertOptions(check_utf8=False),
+        with open_csv(convert_options=pacsv.ConvertOptions(check_utf8=False)) as reader:
+            chosen = _chosen(reader.schema.names, url, columns)
+        convert = pacsv.ConvertOptions(
+            include_columns=chosen.wanted(),
+            column_types=dict.fromkeys(chosen.wanted(), pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+            quoted_strings_can_be_null=False,
         )
-        names = reader.schema.names
-        reader.close()
-        chosen = _chosen(names, url, columns)
-        wanted = list(dict.fromkeys((chosen.uri, chosen.name, *chosen.kept)))
-        reader = pacsv.open_csv(
-            path,
-            read_options=pacsv.ReadOptions(block_size=CSV_BLOCK),
-            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pacsv.ConvertOptions(
-                include_columns=wanted,
-                column_types=dict.fromkeys(wanted, pa.string()),
-                null_values=[""],
-                strings_can_be_null=True,
-                quoted_strings_can_be_null=False,
-            ),
-        )
-        for batch in reader:
+        for batch in open_csv(convert_options=convert):
             yield from _rows(batch, chosen)
         _refuse_open_quote(path, url, delimiter)
     except UnicodeDecodeError:  # of a column's name
@@ -176,23 +169,24 @@ def _parquet(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
     try:
         with pq.ParquetFile(path) as file:
             _refuse_images(file, url)
-            chosen = _chosen(file.schema_arrow.names, url, columns)
             schema = file.schema_arrow
+            chosen = _chosen(schema.names, url, columns)
+            kinds: dict[str | None, pa.DataType] = {
+                name: schema.field(name).type for name in chosen.wanted()
+            }
             for name in (chosen.uri, chosen.name):
-                if pa.types.is_nested(schema.field(name or "").type):
+                if pa.types.is_nested(kinds[name]):
                     raise UserError(
-                        f"{url}: column {name!r} holds {schema.field(name or '').type}, not text: "
-                        "name another"
+                        f"{url}: column {name!r} holds {kinds[name]}, not text: name another"
                     )
             for name in chosen.kept:
-                if not _stays(schema.field(name).type):
+                if not _stays(kinds[name]):
                     raise UserError(
-                        f"--keep-columns {name!r} of {url} holds {schema.field(name).type}, which "
-                        "would be rounded or lose its unit: cast it to text, to an integer or to a "
-                        "smaller decimal"
+                        f"--keep-columns {name!r} of {url} holds {kinds[name]}, which would be "
+                        "rounded or lose its unit: cast it to text, to an integer or to a smaller "
+                        "decimal"
                     )
-            wanted = list(dict.fromkeys((chosen.uri, chosen.name, *chosen.kept)))
-            for batch in file.iter_batches(CHUNK, columns=wanted):
+            for batch in file.iter_batches(CHUNK, columns=chosen.wanted()):
                 yield from _rows(batch, chosen)
     except UnicodeDecodeError as error:
         raise UserError(f"{url}: a name is not UTF-8: {error}") from None

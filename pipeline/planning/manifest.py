@@ -6,7 +6,6 @@ A manifest is sorted by hash and has a row group per shard. A part holds 64 shar
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -16,17 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.layout import PLAN_FILE, manifest_folder, part_path, plan_path
+from pipeline.layout import PLAN_FILE, manifest_folder, part_path
 from pipeline.planning.scratch_db import Staging
-from pipeline.run.folder import read_parquet
 from pipeline.run.run import Run
 from pipeline.schema import DROPPED_SCHEMA, MANIFEST_SCHEMA, MEMBER_COLUMNS
-from pipeline.sharding import (
-    SHARDS_PER_PART,
-    Generation,
-    name_hash,
-    shard_start,
-)
+from pipeline.sharding import SHARDS_PER_PART, Generation, name_hash, shard_start
 from pipeline.storage.entry import Entry
 from pipeline.storage.storage import Storage
 
@@ -67,13 +60,11 @@ def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = Non
     Columns: `MANIFEST_SCHEMA`, kept columns and `generation`, of the last generation that planned
     the image. upto: the last generation that counts; None: all.
     """
-    generations = {
-        number: generation
-        for number, generation in run.generations().items()
-        if upto is None or number <= upto
-    }
-    staging.stage("history", _history(run, generations))
-    dropped = staging.stage("departed", _departures(run, generations))
+    generations = [g for g in run.generations().values() if upto is None or g.number <= upto]
+    parts = [(g.number, part) for g in generations for part in g.parts()]
+    staging.stage("history", _numbered(run, parts))
+    lists = [(g.number, g.dropped_path) for g in generations if g.dropped]
+    dropped = staging.stage("departed", _numbered(run, lists))
     events = "select file_name, generation, true as present from history"
     if dropped:
         events += (
@@ -88,14 +79,6 @@ def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = Non
     return staging.count(f"select count(*) from {name}")
 
 
-def _history(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
-    for number, generation in generations.items():
-        for part in generation.parts():
-            table = _with_members(run.read_plan(part))
-            column = pa.array(np.full(table.num_rows, number, np.int32))
-            yield table.append_column("generation", column)
-
-
 def _with_members(table: pa.Table) -> pa.Table:
     """A part of a manifest that may be older than archives, with all of `MEMBER_COLUMNS`."""
     for name in MEMBER_COLUMNS:
@@ -106,18 +89,14 @@ def _with_members(table: pa.Table) -> pa.Table:
     return table
 
 
-def _departures(run: Run, generations: dict[int, Generation]) -> Iterator[pa.Table]:
-    for number, generation in generations.items():
-        if generation.dropped:
-            table = run.read_plan(generation.dropped_path)
-            column = pa.array(np.full(table.num_rows, number, np.int32))
-            yield table.append_column("generation", column)
-
-
-def read_dropped(storage: Storage, generation: int) -> pa.Table:
-    """The list of rows that a generation drops (`schema.DROPPED_SCHEMA`)."""
-    plan = json.loads(storage.read(plan_path(generation)))
-    return read_parquet(storage.read(Generation.from_json(plan).dropped_path))
+def _numbered(run: Run, paths: Iterable[tuple[int, str]]) -> Iterator[pa.Table]:
+    """The tables of (generation, path), with a column `generation`."""
+    for number, path in paths:
+        table = run.read_plan(path)
+        if "uri" in table.column_names:  # a part of a manifest
+            table = _with_members(table)
+        column = pa.array(np.full(table.num_rows, number, np.int32))
+        yield table.append_column("generation", column)
 
 
 def read_leaving(storage: Storage, path: str, origin: int, shard: int) -> set[str]:

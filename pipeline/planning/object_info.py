@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 
 from pipeline.planning.scratch_db import Staging
-from pipeline.schema import MANIFEST_SCHEMA
+from pipeline.schema import MANIFEST_SCHEMA, MEMBER_COLUMNS
 from pipeline.storage.archive_folder import ArchiveFolder
-from pipeline.storage.archives import Member, kind_of
+from pipeline.storage.archives import kind_of
 from pipeline.storage.entry import Entry
 from pipeline.storage.objects import info_uri, open_object
 
 THREADS: Final = 32
 SAMPLE: Final = 200
+OBJECT_INFO: Final = ("size", "etag", "last_modified", *MEMBER_COLUMNS)
 
 
 def ask(uris: Sequence[str], options: Mapping[str, str]) -> list[Entry | None]:
@@ -57,32 +58,27 @@ def stage_object_info(
     images: (file_name, URI).
     """
     asked = zip(images, ask([uri for _, uri in images], options), strict=True)
-    existing = [(*image, entry) for image, entry in asked if entry is not None]
-    members = [_member(uri, options) for _, uri, _ in existing]
-    columns = {
-        "file_name": [file_name for file_name, _, _ in existing],
-        "size": [entry.size for _, _, entry in existing],
-        "etag": [
-            entry.etag if found is None else found[1].etag
-            for (_, _, entry), found in zip(existing, members, strict=True)
-        ],
-        "last_modified": [entry.last_modified for _, _, entry in existing],
-        "member_archive": [found[0] if found else None for found in members],
-        "member_offset": [found[2].offset if found else None for found in members],
-        "member_length": [found[2].length if found else None for found in members],
-        "member_crc32": [found[2].crc32 if found else None for found in members],
-        "member_fault": [None] * len(members),
-    }
-    schema = pa.schema([MANIFEST_SCHEMA.field(column) for column in columns])
-    table = pa.table(columns, schema=schema)
-    staging.connection.register("asked_now", table)
+    rows = [
+        {**entry._asdict(), "file_name": name, **_of_member(uri, options)}
+        for (name, uri), entry in asked
+        if entry
+    ]
+    schema = pa.schema([MANIFEST_SCHEMA.field(column) for column in ("file_name", *OBJECT_INFO)])
+    staging.connection.register("asked_now", pa.Table.from_pylist(rows, schema=schema))
     staging.connection.execute(f"create table {name} as from asked_now")
     staging.connection.unregister("asked_now")
 
 
-def _member(uri: str, options: Mapping[str, str]) -> tuple[str, Entry, Member] | None:
-    """(kind of the archive, its object info, the member) of a member's URI."""
+def _of_member(uri: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """What differs in the object info of an archive's member; empty for other images."""
     folder, name = open_object(uri, options)
     if not isinstance(folder, ArchiveFolder):
-        return None
-    return str(kind_of(folder.name)), folder.entry, folder.member(name)
+        return {}
+    member = folder.member(name)
+    return {
+        "etag": folder.entry.etag,
+        "member_archive": kind_of(folder.name),
+        "member_offset": member.offset,
+        "member_length": member.length,
+        "member_crc32": member.crc32,
+    }

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from pipeline.amounts import counted
 from pipeline.config import IMAGE_SUFFIXES
 
 # The suffixes of runs that did not record them.
@@ -90,19 +91,19 @@ class LeftOut:
             kinds = [f"{n:,} .{name}" if name else f"{n:,} without a suffix" for name, n in few]
             if len(self.suffixes) > len(few):
                 kinds.append(f"{others - sum(n for _, n in few):,} of other suffixes")
-            parts.append(f"{_files(others, 'other file')} ({', '.join(kinds)})")
+            parts.append(f"{counted(others, 'other file')} ({', '.join(kinds)})")
         if self.companions:
-            count = _files(self.companions, "companion file")
+            count = counted(self.companions, "companion file")
             parts.append(f"{count} of file systems (._*, .DS_Store, Thumbs.db, @eaDir, __MACOSX)")
         if count := self.compressed.total():
             kinds = ", ".join(f"{n:,} .{name}" for name, n in self.compressed.items())
             parts.append(
-                f"{_files(count, 'compressed tar')} ({kinds}), of which no member can be read "
+                f"{counted(count, 'compressed tar')} ({kinds}), of which no member can be read "
                 "alone: unpack them to plain .tar"
             )
         if self.members:
             kinds = ", ".join(f"{n:,} {kind}" for kind, n in self.members.items())
-            parts.append(f"{_files(self.members.total(), 'member')} of archives ({kinds})")
+            parts.append(f"{counted(self.members.total(), 'member')} of archives ({kinds})")
         if not parts:
             return None
         hint = ""
@@ -143,7 +144,3 @@ def rule_of(
     older = set(suffixes) == set(FIRST_SUFFIXES)
     leave_companions = any_suffix or not older
     return PhotoNames(suffixes, any_suffix, leave_companions, archives)
-
-
-def _files(count: int, word: str) -> str:
-    return f"{count:,} {word}{'' if count == 1 else 's'}"

@@ -112,9 +112,10 @@ class Inventory:
                     f"{storage.join(key)} is not the file that the inventory's manifest names: its "
                     "MD5 differs"
                 )
-            yield from self._csv(data) if self.format == "CSV" else self._parquet(data, key)
+            rows = self._csv(data) if self.format == "CSV" else self._parquet(data, key)
+            yield from filter(None, map(_entry, rows))
 
-    def _csv(self, data: bytes) -> Iterator[Entry]:
+    def _csv(self, data: bytes) -> Iterator[dict[str, Any]]:
         wanted = [name for name in COLUMNS if name in self.columns]
         with pa.CompressedInputStream(pa.BufferReader(data), "gzip") as stream:
             reader = pacsv.open_csv(
@@ -130,13 +131,12 @@ class Inventory:
                 ),
             )
             for batch in reader:
-                for row in batch.to_pylist():
-                    key = row["Key"]  # percent-encoded, unlike in Parquet
-                    row["Key"] = unquote_plus(key) if "%" in key or "+" in key else key
-                    if entry := _entry({COLUMNS[name]: value for name, value in row.items()}):
-                        yield entry
+                for row in batch.rename_columns([COLUMNS[name] for name in wanted]).to_pylist():
+                    key = row["key"]  # percent-encoded, unlike in Parquet
+                    row["key"] = unquote_plus(key) if "%" in key or "+" in key else key
+                    yield row
 
-    def _parquet(self, data: bytes, key: str) -> Iterator[Entry]:
+    def _parquet(self, data: bytes, key: str) -> Iterator[dict[str, Any]]:
         file = pq.ParquetFile(pa.BufferReader(data))
         names = file.schema_arrow.names
         lacking = {"key", "size", "e_tag", "last_modified_date"} - set(names)
@@ -147,9 +147,7 @@ class Inventory:
             )
         columns = [name for name in COLUMNS.values() if name in names]
         for batch in file.iter_batches(ROWS, columns=columns):
-            for row in batch.to_pylist():
-                if entry := _entry(row):
-                    yield entry
+            yield from batch.to_pylist()
 
 
 def _entry(row: Mapping[str, Any]) -> Entry | None:

@@ -6,12 +6,10 @@ joins them under a memory limit, so the driver's memory does not grow with the n
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 import duckdb
 import pyarrow as pa
@@ -21,6 +19,7 @@ from pipeline.errors import UserError
 from pipeline.processes import is_gone, me
 from pipeline.scratch import temporary_folder
 from pipeline.sharding import shard_start
+from pipeline.storage.duckdb_fs import path_literal
 
 MEMORY_LIMIT = "1GB"  # of DuckDB; Python and Arrow come on top
 READ_ROWS = 50_000
@@ -42,12 +41,7 @@ class Staging:
         self.connection.execute("set TimeZone = 'UTC'")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -117,9 +111,8 @@ def parquet(path: Path, *, numbered: bool = False) -> str:
 
     numbered: with a column file_row_number.
     """
-    literal = re.sub(r"([*?\[])", r"[\1]", str(path)).replace("'", "''")
     options = f"hive_partitioning = false, file_row_number = {str(numbered).lower()}"
-    return f"read_parquet('{literal}', {options})"
+    return f"read_parquet({path_literal(str(path))}, {options})"
 
 
 def quoted(name: str) -> str:

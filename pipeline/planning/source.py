@@ -172,33 +172,34 @@ class Source:
             self.left_out.run_folder = self.output_url
         storage = Storage(self.url, self.options)
         if storage.is_local:
-            path = Path(storage.url)
-            if path.is_file():
+            folder = Path(storage.url)
+            if folder.is_file():
                 raise UserError(
                     f"{self.url} is one file: give its folder, an archive (.zip .tar), a list "
                     "(.txt .csv .parquet), a COCO .json, or use `panoptic view` for one photo"
                 )
-            if not path.is_dir():
+            if not folder.is_dir():
                 raise FileNotFoundError(self.url)
         listed = storage.list()
         if (first := next(listed, None)) is None:
             return
         listed = chain((first,), listed)
         if is_dated(first.path):  # the folder of an inventory: dated keys are the first
-            yield from self._newest_inventory(storage, listed)
+            if (path := newest_manifest(listed)) is None:
+                raise UserError(
+                    f"{self.url} has no complete inventory yet: S3 writes the first in a day or two"
+                )
+            yield from self._inventory(json.loads(storage.read(path)))
             return
-        local = storage.is_local
         archives: list[Archive] = []
-        entries = (
-            entry
-            for entry in self._without_archives(listed, storage.url, archives)
-            if (
-                self._counts_closed(entry.path)
-                if local and entry.path.endswith("/")
-                else self._counts(entry.path, self.url)
-            )
-        )
-        for chunk in _chunks(entries):
+
+        def counts(entry: Entry) -> bool:
+            if storage.is_local and entry.path.endswith("/"):
+                return self._counts_closed(entry.path)
+            return self._counts(entry.path, self.url)
+
+        loose = self._without_archives(listed, storage.url, archives)
+        for chunk in _chunks(filter(counts, loose)):
             yield manifest_table(chunk, [storage.join(entry.path) for entry in chunk])
         yield from self._members(archives)
 
@@ -302,7 +303,7 @@ class Source:
     def _coco_rows(self, root: str) -> Callable[[list[str]], pa.Table]:
         """From names to manifest rows: of files, or of members if `root` is an archive."""
         if not (self.photos.archives and is_archive(root, self.options)):
-            return lambda names: _coco_table(names, root)
+            return lambda names: _named_table(root, names, names)
         folder = ArchiveFolder(root, self.options)
         archive = Archive("", root, folder.entry)
         members = folder.members
@@ -312,14 +313,6 @@ class Source:
             return member_table(archive, listed, names)
 
         return rows
-
-    def _newest_inventory(self, storage: Storage, listed: Iterable[Entry]) -> Iterator[pa.Table]:
-        path = newest_manifest(listed)
-        if path is None:
-            raise UserError(
-                f"{self.url} has no complete inventory yet: S3 writes the first in a day or two"
-            )
-        yield from self._inventory(json.loads(storage.read(path)))
 
     def _inventory(self, data: dict[str, Any]) -> Iterator[pa.Table]:
         """Rows of the keys under --image-root, by default all; names are relative to it."""
@@ -348,24 +341,21 @@ class Source:
         for rows in read_list(Path(local_copy(self.url, self.options)), self.url, columns):
             if None in rows.names or None in rows.uris or "" in rows.names or "" in rows.uris:
                 raise UserError(f"{self.url} has an empty name or URI: fill it or take the row out")
-            entries = [Entry(str(name), -1, None, None) for name in rows.names]
             uris = [place_of(root, str(uri)) for uri in rows.uris]
-            packed = [
+            packed = {
                 number
                 for number, uri in enumerate(uris)
                 if self.photos.archives and kind_of(uri) and not is_signed(uri)
-            ]
-            if not packed:
-                yield manifest_table(entries, uris, rows.kept)
-                continue
-            if rows.kept:
+            }
+            if packed and rows.kept:
                 raise UserError(
-                    f"{self.url} lists archives ({uris[packed[0]]}), whose images have no values "
+                    f"{self.url} lists archives ({uris[min(packed)]}), whose images have no values "
                     "of --keep-columns: list the images themselves, or keep no columns"
                 )
-            loose = [number for number in range(len(uris)) if number not in set(packed)]
-            yield manifest_table([entries[n] for n in loose], [uris[n] for n in loose])
-            yield from self._members(Archive(entries[n].path, uris[n], None) for n in packed)
+            loose = [number for number in range(len(uris)) if number not in packed]
+            names = [str(name) for name in rows.names]
+            yield _named_table(root, [names[n] for n in loose], [uris[n] for n in loose], rows.kept)
+            yield from self._members(Archive(names[n], uris[n], None) for n in sorted(packed))
 
     def _image_root(self) -> str:
         return normalize_url(self.image_root) if self.image_root else self.url.rpartition("/")[0]
@@ -376,9 +366,12 @@ def _slices(table: pa.Table) -> Iterator[pa.Table]:
         yield table.slice(first, CHUNK)
 
 
-def _coco_table(names: list[str], root: str) -> pa.Table:
-    entries = [Entry(name, -1, None, None) for name in names]
-    return manifest_table(entries, [place_of(root, name) for name in names])
+def _named_table(
+    root: str, names: Iterable[Any], uris: Iterable[Any], kept: dict[str, Any] | None = None
+) -> pa.Table:
+    """Manifest rows of images that a file names. uris: absolute, or relative to `root`."""
+    entries = [Entry(str(name), -1, None, None) for name in names]
+    return manifest_table(entries, [place_of(root, str(uri)) for uri in uris], kept)
 
 
 def _chunks(items: Iterable[T]) -> Iterator[list[T]]:

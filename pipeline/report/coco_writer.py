@@ -1,22 +1,21 @@
 """The writer of large COCO JSON files, and the COCO image ids of file names.
 
 A COCO file is one JSON object with several long lists, too long for the memory. Each list is
-written to a temporary file beside the target. At the end the files are joined and renamed to the
-target, so a stopped export leaves no JSON.
+written to a file in a temporary folder beside the target. At the end the files are joined and
+renamed to the target, so a stopped export leaves no JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import uuid
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from types import TracebackType
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import numpy as np
@@ -29,62 +28,49 @@ from pipeline.storage.storage import open_file
 
 
 class JsonLists:
-    """A JSON object of fixed members and growing lists, or one bare list.
+    """The growing lists of a JSON file; made by `json_lists`."""
 
-    with JsonLists(Path("pred.json"), {"info": {}}, ["images", "annotations"]) as lists:
-        lists.append("images", {"id": 1})
-    """
-
-    def __init__(self, target: Path, members: Mapping[str, Any] | None, names: list[str]) -> None:
-        """members: None writes one bare list, as COCO's results are."""
-        assert members is not None or len(names) == 1
-        self.target = target
-        self.members = members
-        prefix = f".{target.name}.{uuid.uuid4().hex[:8]}"
-        self._paths = {name: target.with_name(f"{prefix}.{name}.part") for name in names}
-        self._joined = target.with_name(f"{prefix}.part")
-        self._files: dict[str, IO[str]] = {}
-        self.counts = dict.fromkeys(names, 0)
-
-    def __enter__(self) -> JsonLists:
-        self._files = {name: path.open("w") for name, path in self._paths.items()}
-        return self
+    def __init__(self, files: Mapping[str, IO[str]]) -> None:
+        self._files = files
+        self.counts = dict.fromkeys(files, 0)
 
     def append(self, name: str, item: Mapping[str, Any]) -> None:
         separator = ",\n" if self.counts[name] else ""
         self._files[name].write(separator + json.dumps(item, separators=(",", ":")))
         self.counts[name] += 1
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for file in self._files.values():
-            file.close()
-        try:
-            if error is None:
-                self._join()
-        finally:
-            for path in (*self._paths.values(), self._joined):
-                path.unlink(missing_ok=True)
 
-    def _join(self) -> None:
-        with self._joined.open("wb") as out:
-            if self.members is not None:
-                fixed = [f"{json.dumps(k)}:{json.dumps(v)}" for k, v in self.members.items()]
+@contextmanager
+def json_lists(
+    target: Path, members: Mapping[str, Any] | None, names: Sequence[str]
+) -> Iterator[JsonLists]:
+    """Write a JSON object of fixed members and growing lists, or one bare list.
+
+    members: None writes one bare list, as COCO's results are.
+
+        with json_lists(Path("pred.json"), {"info": {}}, ["images", "annotations"]) as lists:
+            lists.append("images", {"id": 1})
+    """
+    assert members is not None or len(names) == 1
+    with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        paths = {name: Path(folder, name) for name in names}
+        with ExitStack() as opened:
+            yield JsonLists({n: opened.enter_context(p.open("w")) for n, p in paths.items()})
+        joined = Path(folder, "joined")
+        with joined.open("wb") as out:
+            if members is not None:
+                fixed = [f"{json.dumps(k)}:{json.dumps(v)}" for k, v in members.items()]
                 out.write(("{" + ",\n".join(fixed)).encode())
-            for index, (name, path) in enumerate(self._paths.items()):
-                if self.members is not None:
-                    separator = ",\n" if index or self.members else ""
+            for index, (name, path) in enumerate(paths.items()):
+                if members is not None:
+                    separator = ",\n" if index or members else ""
                     out.write(f"{separator}{json.dumps(name)}:".encode())
                 out.write(b"[\n")
                 with path.open("rb") as part:
                     shutil.copyfileobj(part, out)
                 out.write(b"\n]")
-            out.write(b"\n" if self.members is None else b"}\n")
-        os.replace(self._joined, self.target)
+            out.write(b"\n" if members is None else b"}\n")
+        joined.replace(target)
 
 
 @dataclass(frozen=True)

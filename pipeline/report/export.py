@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from PIL import Image
 
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
-from pipeline.report.coco_writer import ImageIds, JsonLists, TruthImage
+from pipeline.report.coco_writer import ImageIds, JsonLists, TruthImage, json_lists
 from pipeline.run.folder import Snapshot
 from pipeline.run.lookup import find_rows
 from pipeline.run.run import Run
@@ -69,9 +70,9 @@ def export_run(
     ids = ids or ImageIds()
     ids.check_categories(run.info.categories)
     live = run.snapshot(snapshot)
-    writer = _Writer(run, target, format, ids)
     rows = find_rows(run, file_names, snapshot=live) if file_names else _all_rows(run, live)
-    with writer.lists, ThreadPoolExecutor(_PNG_THREADS) as pool:
+    with _lists(run, target, format) as lists, ThreadPoolExecutor(_PNG_THREADS) as pool:
+        writer = _Writer(format, ids, target.with_suffix(""), lists)
         while chunk := list(islice(rows, _wanted(limit, writer.images))):
             entries = [entry for row in chunk if (entry := writer.entry(row)) is not None]
             for _ in pool.map(lambda entry: writer.paint(*entry), entries):
@@ -91,27 +92,25 @@ def export_run(
     )
 
 
+def _lists(run: Run, target: Path, format: Format) -> AbstractContextManager[JsonLists]:
+    if format == "results":
+        return json_lists(target, None, ["annotations"])
+    kept = run.info.categories.to_json()
+    if format == "instances":
+        kept = [entry for entry in kept if entry["isthing"]]
+    fingerprint = run.info.fingerprint
+    info = {"description": f"snapshot of {run.storage.url}", "fingerprint": fingerprint}
+    return json_lists(target, {"info": info, "categories": kept}, ["images", "annotations"])
+
+
 class _Writer:
     """Writes COCO entries of rows, and counts them."""
 
-    def __init__(self, run: Run, target: Path, format: Format, ids: ImageIds) -> None:
-        self.format = format
-        self.ids = ids
+    def __init__(self, format: Format, ids: ImageIds, masks: Path, lists: JsonLists) -> None:
+        self.format, self.ids, self.masks, self.lists = format, ids, masks, lists
         self.images = self.segments = self.errors = self.without_truth = 0
-        self.masks = target.with_suffix("")
         if format == "panoptic":
             self.masks.mkdir(parents=True, exist_ok=True)
-        categories = run.info.categories
-        if format == "results":
-            self.lists = JsonLists(target, None, ["annotations"])
-        else:
-            kept = categories.to_json()
-            if format == "instances":
-                kept = [entry for entry in kept if entry["isthing"]]
-            members = {"info": {"description": f"snapshot of {run.storage.url}",
-                                "fingerprint": run.info.fingerprint},
-                       "categories": kept}  # fmt: skip
-            self.lists = JsonLists(target, members, ["images", "annotations"])
 
     def entry(self, row: Row) -> tuple[Row, TruthImage] | None:
         """The row and its image, or None if it is left out."""

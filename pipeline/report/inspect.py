@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detr.inference.decode import ImageError
-from detr.inference.postprocess import merge, select
+from detr.inference.postprocess import merge
 from detr.inference.predictor import Predictor
 from detr.inference.preprocess import normalize, resize
 from detr.models.detr import Detection, DetrPanoptic
@@ -71,34 +71,32 @@ def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int =
     pixels = torch.from_numpy(np.ascontiguousarray(image))[None].to(predictor.device)
     inputs = normalize(resize(pixels, size)).to(predictor.dtype)  # (1, 3, h, w)
     detection = model.detect(inputs)
-    class_ids = predictor.categories.class_ids(config.num_classes)
-    known = torch.tensor([c is not None for c in class_ids], device=predictor.device)
-    kept = select(detection.logits[-1][0], predictor.threshold, is_category=known)
-    image_index = torch.zeros_like(kept.queries)
-    logits = model.mask_logits(detection, image_index, kept.queries, chunk=8)  # (K, h2, w2)
-    categories = [c for c in (class_ids[label] for label in kept.labels.tolist()) if c is not None]
+    scores, labels, keep = (choice[0] for choice in predictor.choose(detection.logits[-1]))
+    kept, scores = keep.nonzero().squeeze(1), scores[keep]  # (K,) both
+    logits = model.mask_logits(detection, torch.zeros_like(kept), kept, chunk=8)  # (K, h2, w2)
+    categories = [predictor.category_of(label) for label in labels[keep].tolist()]
     panoptic = merge(
         logits,
         categories,
-        kept.scores.tolist(),
+        scores.tolist(),
         categories=predictor.categories,
         processed_size=size,
         original_size=(image.shape[0], image.shape[1]),
     )
     all_queries = torch.arange(detection.embeddings.shape[1], device=predictor.device)
     attention = _attention(model, detection, all_queries)  # (N, heads, h5, w5)
-    order = kept.scores.argsort(descending=True, stable=True)[:queries].tolist()
+    order = scores.argsort(descending=True, stable=True)[:queries].tolist()
     followed = []
     steps: list[tuple[str, Tensor]] = []
     for position in order:
-        query = int(kept.queries[position])
+        query = int(kept[position])
         steps = list(mask_head_steps(model, detection, attention[query]))
         centre_x, centre_y, width, height = detection.boxes[-1][0, query].float().tolist()
         followed.append(
             KeptQuery(
                 query=query,
                 category_id=categories[position],
-                score=float(kept.scores[position]),
+                score=float(scores[position]),
                 box=(
                     centre_x - width / 2,
                     centre_y - height / 2,
@@ -118,14 +116,14 @@ def inspect_image(predictor: Predictor, image: NDArray[np.uint8], queries: int =
         image=image,
         processed_size=size,
         stages=tuple(
-            stages(config, image, inputs, detection, attention, steps, len(kept.queries), panoptic)
+            stages(config, image, inputs, detection, attention, steps, len(kept), panoptic)
         ),
         features=(
             *((f"Res{number}", _norm(x)) for number, x in enumerate(features, 2)),
             ("Encoded image", _norm(grid(detection))),
         ),
         queries=tuple(followed),
-        kept=len(kept.queries),
+        kept=len(kept),
         boxes=_array(detection.boxes[-1][0]),
         owner=owner.long().cpu().numpy(),
         owner_categories=tuple(categories),

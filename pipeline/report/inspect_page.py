@@ -42,25 +42,20 @@ class QueryPictures:
 
 def render_inspect(seen: Inspection, categories: Categories, *, photo: str, weights: str) -> bytes:
     """The page as UTF-8. photo, weights: their names."""
-    page = (
-        environment()
-        .get_template("inspect.html.j2")
-        .render(
-            seen=seen,
-            photo=photo,
-            weights=weights,
-            image=picture("Photo", f"The photo {photo}", _small(seen.image)),
-            features=[
-                _heat(name, f"{name}: strength of its features", x) for name, x in seen.features
-            ],
-            boxes=_all_boxes(seen, categories),
-            queries=[_query(seen, query, categories) for query in seen.queries],
-            quarter=_quarter(seen, categories),
-            flat=picture("Panoptic map", "The panoptic map", _flat(seen.panoptic, categories)),
-            overlay=_over_photo(seen, categories),
-            dilated=_dilated(seen),
-            part=_part_of_input(seen),
-        )
+    template = environment().get_template("inspect.html.j2")
+    page = template.render(
+        seen=seen,
+        photo=photo,
+        weights=weights,
+        image=picture("Photo", f"The photo {photo}", _small(seen.image)),
+        features=[_heat(name, f"{name}: strength of its features", x) for name, x in seen.features],
+        boxes=_all_boxes(seen, categories),
+        queries=[_query(seen, query, categories) for query in seen.queries],
+        quarter=_quarter(seen, categories),
+        flat=picture("Panoptic map", "The panoptic map", _flat(seen.panoptic, categories)),
+        overlay=_over_photo(seen, categories),
+        dilated=_dilated(seen),
+        part=_part_of_input(seen),
     )
     return page.encode()
 

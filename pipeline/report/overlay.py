@@ -39,14 +39,11 @@ def draw_overlay(
     opacity: float = OPACITY,
     labels: bool = True,
     min_side: int = MIN_SIDE,
-    label_size: int | None = None,
-    scores: bool = True,
 ) -> Image.Image:
     """The photo with its segments over it, as an RGB image.
 
     image: (H, W, 3) uint8 of the map's size. min_side: smaller images are enlarged by a whole
     factor until their longer side has at least so many pixels. opacity: of the colours, 0 to 1.
-    label_size: pixels, by default a 34th of the shorter side. scores: whether labels have scores.
     Raises ValueError if image and map differ in size.
     """
     if image.shape[:2] != panoptic.segment_map.shape:
@@ -68,8 +65,8 @@ def draw_overlay(
     _tint(painted, segment_map, _lighten(colors), contours(segment_map, width), 0.9)
     picture = Image.fromarray(painted)
     if labels:
-        texts = labels_of(panoptic, categories, scores=scores)
-        draw_labels(picture, texts, label_size or max(11, round(min(picture.size) / 34)))
+        texts = labels_of(panoptic, categories)
+        draw_labels(picture, texts, max(11, round(min(picture.size) / 34)))
     return picture
 
 

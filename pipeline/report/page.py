@@ -75,9 +75,13 @@ def write_report(
     images per gallery. options: storage options of the photos, added to those of the run. Raises
     UserError.
     """
-    page = render_report(
-        run_snapshot, evaluation=evaluation, other=other, cards=cards, options=options, note=note
-    )
+    note("reading the run")
+    facts = gather(run_snapshot, evaluation)
+    comparison = None
+    if other is not None:
+        note(f"comparing with {other.url}")
+        comparison = compare(other, run_snapshot, evaluation)
+    page = _render(facts, comparison, _galleries(facts, comparison, other, cards, options, note))
     if output is None:
         storage, name = run_snapshot.run.storage, report_path(run_snapshot.number)
         output = storage.join(name)
@@ -90,43 +94,25 @@ def write_report(
     return Written(output, len(page))
 
 
-def render_report(
-    run_snapshot: RunSnapshot,
-    *,
-    evaluation: str | None = None,
-    other: RunSnapshot | None = None,
-    cards: int = CARDS,
-    options: Mapping[str, str] | None = None,
-    note: Callable[[str], None] = lambda text: None,
-) -> bytes:
-    """The page of `write_report` as UTF-8."""
-    note("reading the run")
-    facts = gather(run_snapshot, evaluation)
-    comparison = None
-    if other is not None:
-        note(f"comparing with {other.url}")
-        comparison = compare(other, run_snapshot, evaluation)
-    galleries = _galleries(facts, comparison, other, cards, options, note)
-    page = (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            facts=facts,
-            run=run_snapshot.run,
-            number=run_snapshot.number,
-            settings=settings(run_snapshot.run),
-            stages=stage_seconds(facts.calls),
-            stage_color=_STAGE_COLORS,
-            galleries=galleries,
-            kinds=KINDS,
-            changes=CHANGES,
-            max_bytes=MAX_BYTES,
-            names={entry.category.id: entry.category.name for entry in facts.classes},
-            comparison=comparison,
-            changed={entry.file_name: entry for entry in comparison.changed} if comparison else {},
-            made=datetime.now(UTC).isoformat(timespec="seconds"),
-            made_by=code_version(),
-        )
+def _render(facts: Facts, comparison: Comparison | None, galleries: list[Gallery]) -> bytes:
+    """The page as UTF-8."""
+    template = environment().get_template("report.html.j2")
+    page = template.render(
+        facts=facts,
+        run=facts.run,
+        number=facts.run_snapshot.number,
+        settings=settings(facts.run),
+        stages=stage_seconds(facts.calls),
+        stage_color=_STAGE_COLORS,
+        galleries=galleries,
+        kinds=KINDS,
+        changes=CHANGES,
+        max_bytes=MAX_BYTES,
+        names={entry.category.id: entry.category.name for entry in facts.classes},
+        comparison=comparison,
+        changed={entry.file_name: entry for entry in comparison.changed} if comparison else {},
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        made_by=code_version(),
     )
     return page.encode()
 

@@ -10,8 +10,8 @@ DuckDB reads only the columns of a query: a count over a million images reads no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Final
 
 import duckdb
@@ -22,8 +22,8 @@ from pipeline.layout import PQ_FILE, evaluations_folder
 from pipeline.run.folder import Snapshot
 from pipeline.run.run import Run
 from pipeline.run.snapshots import RunSnapshot
-from pipeline.schema import SEGMENT_COLUMNS
-from pipeline.storage.duckdb_fs import url_of
+from pipeline.schema import SEGMENT_COLUMNS, SHARD_SCHEMA
+from pipeline.storage.duckdb_fs import path_literal, url_of
 
 MEMORY_LIMIT: Final = "2GB"
 
@@ -42,11 +42,11 @@ def connect(
     connection.execute("set TimeZone = 'UTC'")
     connection.register("category_list", _categories(run))
     connection.execute("create view categories as from category_list")
-    connection.execute(f"create view shards as {_scan(connection, run, _paths(live))}")
+    connection.execute(f"create view shards as {_shards(connection, run, _paths(live))}")
     connection.execute(_IMAGES)
     connection.execute(_SEGMENTS)
-    rows = per_image_files(run, live.number, evaluation)
-    if rows:
+    chosen = choose_evaluation(run, live.number, evaluation)
+    if chosen is not None and (rows := RunSnapshot(run, live.number).rows(chosen)):
         connection.execute(f"create view per_image as {_scan(connection, run, rows)}")
     return connection
 
@@ -95,14 +95,6 @@ def choose_evaluation(run: Run, snapshot: int, name: str | None = None) -> str |
     return name
 
 
-def per_image_files(run: Run, snapshot: int, name: str | None = None) -> list[str]:
-    """Paths in the run folder of the per-image rows of an evaluation; empty without evaluations."""
-    chosen = choose_evaluation(run, snapshot, name)
-    if chosen is None:
-        return []
-    return RunSnapshot(run, snapshot).rows(chosen)
-
-
 _IMAGES: Final = f"""
 create view images as
 select * exclude ({", ".join(SEGMENT_COLUMNS)}), len(segment_id)::integer as segments from shards
@@ -137,18 +129,42 @@ def _paths(snapshot: Snapshot) -> list[str]:
     return [shard.path for shard in snapshot.shards]
 
 
-def _scan(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str]) -> str:
-    """The SQL `from read_parquet(...)` of objects of the run folder."""
-    urls = [url_of(connection, run.storage, path) for path in paths]
-    listed = ", ".join("'" + _literal(url) + "'" for url in urls)
+def _shards(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str]) -> str:
+    """The SQL of the rows of all shards; columns of SHARD_SCHEMA that older shards lack are null.
+
+    The first and the last shard of each generation show whether any column is lacking: to match
+    columns by name, DuckDB opens every shard before each query.
+    """
+    generations = groupby(sorted(paths), key=lambda path: path.rpartition("/")[0])
+    ends = {end for _, (first, *rest) in generations for end in (first, *rest[-1:])}
+    schemas = connection.execute(
+        f"select list(name) from parquet_schema({_files(connection, run, sorted(ends))}) "
+        "group by file_name"
+    ).fetchall()
+    written = [set(names) for (names,) in schemas]
+    if all(names.issuperset(SHARD_SCHEMA.names) for names in written):
+        return _scan(connection, run, paths)
+    known = set[str]().union(*written)
+    newer = pa.schema([field for field in SHARD_SCHEMA if field.name not in known])
+    connection.register("newer_columns", newer.empty_table())
+    rows = _scan(connection, run, paths, by_name=True)
+    return f"{rows} union all by name from newer_columns" if len(newer) else rows
+
+
+def _scan(
+    connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str], *, by_name: bool = False
+) -> str:
+    """The SQL `from read_parquet(...)` of objects of the run folder. by_name: match columns so."""
     # DuckDB would take a folder above, such as generation=7, for a Hive partition and overwrite
     # the column of that name.
-    return f"from read_parquet([{listed}], hive_partitioning = false)"
+    options = f"hive_partitioning = false, union_by_name = {str(by_name).lower()}"
+    return f"from read_parquet({_files(connection, run, paths)}, {options})"
 
 
-def _literal(path: str) -> str:
-    """A path for use inside SQL quotes; `*`, `?` and `[`, patterns in DuckDB, become `[*]`, ..."""
-    return re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''")
+def _files(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str]) -> str:
+    """The SQL list of objects of the run folder."""
+    urls = (path_literal(url_of(connection, run.storage, path)) for path in paths)
+    return f"[{', '.join(urls)}]"
 
 
 def _sentence(error: duckdb.Error) -> str:

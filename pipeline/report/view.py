@@ -23,7 +23,12 @@ from pipeline.report.overlay import OPACITY, draw_overlay, font
 from pipeline.run.lookup import find_row
 from pipeline.run.reader import panoptic_of
 from pipeline.run.run import Run
-from pipeline.segmentation.model_spec import ModelSpec, recommended_by, say_recommended
+from pipeline.segmentation.model_spec import (
+    ModelSpec,
+    PanopticModel,
+    recommended_by,
+    say_recommended,
+)
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.objects import open_object
 
@@ -86,6 +91,14 @@ def contact_sheet(pictures: Mapping[str, Image.Image]) -> Image.Image:
     return sheet
 
 
+def load_model(spec: ModelSpec, note: Callable[[str], None]) -> PanopticModel:
+    """The model; `note` gets a line on the threshold if the weights recommend the one in use."""
+    model = spec.load()
+    if spec.threshold is None:
+        say_recommended(recommended_by(model), note)
+    return model
+
+
 def view_photo(
     url: str,
     spec: ModelSpec,
@@ -94,12 +107,10 @@ def view_photo(
 ) -> View:
     """Segment one photo at any fsspec URL. Raises UserError, ModelError.
 
-    note: gets a line on the threshold if the weights recommend one.
+    note: as for `load_model`.
     """
     image = photo_pixels(url, options)
-    model = spec.load()
-    if spec.threshold is None:
-        say_recommended(recommended_by(model), note)
+    model = load_model(spec, note)
     try:
         [panoptic] = model.segment([image])
     except ImageError as error:

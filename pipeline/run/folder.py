@@ -22,10 +22,20 @@ import pyarrow.parquet as pq
 
 from detr.categories import Categories
 from pipeline.errors import LeaseError, UserError
-from pipeline.layout import LATEST_FILE, SUCCESS_FILE, plan_path, segments_folder, snapshot_path
+from pipeline.layout import (
+    LATEST_FILE,
+    MANIFEST,
+    PLAN_FILE,
+    SEGMENTS,
+    SNAPSHOTS,
+    SUCCESS_FILE,
+    plan_path,
+    segments_folder,
+    snapshot_path,
+)
 from pipeline.run import fenced
 from pipeline.run.latest import forward
-from pipeline.schema import SNAPSHOT_SCHEMA
+from pipeline.schema import SNAPSHOT_SCHEMA, shard_columns, with_columns
 from pipeline.sharding import Generation, WorkUnit
 from pipeline.storage.entry import of_client
 from pipeline.storage.storage import Storage
@@ -115,8 +125,8 @@ class RunFolder:
         """Every committed generation by number, oldest first."""
         numbers = sorted(
             int(entry.path.split("/")[1])
-            for entry in self.storage.list("manifest")
-            if entry.path.endswith("/generation.json")
+            for entry in self.storage.list(MANIFEST)
+            if entry.path.endswith(f"/{PLAN_FILE}")
         )
         return {number: self.generation(number) for number in numbers}
 
@@ -142,9 +152,10 @@ class RunFolder:
         """Paths of all manifest parts; an image that was computed again is in several parts."""
         return [part for generation in self.generations().values() for part in generation.parts()]
 
-    def present(self, generation: int) -> dict[str, int]:
-        """Bytes of the shard objects in a generation's folder, by path."""
-        return {entry.path: entry.size for entry in self.storage.list(segments_folder(generation))}
+    def present(self, generation: int | None = None) -> dict[str, int]:
+        """Bytes of the shard objects of the run, or of a generation's folder, by path."""
+        folder = SEGMENTS if generation is None else segments_folder(generation)
+        return {entry.path: entry.size for entry in self.storage.list(folder)}
 
     def read_unit(self, unit: WorkUnit) -> pa.Table:
         """The manifest rows of one shard, by two ranged reads."""
@@ -173,7 +184,7 @@ class RunFolder:
     def snapshot_numbers(self) -> list[int]:
         return sorted(
             int(entry.path.split("/")[1].removesuffix(".parquet"))
-            for entry in self.storage.list("snapshots")
+            for entry in self.storage.list(SNAPSHOTS)
         )
 
     def snapshot(self, number: int | None = None) -> Snapshot:
@@ -232,18 +243,23 @@ class RunFolder:
     ) -> pa.Table:
         """The rows of one shard; with `names`, of the row groups that hold one of these images.
 
-        columns: all by default. Raises UserError naming the shard if it is missing or broken.
+        columns: all by default; those that an older version did not write are null
+        (`with_columns`). Also reads the per-image rows of evaluations. Raises UserError naming the
+        shard if it is missing or broken.
         """
         try:
             if columns is None and names is None:
-                return read_parquet(self.storage.read(path))
+                return _completed(read_parquet(self.storage.read(path)), path)
             with self.storage.open(path) as file:
                 shard = pq.ParquetFile(file)
                 groups = range(shard.num_row_groups)
                 if names is not None:
                     groups = [g for g in groups if _holds(shard, g, names)]
-                wanted = None if columns is None else list(columns)
-                return shard.read_row_groups(groups, wanted, use_threads=False)
+                wanted = None if columns is None else [*columns]
+                if wanted and not {*wanted} <= {*shard.schema_arrow.names}:
+                    wanted.append("segment_id")
+                rows = shard.read_row_groups(groups, wanted, use_threads=False)
+                return _completed(rows, path, columns)
         except FileNotFoundError:
             raise UserError(
                 f"shard {path} of {self.storage.url} is missing: run the same `panoptic segment` "
@@ -253,6 +269,13 @@ class RunFolder:
             if of_client(error):  # the store failed, not the shard
                 raise
             raise UserError(f"shard {path} of {self.storage.url} is broken: {error}") from error
+
+
+def _completed(rows: pa.Table, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of the object `path` with all `columns`, if it is a shard. None: `shard_columns`."""
+    if not path.startswith(f"{SEGMENTS}/"):
+        return rows
+    return with_columns(rows, shard_columns(rows.column_names) if columns is None else columns)
 
 
 def _holds(shard: pq.ParquetFile, group: int, names: Collection[str]) -> bool:

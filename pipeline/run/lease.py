@@ -35,6 +35,7 @@ from pipeline.errors import LeaseError, TryAgainError, UserError
 from pipeline.layout import BASELINE_FILE, LATEST_FILE
 from pipeline.processes import alive, machine, process_start
 from pipeline.run import fenced
+from pipeline.storage.conditional import Clock
 from pipeline.storage.entry import as_user_error, store_failure
 from pipeline.storage.storage import Storage
 
@@ -51,11 +52,8 @@ LOST_SIGNAL: Final = signal.SIGUSR2
 CLUSTER_VARIABLE: Final = "PANOPTIC_CLUSTER"  # which cluster runs this; set by `submit`
 
 
-class Host(Protocol):
+class Host(Clock, Protocol):
     """Clock, threads and interrupts of a holder; tests replace it."""
-
-    def now(self) -> float: ...
-    def sleep(self, seconds: float) -> None: ...
 
     def beside(self, hold: Hold) -> Callable[[], None]:
         """Renew the lease and check it in threads; returns a function that ends them."""
@@ -214,16 +212,12 @@ class Hold:
         began = self.host.now()
         content = self._next()
         try:
-            while not self.storage.swap(LEASE_FILE, self._content, content):
-                current = self.storage.look(LEASE_FILE)
-                if _parsed(current).get("owner") != self._owner["owner"]:
-                    self.lost = LeaseError(
-                        f"{self.storage.url}: another job has taken the lease over, because this "
-                        f"one did not renew it for {EXPIRES_SECONDS:.0f} s; this one stops"
-                    )
-                    return 0.0
-                assert current is not None  # it has an owner
-                self._content = current  # of a renewal whose answer was lost
+            if not self._replace(content):
+                self.lost = LeaseError(
+                    f"{self.storage.url}: another job has taken the lease over, because this one "
+                    f"did not renew it for {EXPIRES_SECONDS:.0f} s; this one stops"
+                )
+                return 0.0
         # Any exception of the store's client: try again soon; `check` limits the time.
         except Exception:  # noqa: BLE001
             return RENEW_SECONDS / 4
@@ -237,12 +231,16 @@ class Hold:
                 name: self._owner[name] for name in ("owner", "of_nights") if name in self._owner
             }
             free = {**kept, "epoch": self.epoch, "released": True, "clean": not self.unsure}
-            content = json.dumps(free).encode()
-            while not self.storage.swap(LEASE_FILE, self._content, content):
-                current = self.storage.look(LEASE_FILE)
-                if current is None or _parsed(current).get("owner") != self._owner["owner"]:
-                    return
-                self._content = current
+            self._replace(json.dumps(free).encode())
+
+    def _replace(self, content: bytes) -> bool:
+        """Replace the content of this holder's lease; False if another has taken it over."""
+        while not self.storage.swap(LEASE_FILE, self._content, content):
+            current = self.storage.look(LEASE_FILE)
+            if current is None or _parsed(current).get("owner") != self._owner["owner"]:
+                return False
+            self._content = current  # of a renewal whose answer was lost
+        return True
 
     def _next(self) -> bytes:
         """The next content of the lease: unique, so that a late renewal can't replace it."""

@@ -25,15 +25,6 @@ class NoImageError(UserError):
     """The run has no image of this name."""
 
 
-def has_row(run: RunFolder, file_name: str) -> bool:
-    """Whether the published snapshot has this image. Raises UserError for an unreadable shard."""
-    try:
-        find_row(run, file_name)
-    except NoImageError:
-        return False
-    return True
-
-
 def find_row(run: RunFolder, file_name: str, *, snapshot: Snapshot | None = None) -> dict[str, Any]:
     """The row of one image in a snapshot (by default the published one), all columns.
 

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from pipeline.error_budget import Failures, enough_rate, failures_of, merged, over_budget
+from pipeline.error_budget import Failures, enough_rate, merged, over_budget
 from pipeline.errors import ErrorBudgetError, UserError
 from pipeline.run.folder import ShardEntry, Snapshot
 from pipeline.run.latest import forward
 from pipeline.run.run import Run
-from pipeline.run.shard_format import ERROR_COLUMNS, read_footer
+from pipeline.run.shard_format import ERROR_COLUMNS, failures_in, read_footer
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.sharding import Generation
 from pipeline.storage.entry import of_client
@@ -33,8 +33,8 @@ def finish_generation(
 ) -> Snapshot:
     """Write and publish the snapshot of a generation whose shards are all written.
 
-    sizes: bytes of every shard object of the run, by path (`shard_sizes`); publish: False leaves
-    publishing to the caller. A snapshot that was rolled back is not published again.
+    sizes: of every shard object of the run (`RunFolder.present`); publish: False leaves publishing
+    to the caller. A snapshot that was rolled back is not published again.
 
     Raises ErrorBudgetError if too many images failed: the snapshot is then written, for `retry` and
     `errors`, but not published; UserError if shards don't hold the planned rows.
@@ -131,12 +131,5 @@ def failures(run: Run, snapshot: Snapshot) -> dict[str, Failures]:
     by_code: dict[str, Failures] = {}
     for entry in snapshot.shards:
         if entry.error:
-            table = run.read_shard(entry.path, list(ERROR_COLUMNS))
-            columns = (table[name].to_pylist() for name in ERROR_COLUMNS)
-            by_code = merged(by_code, failures_of(zip(*columns, strict=True)))
+            by_code = merged(by_code, failures_in(run.read_shard(entry.path, ERROR_COLUMNS)))
     return by_code
-
-
-def shard_sizes(run: Run) -> dict[str, int]:
-    """Bytes of every shard object of the run, by path; by one listing."""
-    return {entry.path: entry.size for entry in run.storage.list("segments")}

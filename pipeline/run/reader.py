@@ -26,8 +26,7 @@ from detr.panoptic import Panoptic, Segment
 from pipeline.errors import UserError
 from pipeline.panoptic import rle
 from pipeline.run.folder import RunFolder, Snapshot
-from pipeline.run.lookup import find_row
-from pipeline.schema import SHARD_SCHEMA
+from pipeline.schema import SHARD_SCHEMA, shard_columns
 
 READ_THREADS: Final = 16
 # The columns that `panoptic_of` reads.
@@ -120,11 +119,6 @@ def panoptic_of(row: Mapping[str, Any]) -> Panoptic:
     return Panoptic(segment_map, segments)
 
 
-def read_image(run: RunFolder, file_name: str) -> ImageRow:
-    """One image of the published snapshot. Raises NoImageError if the snapshot lacks it."""
-    return ImageRow(find_row(run, file_name), run.info.categories)
-
-
 def read_table(
     run: RunFolder, snapshot: Snapshot, columns: Sequence[str] | None = None
 ) -> pa.Table:
@@ -137,7 +131,7 @@ def read_table(
         return SHARD_SCHEMA.empty_table()
     first = snapshot.shards[0].path
     with run.storage.open(first) as file:
-        known = pq.read_schema(file).names
+        known = shard_columns(pq.read_schema(file).names)
     if columns is None:
         columns = [name for name in known if name != "counts"]
     for name in columns:

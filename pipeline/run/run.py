@@ -13,7 +13,7 @@ from pipeline.errors import LeaseError, UserError
 from pipeline.layout import RUN_FILE
 from pipeline.run.fenced import Fence, undamaged
 from pipeline.run.folder import RunFolder, RunInfo, json_bytes, read_pointer
-from pipeline.run.lookup import has_row
+from pipeline.run.lookup import NoImageError, find_row
 from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.entry import as_user_error
 from pipeline.storage.storage import Storage
@@ -27,12 +27,17 @@ class Run(RunFolder):
 
     def __getitem__(self, file_name: str) -> ImageRow:
         """One image of the published snapshot. Raises NoImageError if the snapshot lacks it."""
-        from pipeline.run.reader import read_image  # imports numba
+        from pipeline.run.reader import ImageRow  # imports numba
 
-        return read_image(self, file_name)
+        return ImageRow(find_row(self, file_name), self.info.categories)
 
     def __contains__(self, file_name: str) -> bool:
-        return has_row(self, file_name)
+        """Raises UserError for an unreadable shard."""
+        try:
+            find_row(self, file_name)
+        except NoImageError:
+            return False
+        return True
 
     __iter__ = None  # else Python would iterate by run[0], run[1] ...
 

@@ -60,14 +60,8 @@ class Nights:
         tops = {entry.path.split("/")[0] for entry in self.storage.list() if "/" in entry.path}
         return sorted(top for top in tops if top.startswith(PREFIX))
 
-    def url(self, name: str) -> str:
-        return self.storage.join(name)
-
-    def run_storage(self, name: str) -> Storage:
-        return self.storage.below(name)
-
     def run(self, name: str) -> Run | None:
-        return find_run(self.run_storage(name))
+        return find_run(self.storage.below(name))
 
     # -- what is live
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.error_budget import Failures, failures_of
 from pipeline.errors import UserError
 from pipeline.run.folder import ShardEntry
-from pipeline.schema import SCHEMA_VERSION, SHARD_SCHEMA
+from pipeline.schema import SCHEMA_VERSION
 from pipeline.storage.storage import Storage
 
 ROW_GROUP_ROWS: Final = 1_000
@@ -98,9 +98,9 @@ def _is_same(data: bytes, rows: pa.Table, provenance: Provenance) -> bool:
     return made_from == expected and names.to_pylist() == rows["file_name"].to_pylist()
 
 
-def shard_schema(kept: Sequence[pa.Field] = ()) -> pa.Schema:
-    """The schema of a shard: `SHARD_SCHEMA`, then the fields of --keep-columns."""
-    return pa.schema([*SHARD_SCHEMA, *kept])
+def failures_in(rows: pa.Table) -> dict[str, Failures]:
+    """The failed images of shard rows by error code. rows: with `ERROR_COLUMNS`."""
+    return failures_of(zip(*(rows[name].to_pylist() for name in ERROR_COLUMNS), strict=True))
 
 
 def read_footer(storage: Storage, path: str, size: int) -> ShardEntry:

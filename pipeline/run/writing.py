@@ -92,8 +92,6 @@ def locate(storage: Storage) -> Place:
 def is_run(storage: Storage) -> bool:
     try:
         return storage.exists(RUN_FILE)
-    except NotADirectoryError:  # a file stands where a folder is named
-        return False
     except Exception as error:
         raise as_user_error(error, f"can't read {storage.join(RUN_FILE)}") from error
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -62,9 +62,9 @@ def execute(
     computation: Computation,
     max_error_rate: float,
     reporter: Reporter,
-    done: Callable[[Progress], None] = lambda progress: None,
-) -> Progress:
-    """Compute the units of each generation, then the rewrites. Returns the last progress.
+    done: Callable[[Progress], None],
+) -> None:
+    """Compute the units of each generation, then the rewrites.
 
     `done` gets the last progress, also when the job stops early. Raises ErrorBudgetError when too
     many images fail, UserError for an error in a stage that a user can mend (such as weights that a
@@ -104,8 +104,8 @@ def execute(
     else:
         done(watch.last)
     finally:
-        _kill(progress_actor)
-    return watch.last
+        with suppress(RayError, RuntimeError):  # the actor or the Ray session has ended
+            ray.kill(progress_actor)
 
 
 def _end_models(progress_actor: ActorHandle) -> None:
@@ -133,11 +133,8 @@ def _raise_sentence(error: BaseException, progress_actor: ActorHandle) -> None:
     reason: str | None = None
     refusal: Exception | None = None
     with suppress(RayError, TimeoutError):
-        reason = cast(
-            "str | None", ray.get(progress_actor.verdict.remote(), timeout=PROGRESS_ACTOR_SECONDS)
-        )
-        first = ray.get(progress_actor.first_refusal.remote(), timeout=PROGRESS_ACTOR_SECONDS)
-        refusal = cast("Exception | None", first)
+        answers = [progress_actor.verdict.remote(), progress_actor.first_refusal.remote()]
+        reason, refusal = cast("Any", ray.get(answers, timeout=PROGRESS_ACTOR_SECONDS))
     if reason is not None:
         raise ErrorBudgetError(
             f"{reason}; stopped early, shards already written stay: mend the cause and run the "
@@ -156,13 +153,6 @@ def _raise_sentence(error: BaseException, progress_actor: ActorHandle) -> None:
                 f"the cluster lost what it was working on ({type(cause).__name__}: {line}); "
                 "shards already written stay: run the same command again"
             ) from error
-
-
-def _kill(progress_actor: ActorHandle) -> None:
-    try:
-        ray.kill(progress_actor)
-    except (RayError, RuntimeError):  # the actor or the Ray session has ended
-        return
 
 
 class Meter:

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pyarrow as pa
 import uvloop
@@ -255,7 +255,8 @@ class UnitFetch:
                 if row.archive:
                     body = member_check.body(fetched)
                 else:
-                    body = check_body(fetched, row.size, row.etag, md5_check)
+                    failure = fault(fetched, row.size, row.etag, md5_check)
+                    body = Body(None, *failure) if failure else Body(fetched.data)
             if body.code:
                 code_counts[body.code] += 1
             return body
@@ -297,24 +298,12 @@ def _tried_in_vain(state: RetryCallState) -> Body:
     return replace(body, message=f"{body.message} (tried {state.attempt_number} times)")
 
 
-def check_body(
-    fetched: Fetched, size: int | None, etag: str | None, md5_check: Md5Check | None = None
-) -> Body:
-    """The fetched bytes if they pass the integrity check, else the error; see `fault`."""
-    failure = fault(fetched, size, etag, md5_check)
-    return Body(fetched.data) if failure is None else Body(None, *failure)
-
-
 def _with_bodies(manifest: pa.Table, unit: WorkUnit, bodies: list[Body]) -> pa.Table:
-    values: list[list[Any]] = [
-        [body.code for body in bodies],
-        [body.message for body in bodies],
-        [body.data for body in bodies],
-    ]
     table = manifest
     for name in UNIT_FIELDS:
         column = pa.repeat(pa.scalar(getattr(unit, name), pa.int32()), len(bodies))
         table = table.append_column(name, column)
-    for spec, column in zip(FETCHED_FIELDS, values, strict=True):
-        table = table.append_column(spec, pa.array(column, spec.type))
+    for spec, name in zip(FETCHED_FIELDS, ("code", "message", "data"), strict=True):
+        column = pa.array([getattr(body, name) for body in bodies], spec.type)
+        table = table.append_column(spec, column)
     return table

@@ -31,9 +31,10 @@ from pipeline.config import RunConfig
 from pipeline.planning.manifest import read_leaving
 from pipeline.run.run import Run
 from pipeline.run.shard_format import Provenance, put_shard
+from pipeline.segmentation.batches import Decoding
 from pipeline.segmentation.fetch import fetch_units
 from pipeline.segmentation.model_spec import ModelSpec
-from pipeline.segmentation.segmenter import Decoding, Segmenter
+from pipeline.segmentation.segmenter import Segmenter
 from pipeline.segmentation.sink import ShardSink
 from pipeline.sharding import Generation, Rewrite, WorkUnit, unit_key
 

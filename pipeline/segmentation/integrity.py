@@ -80,12 +80,11 @@ def _note(uris: set[str], uri: str) -> None:
 
 
 def fault(
-    fetched: Fetched, size: int | None, etag: str | None, md5_check: Md5Check | None = None
+    fetched: Fetched, size: int | None, etag: str | None, md5_check: Md5Check
 ) -> tuple[str, str] | None:
     """Error code and message of a body that is not the listed object; None if the body is right.
 
     size: bytes in the listing, etag: ETag in the listing; None: the listing has none, no check.
-    md5_check: None skips the MD5.
     """
     data, now = fetched.data, fetched.etag
     if etag and now and now != etag:
@@ -95,5 +94,5 @@ def fault(
             return "unavailable", f"body has {len(data)} bytes of {size}"
         return "changed", f"file has {len(data)} bytes, had {size} when listed"
     expected = now or etag
-    damage = md5_check.differs(data, expected) if md5_check and expected else None
+    damage = md5_check.differs(data, expected) if expected else None
     return ("unavailable", damage) if damage else None

@@ -31,12 +31,11 @@ from pipeline.planning.generations import (
 from pipeline.planning.scratch_db import Staging
 from pipeline.planning.source import Source
 from pipeline.progress import Progress, Reporter
-from pipeline.run.publish import finish_generation, shard_sizes
+from pipeline.run.publish import finish_generation
 from pipeline.run.run import Run, create_run, find_run
 from pipeline.run.stats import record_stats
 from pipeline.run.writing import Place, Writer, locate, writing
 from pipeline.schema import TRANSIENT_CODES
-from pipeline.segmentation.closing import few_segments, what_is_left
 from pipeline.segmentation.execute import execute
 from pipeline.segmentation.graph import Computation
 from pipeline.segmentation.model_spec import (
@@ -46,7 +45,7 @@ from pipeline.segmentation.model_spec import (
     with_run_threshold,
     with_size_quantum,
 )
-from pipeline.segmentation.pending import owed
+from pipeline.segmentation.pending import owed, what_is_left
 from pipeline.segmentation.run_info import (
     check_same,
     describe_run,
@@ -58,8 +57,7 @@ from pipeline.storage.storage import Storage
 
 # Folders on a local disk in which a killed job may have left temporary files.
 WRITTEN_FOLDERS: Final = (SEGMENTS, MANIFEST, SNAPSHOTS, STATS)
-
-__all__ = ["Reporter", "Summary", "retry", "segment"]
+HARDLY_ANY: Final = 0.1  # part of the images with a segment, up to which `few_segments` warns
 
 
 @dataclass(frozen=True)
@@ -186,13 +184,7 @@ def _begin(job: Job) -> Summary:
 def _finish_here(job: Job, writer: Writer, run: Run) -> Summary:
     """Compute, make the snapshot, and publish it unless nightly does that (run/writing.py)."""
     done = work(
-        run,
-        job.config,
-        job.spec,
-        job.device,
-        job.reporter,
-        job.started,
-        publish=writer.may_publish,
+        run, job.config, job.spec, job.device, job.reporter, job.started, publish=writer.may_publish
     )
     if writer.nights is not None and done.snapshot is not None and not done.published:
         job.reporter.note(
@@ -240,7 +232,7 @@ def work(
     readers stay with the former one. Raises like `segment`.
     """
     generation = run.generation(max(run.generations()))
-    sizes = shard_sizes(run)
+    sizes = run.present()
     todo = owed(run, generation, sizes, config.shards)
     progress = Progress(total=0)
     if todo.images or todo.rewrites:
@@ -278,7 +270,7 @@ def work(
             raise
         if config.threshold is not None and (hint := few_segments(progress, config.threshold)):
             reporter.note(hint)
-        sizes = shard_sizes(run)
+        sizes = run.present()
     else:
         reporter.note("nothing to compute: every shard is there")
     left = missing(generation, sizes)
@@ -299,4 +291,19 @@ def work(
         snapshot=snapshot.number if snapshot else None,
         published=snapshot is not None and run.latest() == snapshot.number,
         device=f"{device.kind} {device.dtype}",
+    )
+
+
+def few_segments(progress: Progress, threshold: float) -> str | None:
+    """A hint if at most HARDLY_ANY of the successful images have a segment; else None.
+
+    threshold: the smallest class probability of a segment, as the job used it.
+    """
+    if not progress.ok or progress.ok - progress.empty > HARDLY_ANY * progress.ok:
+        return None
+    lower = 0.5 if threshold > 0.5 else threshold / 2
+    return (
+        f"{progress.empty:,} of {counted(progress.ok, 'image')} have no segment: most likely these "
+        f"weights are not as sure of anything as --threshold {threshold:g} asks (try --threshold "
+        f"{lower:g} in another --out), or were trained too briefly or on other things"
     )

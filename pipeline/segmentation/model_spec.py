@@ -117,17 +117,14 @@ class ModelSpec:
         _, card = self._call(getattr(load, "describe", load))
         threshold = self._threshold(load)
         fields = dict(getattr(card, "fingerprint_fields", {"model_fingerprint": card.fingerprint}))
+        weights_sha256 = str(getattr(card, "weights_sha256", ""))
         return ModelDescription(
             categories=card.categories,
+            weights_sha256=weights_sha256,
+            fields=fields,
+            identity=Identity(content, weights_sha256, str(getattr(card, "fingerprint", ""))),
             threshold=getattr(card, "threshold", THRESHOLD if threshold is None else threshold),
             recommended=recommended_by(card),
-            weights_sha256=str(getattr(card, "weights_sha256", "")),
-            fields=fields,
-            identity=Identity(
-                content=content,
-                weights_sha256=str(getattr(card, "weights_sha256", "")),
-                fingerprint=str(getattr(card, "fingerprint", "")),
-            ),
         )
 
     def _callable(self) -> Callable[..., Any]:
@@ -158,9 +155,9 @@ class ModelSpec:
 
     def _rare(self) -> dict[str, Any]:
         """The options that differ from their defaults: a loader may lack parameters for them."""
-        values = {"compile": self.compile, "output_size": self.output_size}
-        defaults = {"compile": False, "output_size": "original"}
-        rare: dict[str, Any] = {k: value for k, value in values.items() if value != defaults[k]}
+        rare: dict[str, Any] = {"compile": True} if self.compile else {}
+        if self.output_size != "original":
+            rare["output_size"] = self.output_size
         if self.categories is not None:
             parameters = inspect.signature(self._callable()).parameters.values()
             if not any(p.name == "categories" or p.kind == p.VAR_KEYWORD for p in parameters):

@@ -1,10 +1,13 @@
-"""The missing shards of a run folder: shards to compute, and shards to copy without some rows."""
+"""The missing shards of a run folder: those to compute, those to copy without some rows, and the
+sentence on what a stop leaves undone."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.amounts import counted
+from pipeline.progress import Progress
 from pipeline.run.publish import shards_of
 from pipeline.run.run import Run
 from pipeline.sharding import Generation, Rewrite, WorkUnit, missing, parse_shards
@@ -45,3 +48,16 @@ def owed(run: Run, generation: Generation, sizes: Mapping[str, int], shards: str
             units = [unit for unit in units if unit.shard in chosen]
         lost.update({planned.number: units} if units else {})
     return Owed(lost, rewrites)
+
+
+def what_is_left(generation: Generation, todo: Owed, progress: Progress) -> str:
+    """The message of a stopped job: `3 of 10 shards are written, 40 images in work were lost`."""
+    owed_shards = sum(len(units) for units in todo.units.values())
+    shards = sum(1 for _ in generation.units())
+    shards += owed_shards - len(todo.units.get(generation.number, ()))  # lost of older generations
+    written = shards - owed_shards + progress.shards
+    text = f"{written:,} of {counted(shards, 'shard')} {'is' if shards == 1 else 'are'} written"
+    if progress.in_work:
+        lost = "was" if progress.in_work == 1 else "were"
+        text += f", {counted(progress.in_work, 'image')} in work {lost} lost"
+    return text

@@ -41,8 +41,6 @@ from pipeline.segmentation.sink import UNIT_COLUMN
 from pipeline.sharding import unit_key
 from pipeline.storage.entry import StorageError
 
-__all__ = ["Decoding", "Segmenter"]
-
 LOST_DEVICE_EXIT: Final = 70  # exit status of the actor's process
 REPORT_SECONDS: Final = 0.5  # between two progress reports of a unit
 

@@ -17,9 +17,9 @@ from ray.actor import ActorHandle
 from ray.data import Datasink
 
 from pipeline.cluster.progress_actor import begin, check_budget
-from pipeline.error_budget import Failures, FirstTries, failures_of
+from pipeline.error_budget import FirstTries
 from pipeline.errors import UserError
-from pipeline.run.shard_format import ERROR_COLUMNS, Provenance, put_shard
+from pipeline.run.shard_format import ERROR_COLUMNS, Provenance, failures_in, put_shard
 from pipeline.schema import list_values
 from pipeline.sharding import Generation, unit_key
 from pipeline.storage.entry import as_lost
@@ -74,11 +74,11 @@ class ShardSink(Datasink[int]):
         report = self.progress_actor.written.remote(
             key,
             images=rows.num_rows,
-            failures=_failures(outcomes),
+            failures=failures_in(outcomes),
             segments=segments,
             size=size,
             seconds=time.monotonic() - started,
-            first_tries=FirstTries(first.num_rows, _failures(first)),
+            first_tries=FirstTries(first.num_rows, failures_in(first)),
             empty=_empty(rows),
         )
         check_budget(report)
@@ -86,12 +86,5 @@ class ShardSink(Datasink[int]):
 
 def _empty(rows: pa.Table) -> int:
     """How many images are ok and have no segment."""
-    segments = rows["segment_id"].combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-    ok = np.array([status == "ok" for status in rows["status"].to_pylist()], dtype=bool)
-    return int(np.count_nonzero(ok & (segments == 0)))
-
-
-def _failures(rows: pa.Table) -> dict[str, Failures]:
-    """Failures by error code."""
-    errors = rows.filter(pc.field("error_code").is_valid())
-    return failures_of(zip(*(errors[name].to_pylist() for name in ERROR_COLUMNS), strict=True))
+    ok = rows.filter(pc.field("status") == "ok")["segment_id"]
+    return sum(not segments for segments in ok.to_pylist())

@@ -10,14 +10,15 @@ the object holds the bytes to be written, the write has succeeded.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from pipeline.storage.entry import Fetched, passes
 
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 5.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,8 @@ class Clock(Protocol):
 
 def look(objects: Conditional, key: str, clock: Clock) -> bytes | None:
     """The content of a small object; None if it is absent."""
-    for last in _tries(objects.limits(large=False), clock):
-        try:
-            current = objects.look(key)
-            return None if current is None else current.data
-        except Exception as error:
-            if last() or not passes(error):
-                raise
-    raise AssertionError("the last try returns or raises")
+    (current,) = _answer(lambda: (objects.look(key),), objects.limits(large=False), clock)
+    return None if current is None else current.data
 
 
 def create(
@@ -65,20 +60,16 @@ def create(
 
     large: the object may take minutes to send. Raises TimeoutError, or what the client raises.
     """
-    limits = objects.limits(large=large)
-    for last in _tries(limits, clock):
-        try:
-            if objects.create(key, data, large=large):
-                return True
-            current = objects.look(key)
-        except Exception as error:
-            if last() or not passes(error):
-                raise
-            continue
-        if current is not None:
-            return current.data == data
+
+    def request() -> bool | None:
+        if objects.create(key, data, large=large):
+            return True
+        current = objects.look(key)
         # Refused although the object is absent: another write was under way, or it was deleted.
-    raise TimeoutError(f"{key} can't be made: it is refused, and yet not there")
+        return None if current is None else current.data == data
+
+    in_vain = f"{key} can't be made: it is refused, and yet not there"
+    return _answer(request, objects.limits(large=large), clock, in_vain=in_vain)
 
 
 def replace(objects: Conditional, key: str, old: bytes, new: bytes, clock: Clock) -> bool:
@@ -86,22 +77,19 @@ def replace(objects: Conditional, key: str, old: bytes, new: bytes, clock: Clock
 
     Raises TimeoutError, or what the client raises.
     """
-    limits = objects.limits(large=False)
-    for last in _tries(limits, clock, requests=2):
-        try:
-            current = objects.look(key)
-            if current is None:
-                return False
-            if current.data == new:  # an earlier try was carried out, and its answer lost
-                return True
-            if current.data != old:
-                return False
-            if objects.replace(key, current, new):
-                return True
-        except Exception as error:
-            if last() or not passes(error):
-                raise
-    raise TimeoutError(f"{key} can't be replaced: its content stays, and its version changes")
+
+    def request() -> bool | None:
+        current = objects.look(key)
+        if current is None:
+            return False
+        if current.data == new:  # an earlier try was carried out, and its answer lost
+            return True
+        if current.data != old:
+            return False
+        return objects.replace(key, current, new) or None
+
+    in_vain = f"{key} can't be replaced: its content stays, and its version changes"
+    return _answer(request, objects.limits(large=False), clock, requests=2, in_vain=in_vain)
 
 
 def delete(objects: Conditional, key: str, clock: Clock) -> None:
@@ -109,27 +97,36 @@ def delete(objects: Conditional, key: str, clock: Clock) -> None:
 
     Raises FileNotFoundError if the store reports an absent object; S3 does not.
     """
-    for last in _tries(objects.limits(large=False), clock):
-        try:
-            return objects.delete(key)
-        except Exception as error:
-            if last() or not passes(error):
-                raise
-    raise AssertionError("the last try returns or raises")
+    _answer(lambda: (objects.delete(key),), objects.limits(large=False), clock)
 
 
-def _tries(limits: Limits, clock: Clock, requests: int = 1) -> Iterator[Callable[[], bool]]:
-    """Yield at each try a function that says whether the try is the last; pause between tries."""
-    began = clock.now()
-    pause = FIRST_PAUSE
+def _answer(
+    request: Callable[[], T | None],
+    limits: Limits,
+    clock: Clock,
+    *,
+    requests: int = 1,
+    in_vain: str = "",
+) -> T:
+    """The answer to the first try that succeeds; None asks for another try, after a pause.
+
+    requests: of one try. in_vain: the message of the TimeoutError if the last try gives None.
+    """
+    began, pause = clock.now(), FIRST_PAUSE
+
+    def is_last(turn: int) -> bool:
+        spent = clock.now() - began
+        return turn == limits.tries or spent > limits.seconds - requests * limits.each
+
     for turn in range(1, limits.tries + 1):
-
-        def last(turn: int = turn) -> bool:
-            spent = clock.now() - began
-            return turn == limits.tries or spent > limits.seconds - requests * limits.each
-
-        yield last
-        if last():
-            return
+        try:
+            if (answer := request()) is not None:
+                return answer
+        except Exception as error:
+            if is_last(turn) or not passes(error):
+                raise
+        if is_last(turn):
+            break
         clock.sleep(pause * random.uniform(0.5, 1.0))
         pause = min(2 * pause, LONGEST_PAUSE)
+    raise TimeoutError(in_vain)

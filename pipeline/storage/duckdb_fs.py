@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,6 +22,11 @@ def url_of(connection: duckdb.DuckDBPyConnection, storage: Storage, path: str) -
         connection.register_filesystem(_Files(storage.fsspec))
     bucket = storage.url.partition("://")[2].partition("/")[0] + "/" if storage.is_s3 else ""
     return f"{SCHEME}://{bucket}{storage.key(path).lstrip('/')}"
+
+
+def path_literal(path: str) -> str:
+    """A path as an SQL string; `*`, `?` and `[`, patterns in DuckDB, become `[*]`, ..."""
+    return "'" + re.sub(r"([*?\[])", r"[\1]", path).replace("'", "''") + "'"
 
 
 class _Files(fsspec.AbstractFileSystem):

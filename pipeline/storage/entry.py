@@ -161,9 +161,15 @@ def passes(error: BaseException) -> bool:
     if isinstance(error, (TimeoutError, ConnectionError)):
         return True
     code, _ = classify(error)
+    return of_client(error) and (
+        code == "timeout" or (code == "unavailable" and _of_busy_store(error))
+    )
+
+
+def _of_busy_store(error: BaseException) -> bool:
+    """True if the store gave no answer, or one that may be another next time."""
     status = _status(error)
-    down = status in ("", "408", "429") or status.startswith("5")
-    return of_client(error) and (code == "timeout" or (code == "unavailable" and down))
+    return status in ("", "408", "429") or status.startswith("5")
 
 
 def is_unsupported(error: BaseException) -> bool:
@@ -267,5 +273,4 @@ def _is_down(error: BaseException, code: str) -> bool:
     if code != "unavailable" or not of_client(error):
         return code == "timeout"
     mistyped = any(text in str(error) for text in _NEVER_REACHED)
-    status = _status(error)
-    return not mistyped and (status in ("", "408", "429") or status.startswith("5"))
+    return not mistyped and _of_busy_store(error)

@@ -74,36 +74,32 @@ class Gets:
 
     async def get(self, uri: str) -> Fetched:
         """Raises what the client raises."""
-        objects, key = self._place(uri)
+        objects, key = self._locate(uri)
         return await objects.get_async(key)
 
     async def get_range(self, uri: str, start: int, length: int, etag: str | None) -> Fetched:
         """Bytes of an object. Raises what the client raises, also for another ETag (S3 alone)."""
-        objects, key = self._place(uri)
+        objects, key = self._locate(uri)
         return await objects.get_range_async(key, start, length, etag)
-
-    def _place(self, uri: str) -> tuple[Objects, str]:
-        scheme, separator, rest = uri.partition("://")
-        host, _, key = rest.partition("/")
-        objects = self._client(f"{scheme}://{host}" if separator else "/")
-        if isinstance(objects, S3Objects):
-            return objects, key
-        if isinstance(objects, LocalObjects):
-            return objects, rest if separator else uri
-        assert isinstance(objects, FsspecObjects)
-        return objects, str(objects.filesystem._strip_protocol(uri))
 
     async def is_encrypted(self, uri: str) -> bool:
         """True if the object's encryption is not SSE-S3 (SSE-KMS ...), so that its ETag is no MD5.
 
         Raises what the client raises, unless the store refuses the HEAD.
         """
-        scheme, _, rest = uri.partition("://")
-        host, _, key = rest.partition("/")
-        objects = self._client(f"{scheme}://{host}")
+        objects, key = self._locate(uri)
         return isinstance(objects, S3Objects) and await objects.is_encrypted(key)
 
-    def _client(self, url: str) -> Objects:
+    def _locate(self, uri: str) -> tuple[Objects, str]:
+        """(store, key within the store) of a URI."""
+        scheme, separator, rest = uri.partition("://")
+        host, _, key = rest.partition("/")
+        url = f"{scheme}://{host}" if separator else "/"
         if url not in self._clients:
             self._clients[url], _ = filesystem_of(url, self._settings)
-        return self._clients[url]
+        objects = self._clients[url]
+        if isinstance(objects, FsspecObjects):
+            return objects, str(objects.filesystem._strip_protocol(uri))
+        if isinstance(objects, LocalObjects):
+            return objects, rest if separator else uri
+        return objects, key

@@ -280,13 +280,18 @@ class S3Objects:
         return Fetched(bytes(await result.bytes_async()), bare_etag(result.meta["e_tag"]))
 
     def _get_botocore(self, key: str, **more: str) -> Fetched:
+        answer = self._ask_botocore("get_object", key, **more)
+        return Fetched(answer["Body"].read(), bare_etag(answer["ETag"]))
+
+    def _ask_botocore(self, request: str, key: str, **more: str) -> dict[str, Any]:
+        """The answer to `get_object` or `head_object`. Raises FileNotFoundError."""
         try:
-            answer = self._client.get_object(Bucket=self.bucket, Key=key, **self._payer, **more)  # type: ignore[attr-defined]
+            ask = getattr(self._client, request)
+            return ask(Bucket=self.bucket, Key=key, **self._payer, **more)
         except botocore.exceptions.ClientError as error:
             if error.response["Error"]["Code"] in ("NoSuchKey", "404"):
                 raise FileNotFoundError(f"s3://{self.bucket}/{key}") from error
             raise
-        return Fetched(answer["Body"].read(), bare_etag(answer["ETag"]))
 
     async def is_encrypted(self, key: str) -> bool:
         """True if the object's encryption is not SSE-S3 (SSE-KMS ...), so that its ETag is no MD5.
@@ -294,12 +299,9 @@ class S3Objects:
         By a HEAD of botocore: obstore does not give this header. False if the HEAD is refused.
         """
         try:
-            answer = await asyncio.to_thread(
-                self._client.head_object,  # type: ignore[attr-defined]
-                Bucket=self.bucket,
-                Key=key,
-                **self._payer,
-            )
+            answer = await asyncio.to_thread(self._ask_botocore, "head_object", key)
+        except FileNotFoundError:
+            return False
         except botocore.exceptions.ClientError as error:
             if error.response["ResponseMetadata"]["HTTPStatusCode"] >= 500:
                 raise
@@ -365,18 +367,10 @@ class S3Objects:
         return True
 
     def info(self, key: str) -> Entry:
-        if not _expressible(key):
-            return self._info_botocore(key)
-        meta = obstore.head(self.store, key)
-        return Entry(key, meta["size"], bare_etag(meta["e_tag"]), meta["last_modified"])
-
-    def _info_botocore(self, key: str) -> Entry:
-        try:
-            answer = self._client.head_object(Bucket=self.bucket, Key=key, **self._payer)  # type: ignore[attr-defined]
-        except botocore.exceptions.ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] == 404:
-                raise FileNotFoundError(f"s3://{self.bucket}/{key}") from error
-            raise
+        if _expressible(key):
+            meta = obstore.head(self.store, key)
+            return Entry(key, meta["size"], bare_etag(meta["e_tag"]), meta["last_modified"])
+        answer = self._ask_botocore("head_object", key)
         etag, modified = bare_etag(answer["ETag"]), answer["LastModified"]
         return Entry(key, answer["ContentLength"], etag, modified)
 

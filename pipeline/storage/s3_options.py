@@ -9,26 +9,10 @@ from collections.abc import Mapping
 from typing import Final
 
 from pipeline.errors import UserError
+from pipeline.secrets import S3_ALIASES
 
-# Name -> its names in other programs.
-_ALIASES: Final = {
-    "profile": ("profile_name", "aws_profile"),
-    "region": ("region_name", "aws_region", "aws_default_region", "default_region"),
-    "endpoint_url": ("endpoint", "aws_endpoint", "aws_endpoint_url", "endpoint_override"),
-    "anon": ("anonymous", "skip_signature", "aws_skip_signature", "no_sign_request"),
-    "requester_pays": ("request_payer", "aws_request_payer", "requestpayer"),
-    "addressing_style": (
-        *("s3_addressing_style", "virtual_hosted_style_request", "force_path_style"),
-        *("aws_virtual_hosted_style_request", "force_virtual_addressing"),
-    ),
-    "verify": (
-        *("ssl_verify", "verify_ssl", "no_verify_ssl", "allow_invalid_certificates"),
-        *("ca_bundle", "aws_ca_bundle", "root_certificate"),
-    ),
-}
-NAMES: Final = tuple(_ALIASES)
-_CANONICAL: Final = {alias: name for name, aliases in _ALIASES.items() for alias in aliases}
-ALIASES: Final = frozenset(_CANONICAL)
+NAMES: Final = tuple(S3_ALIASES)
+_CANONICAL: Final = {alias: name for name, aliases in S3_ALIASES.items() for alias in aliases}
 _FLAGS: Final = ("anon", "requester_pays", "verify")
 _OPPOSITE: Final = ("force_path_style", "allow_invalid_certificates", "no_verify_ssl")
 _YES: Final = ("1", "true", "yes", "on", "requester")

@@ -43,13 +43,11 @@ AWS_VARIABLES = (
 )
 
 S3_SCHEMES = ("s3", "s3a", "s3n")
-
-
 # file:/x, file:///x and file://localhost/x are one file; a path after file:// may be relative.
 LOCAL_URL = re.compile(r"^(?:file|local):(?://(?:localhost(?=/))?|(?=/))", re.IGNORECASE)
 
 
-class Objects(Protocol):
+class Objects(conditional.Conditional, Protocol):
     """The requests that a store answers; keys are absolute within the store."""
 
     def get(self, key: str) -> Fetched: ...
@@ -59,13 +57,8 @@ class Objects(Protocol):
         self, key: str, start: int, length: int, etag: str | None
     ) -> Fetched: ...
     def put(self, key: str, data: bytes) -> None: ...
-    def limits(self, *, large: bool) -> Limits: ...
-    def look(self, key: str) -> Fetched | None: ...
-    def create(self, key: str, data: bytes, *, large: bool) -> bool: ...
-    def replace(self, key: str, old: Fetched, new: bytes) -> bool: ...
     def refuses_stale(self, key: str) -> bool: ...
     def info(self, key: str) -> Entry: ...
-    def delete(self, key: str) -> None: ...
     def list(self, prefix: str) -> Iterator[Entry]: ...
 
 
@@ -212,9 +205,6 @@ class Storage:
         """
         return self.objects.get_range(self.key(path), start, length, etag).data
 
-    async def read_async(self, path: str) -> Fetched:
-        return await self.objects.get_async(self.key(path))
-
     def write(self, path: str, data: bytes) -> None:
         """Write or overwrite an object atomically: one PUT (local: temporary file and rename)."""
         self.objects.put(self.key(path), data)
@@ -285,21 +275,16 @@ class Storage:
 
 def s3_filesystem(objects: S3Objects) -> fsspec.AbstractFileSystem:
     """An s3fs file system with the settings of `objects`."""
+    verify = {} if objects.verify is True else {"verify": objects.verify}
+    style = {"addressing_style": objects.addressing_style}
     return fsspec.filesystem(
         "s3",
         anon=objects.anonymous,
         profile=objects.options.get("profile"),
         endpoint_url=objects.endpoint_url,
         requester_pays=objects.requester_pays,
-        client_kwargs={
-            "region_name": objects.region,
-            **({} if objects.verify is True else {"verify": objects.verify}),
-        },
-        **(
-            {"config_kwargs": {"s3": {"addressing_style": objects.addressing_style}}}
-            if objects.addressing_style != "auto"
-            else {}
-        ),
+        client_kwargs={"region_name": objects.region, **verify},
+        config_kwargs={} if objects.addressing_style == "auto" else {"s3": style},
         use_listings_cache=False,  # an object may be written after its folder was listed
     )
 
@@ -353,7 +338,8 @@ def _connect(
         filesystem, root = url_to_fs(url, **dict(options))
     except (ValueError, ImportError) as error:
         raise UserError(f"{url!r} can't be opened: {error}") from error
-    local = "file" in _protocols(filesystem)
+    protocol = filesystem.protocol
+    local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
     return LocalObjects() if local else FsspecObjects(filesystem), root.rstrip("/")
 
 
@@ -363,18 +349,8 @@ def open_file(url: str, options: Mapping[str, str] | None = None) -> tuple[Stora
     return Storage(parent or "/", options), name
 
 
-def _protocols(filesystem: fsspec.AbstractFileSystem) -> tuple[str, ...]:
-    protocol = filesystem.protocol
-    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-MODIFIED = (
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "updated",
-    "created",
-)  # in `info` of fsspec's clients
+# The time in `info` of fsspec's clients.
+MODIFIED = ("mtime", "LastModified", "last_modified", "updated", "created")
 
 
 def _entry(info: dict[str, Any]) -> Entry:

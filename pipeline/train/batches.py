@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -41,19 +41,18 @@ class TrainingBatch:
     targets: Targets
 
     def to(self, device: torch.device) -> TrainingBatch:
-        move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
-        t = self.targets
-        labels = t.labels.to(device, non_blocking=True)
-        boxes = t.boxes.to(device, non_blocking=True)
-        targets = Targets(labels, boxes, move(t.masks), t.counts)
-        return TrainingBatch(self.images.to(device, non_blocking=True), move(self.padding), targets)
+        return self._copied(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pinned(self) -> TrainingBatch:
         """A copy in page-locked memory, for asynchronous transfer to a GPU."""
-        t = self.targets
-        pin = lambda x: None if x is None else x.pin_memory()  # noqa: E731
-        targets = Targets(t.labels.pin_memory(), t.boxes.pin_memory(), pin(t.masks), t.counts)
-        return TrainingBatch(self.images.pin_memory(), pin(self.padding), targets)
+        return self._copied(Tensor.pin_memory)
+
+    def _copied(self, copy: Callable[[Tensor], Tensor]) -> TrainingBatch:
+        labels, boxes, masks = self.targets.labels, self.targets.boxes, self.targets.masks
+        masks = None if masks is None else copy(masks)
+        targets = Targets(copy(labels), copy(boxes), masks, self.targets.counts)
+        padding = None if self.padding is None else copy(self.padding)
+        return TrainingBatch(copy(self.images), padding, targets)
 
 
 class Batches:

@@ -230,10 +230,8 @@ def _photograph(rng: np.random.Generator, image: Floats) -> NDArray[np.uint8]:
     return np.clip(lit + grain * np.float32(rng.uniform(2, 30)), 0, 255).astype(np.uint8)
 
 
-def write_scenes(
-    folder: str | Path, count: int, seed: int, *, first: int = 0, broken: int = 0
-) -> None:
-    """Write scenes `first` to `first + count - 1` of `seed` as a COCO panoptic dataset.
+def write_scenes(folder: str | Path, count: int, seed: int, *, broken: int = 0) -> None:
+    """Write the first `count` scenes of `seed` as a COCO panoptic dataset.
 
     The files are images/*.jpg, panoptic.json and panoptic/*.png in `folder`. broken: number of
     further files in images/ that no decoder can read, in turn: empty, half a JPEG, a web page, a
@@ -243,7 +241,7 @@ def write_scenes(
     (folder / "images").mkdir(parents=True, exist_ok=True)
     (folder / "panoptic").mkdir(exist_ok=True)
     images, annotations = [], []
-    for index in range(first, first + count):
+    for index in range(count):
         made, stem = scene(seed, index), f"{index:06d}"
         height, width = made.segment_map.shape
         Image.fromarray(made.image).save(folder / "images" / f"{stem}.jpg", quality=95)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 import detr
 from detr.categories import Categories
+from pipeline.evaluation.truth_png import TRUTH_SCHEMA
 from pipeline.panoptic import figures, pq, rle
 from pipeline.train.dataset import PanopticDataset
 
@@ -54,24 +55,19 @@ def _row(id_map: NDArray[Any], segments: list[tuple[int, int]]) -> dict[str, Any
     }
 
 
-_FIELDS = [
-    ("height", pa.int32()),
-    ("width", pa.int32()),
-    ("segment_id", pa.list_(pa.int32())),
-    ("category_id", pa.list_(pa.int32())),
-    ("counts", pa.list_(pa.large_string())),
-]
-_TRUTH_FIELDS = [("iscrowd", pa.list_(pa.bool_())), ("unlisted_counts", pa.large_string())]
+_COLUMNS = ("height", "width", "segment_id", "category_id", "counts")
+_SCHEMA = pa.schema([TRUTH_SCHEMA.field(name) for name in _COLUMNS])
+_TRUTH_SCHEMA = pa.schema(
+    [TRUTH_SCHEMA.field(name) for name in (*_COLUMNS, "iscrowd", "unlisted_counts")]
+)
 
 
 def _score(predicted: Rows, true: Rows, categories: Categories) -> pq.Sums:
     sums = pq.Sums.zero(len(categories))
     rows = np.arange(len(true), dtype=np.int64)
     scored = pq.score(
-        pq.Side.from_rows(pa.Table.from_pylist(predicted, pa.schema(_FIELDS)), categories.ids),
-        pq.Side.from_rows(
-            pa.Table.from_pylist(true, pa.schema(_FIELDS + _TRUTH_FIELDS)), categories.ids
-        ),
+        pq.Side.from_rows(pa.Table.from_pylist(predicted, _SCHEMA), categories.ids),
+        pq.Side.from_rows(pa.Table.from_pylist(true, _TRUTH_SCHEMA), categories.ids),
         sums,
         prediction_rows=rows,
         truth_rows=rows,

@@ -28,6 +28,7 @@ from tests.servers import S3Server
 pytestmark = [pytest.mark.usefixtures("ray_session"), pytest.mark.timeout(600)]
 
 NAMES = [f"photos/{number:03d}.png" for number in range(20)]
+TOKEN = "pl4ntedTOKEN"  # a word of a report command
 SCORED = range(10)  # numbers of the images that have ground truth
 
 
@@ -144,13 +145,15 @@ def first_night(bucket: Bucket, night: Night) -> dict[str, Any]:
 def test_three_nights(bucket: Bucket, night: Night) -> None:
     # Night 1 does all; a report command sees it first, and may stop it.
     told = bucket.folder / "told"
-    bucket.write_toml(report=["sh", "-c", f"echo {{run}} {{snapshot}} > {told}; exit 7"])
+    bucket.write_toml(report=["sh", "-c", f"echo {{run}} {{snapshot}} > {told}; exit 7", TOKEN])
     put_photos(bucket)
     code, stopped = night()
     assert (code, stopped["outcome"], stopped["computed"]) == (3, "stopped", 20)
-    assert stopped["reasons"][0].startswith("the report command ended with 7")
+    assert stopped["reasons"][0] == "the report command ended with 7: sh"
     assert told.read_text().split() == [f"s3://data/nights/{stopped['run']}", "1"]
     assert "latest.json" not in bucket.state()
+    written = Storage("s3://data/nights", bucket.options)
+    assert not [own.path for own in written.list() if TOKEN.encode() in written.read(own.path)]
     bucket.write_toml(report=["true"])
     began = time.process_time()
     code, first = night()

@@ -222,30 +222,67 @@ def test_where_the_data_is_travels_and_who_may_read_it_does_not(
         ["--source-option", "account_key=pl4nted"],
         ["--out-option=sas_token=pl4nted"],
         ["--source-option", "token=pl4nted"],
+        ["--source-option", "endpoint_url=https://user:pl4nted@host"],
+        ["--source-option=AWS-Secret-Access-Key=pl4nted"],
+        ["--out-option", "default_headers={'Authorization': 'pl4nted'}"],
+        ["--out-option=endpoint=https://host?token=pl4nted"],
+        ["--source-option", "pl4nted="],
+        ["--source-option", "pl4nted"],
+        ["--weights", "simplecache::https://user:pl4nted@host/w.pth"],
         ["--weights", "https://user:pl4nted@host/w.pth"],
         ["--weights=https://host/w.pth?X-Amz-Signature=pl4nted"],
     ],
 )
 def test_a_credential_on_the_command_line_does_not_travel(words: list[str]) -> None:
-    with pytest.raises(UserError, match="role") as refused:
+    with pytest.raises(UserError, match=r"role|must be KEY=VALUE") as refused:
         pack(["segment", "s3://b/photos", "--out", "s3://b/run", *words], shared_files=True)
     assert "pl4nted" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "words"),
     [
-        'weights = "gs://user:pl4nted@b/w"',
-        '[source_options]\nclient_secret = "pl4nted"',
-        'report = ["curl", "https://host/hook?token=pl4nted"]',
+        ('weights = "gs://user:pl4nted@b/w"', "role"),
+        ('[source_options]\nclient_secret = "pl4nted"', "role"),
+        ('[source_options.client_kwargs]\naws_secret_access_key = "pl4nted"', "a table of texts"),
+        ('[out_options]\nendpoint_url = "https://me:pl4nted@host"', "role"),
+        ("[out_options]\n\"{'key': 'pl4nted'}\" = \"x\"", "must be KEY=VALUE"),
+        ('source_options = "secret=pl4nted"', "a table of texts"),
+        ('source_options = [{ secret = "pl4nted" }]', "a table of texts"),
+        ('aws_secret_access_key = "pl4nted"', "unknown setting 'aws_secret_access_key'"),
+        ('[storage_options]\nsecret = "pl4nted"', "unknown setting 'storage_options'"),
+        ('report = ["curl", "https://host/hook?token=pl4nted"]', "role"),
+        ('report = ["sh", "-c", "curl https://me:pl4nted@host"]', "role"),
+        ('report = ["curl", "-H", "Authorization: Bearer pl4nted"]', "role"),
     ],
 )
-def test_a_credential_in_a_config_file_does_not_travel(tmp_path: Path, line: str) -> None:
+def test_a_credential_in_a_config_file_does_not_travel(
+    tmp_path: Path, line: str, words: str
+) -> None:
     config = tmp_path / "run.toml"
     config.write_text(f'source = "s3://b/photos"\nout = "s3://b/run"\n{line}\n')
-    with pytest.raises(UserError, match="role") as refused:
-        pack(["segment", "--config", str(config)], shared_files=True)
-    assert "pl4nted" not in str(refused.value)
+    commands = [["nightly", str(config)]]
+    if "report" not in line:
+        commands.append(["segment", "--config", str(config)])
+    for command in commands:
+        with pytest.raises(UserError, match=words) as refused:
+            pack(command, shared_files=True)
+        assert "pl4nted" not in str(refused.value)
+
+
+@pytest.mark.parametrize("verb", ["segment", "train", "nightly"])
+def test_a_setting_that_the_verb_lacks_is_refused_before_anything_is_sent(
+    moto: S3Server, out: str, weights: Path, tmp_path: Path, verb: str
+) -> None:
+    config = tmp_path / "settings.toml"
+    config.write_text(f'out = "{out}"\nweights = "{weights}"\ncolour = "red"\n')
+    words = [verb, *(["--config"] if verb != "nightly" else []), str(config)]
+    with pytest.raises(UserError, match=r"unknown setting 'colour' in .*settings\.toml"):
+        pack(words, shared_files=False)
+    assert objects(moto) == {}
+    config.write_text(f'out = "{out}"\nweights = "{weights}"\n')
+    pack(words, shared_files=False)
+    assert len(objects(moto)) == 1
 
 
 def test_options_that_say_where_the_data_is_travel() -> None:
@@ -257,7 +294,9 @@ def test_a_credential_of_a_runtime_environment_is_refused() -> None:
     check_runtime_env({"env_vars": {"AWS_REGION": "eu-west-1"}, "pip": ["adlfs"]})
     for environment in (
         {"env_vars": {"AWS_SECRET_ACCESS_KEY": "pl4nted"}},
+        {"env_vars": {"https_proxy": "http://me:pl4nted@proxy:3128"}},
         {"working_dir": "https://me:pl4nted@git.example/x.zip"},
+        {"pip": ["--extra-index-url https://me:pl4nted@pypi.example/simple", "adlfs"]},
     ):
         with pytest.raises(UserError, match="role") as refused:
             check_runtime_env(environment)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import ray
 
-from jobs.submission import RESTART_SECONDS, JobServer
+from jobs.submission import RESTART_SECONDS, JobServer, OwnLines
 from pipeline.errors import TryAgainError, UserError
 from tests.ray_heads import free_port
 
@@ -89,3 +89,25 @@ def test_a_head_that_never_answers_is_told_with_the_port_that_was_tried() -> Non
     with pytest.raises(TryAgainError, match=rf"that port {port} is reachable; .* --wait-head"):
         JobServer(f"http://127.0.0.1:{port}", wait_seconds=0, note=print)
     assert time.monotonic() - began < RESTART_SECONDS / 2
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+def test_lines_that_ray_logs_for_information_are_not_shown(size: int) -> None:
+    log = (
+        "2026-11-27 19:54:34,994\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+        f"Running entrypoint for job {JOB}: python -m jobs.cli segment photos\n"
+        "[2026-11-27 19:54:56,681 I 29368 29368] logging.cc:303: Set ray log level\n"
+        "listing: 64 images\n"
+        "2026-11-27 19:55:00,000\tWARNING worker.py:1 -- a worker died\n"
+        "published snapshot 1"
+    )
+    shown: list[str] = []
+    lines = OwnLines(shown.append)
+    for start in range(0, len(log), size):
+        lines.add(log[start : start + size])
+    lines.end()
+    assert "".join(shown) == (
+        "listing: 64 images\n"
+        "2026-11-27 19:55:00,000\tWARNING worker.py:1 -- a worker died\n"
+        "published snapshot 1"
+    )

@@ -145,7 +145,7 @@ def test_labelme_s_shapes(photos: Path, tmp_path: Path) -> None:
         },
     ]
     label = {"imagePath": "a.jpg", "imageHeight": 30, "imageWidth": 40, "shapes": shapes}
-    (photos / "a.json").write_text(json.dumps(label))
+    (photos / "a.json").write_text("\ufeff" + json.dumps(label))  # as editors of Windows save it
     out = tmp_path / "panoptic.json"
     seen = named(converted(photos, out), out)
     assert (seen[12, 12], seen[15, 28], seen[8, 8], seen[20, 20]) == (

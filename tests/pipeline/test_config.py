@@ -15,7 +15,8 @@ NEEDED: dict[str, Any] = {"source": "images", "out": "run"}
 
 def test_flags_win_over_the_file_and_the_file_over_defaults(tmp_path: Path) -> None:
     toml = tmp_path / "recipe.toml"
-    toml.write_text('source = "a"\nout = "b"\nthreshold = 0.5\nbatch_size = 2\n')
+    text = '\ufeffsource = "a"\nout = "b"\nthreshold = 0.5\nbatch_size = 2\n'  # Windows' BOM
+    toml.write_text(text, encoding="utf-8")
     config = make_config({"threshold": 0.7, "out": None}, str(toml))
     assert (config.source, config.out) == ("a", "b")
     assert (config.threshold, config.batch_size, config.dtype) == (0.7, 2, "auto")

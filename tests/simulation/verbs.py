@@ -24,9 +24,9 @@ import pipeline.segmentation.job as job
 from pipeline.config import load_config
 from pipeline.errors import UserError
 from pipeline.nightly.nightly import _Night, nightly
-from pipeline.nightly.prune import prune_at
+from pipeline.nightly.prune import prune as prune_storage
 from pipeline.nightly.release_gate import Judged
-from pipeline.nightly.rollback import rollback_at
+from pipeline.nightly.rollback import rollback as roll_back
 from pipeline.nightly.settings import NightlyConfig
 from pipeline.planning.photo_names import LeftOut, PhotoNames
 from pipeline.planning.scratch_db import Staging
@@ -150,7 +150,7 @@ class SimulatedNight(_Night):
         self.spec: Any = None
         self.description: Any = None
         self.name = PREFIX + fingerprint(config.weights)
-        self.settings: Any = config.of_run(nights.url(self.name))
+        self.settings: Any = config.of_run(nights.storage.join(self.name))
         self.same_weights = self.live is None or nights.live_name() == self.name
         self._refuse_withdrawn()
 
@@ -288,11 +288,11 @@ def segment(path: str, *, refresh: bool) -> Callable[[], Any]:
 
 
 def rollback(path: str, to: str | None = None) -> Callable[[], Any]:
-    return lambda: rollback_at(SimulatedStorage(f"sim://{path}"), to)
+    return lambda: roll_back(SimulatedStorage(f"sim://{path}"), to)
 
 
 def prune(path: str, keep: int) -> Callable[[], Any]:
-    return lambda: prune_at(SimulatedStorage(f"sim://{path}"), keep)
+    return lambda: prune_storage(SimulatedStorage(f"sim://{path}"), keep)
 
 
 def fresh(images: Mapping[str, str], objects: dict[str, Object], seed: int = 0) -> Field:

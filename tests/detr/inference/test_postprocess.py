@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detr.categories import COCO_PANOPTIC
-from detr.inference.postprocess import merge, select, select_batch
+from detr.inference.postprocess import choose, merge
 from detr.panoptic import Panoptic
 
 PERSON, CAR, GRASS, SKY = 1, 3, 193, 187
@@ -231,7 +231,7 @@ def logits_of(probabilities: list[list[float]]) -> Tensor:
     return torch.tensor(probabilities).log()
 
 
-def test_select_wants_a_class_above_the_threshold() -> None:
+def test_a_kept_query_has_a_class_above_the_threshold() -> None:
     logits = logits_of(
         [
             [0.9, 0.05, 0.05],  # kept
@@ -240,28 +240,30 @@ def test_select_wants_a_class_above_the_threshold() -> None:
             [0.02, 0.95, 0.03],  # kept
         ]
     )
-    kept = select(logits)
-    assert kept.queries.tolist() == [0, 3]
-    assert kept.labels.tolist() == [0, 1]
-    assert kept.scores.tolist() == pytest.approx([0.9, 0.95])
+    scores, labels, keep = choose(logits[None], 0.85)
+    assert keep.tolist() == [[True, False, False, True]]
+    assert labels[keep].tolist() == [0, 1]
+    assert scores[keep].tolist() == pytest.approx([0.9, 0.95])
 
 
 def test_the_threshold_itself_is_not_enough() -> None:
     logits = torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    half = select(logits, 0.5)
-    assert half.queries.tolist() == [1]
+    _, _, keep = choose(logits[None], 0.5)
+    assert keep.tolist() == [[False, True]]
 
 
 def test_classes_without_a_category_are_dropped() -> None:
     logits = logits_of([[0.9, 0.05, 0.05], [0.05, 0.9, 0.05]])
-    kept = select(logits, is_category=torch.tensor([False, True]))
-    assert kept.queries.tolist() == [1]
+    _, _, keep = choose(logits[None], 0.85, is_category=torch.tensor([False, True]))
+    assert keep.tolist() == [[False, True]]
 
 
-def test_a_batch_selects_as_its_images_do() -> None:
+def test_a_batch_keeps_the_queries_that_its_images_keep() -> None:
     logits = torch.randn(5, 20, 7, generator=torch.Generator().manual_seed(0)) * 4
     logits[2, :, -1] = 100.0  # an image without anything
-    for batched, image in zip(select_batch(logits), logits, strict=True):
-        alone = select(image)
-        assert all(torch.equal(a, b) for a, b in zip(batched, alone, strict=True))
-    assert len(select_batch(logits)[2].queries) == 0
+    batch = choose(logits, 0.85)
+    for index in range(5):
+        alone = choose(logits[index : index + 1], 0.85)
+        assert all(torch.equal(a[index], b[0]) for a, b in zip(batch, alone, strict=True))
+    assert batch[2].any()
+    assert not batch[2][2].any()

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from detr.categories import Categories
 from detr.inference import rounds
-from detr.inference.postprocess import merge
-from detr.inference.rounds import finish_rounds, heirs_of, merge_in_rounds
+from detr.inference.postprocess import heirs_of, merge
+from detr.inference.rounds import finish_rounds, merge_in_rounds
 from detr.panoptic import Panoptic
 from tests.detr.launches import Launches
 

@@ -115,19 +115,16 @@ def test_chosen_masks_are_the_same_as_among_all():
     images, padding = padded_batch(64, 80)
     pairs = torch.tensor([2, 0, 0]), torch.tensor([7, 1, 15])
     everything = model(images, padding)
-    chosen = model(images, padding, choose=lambda logits, boxes: pairs)
-    assert torch.allclose(chosen.mask_logits, everything.mask_logits[pairs], atol=1e-5)
-    assert model(images, padding, masks=False).mask_logits is None
+    detection = model.detr(images, padding, every_layer=True)
+    chosen = model.mask_logits(detection, *pairs)
+    assert torch.allclose(chosen, everything.mask_logits[pairs], atol=1e-5)
     assert len(everything.aux) == model.config.dec_layers - 1
 
 
 def test_every_trainable_weight_gets_a_gradient():
     torch.manual_seed(0)
     model = DetrPanoptic(tiny_config())
-    out = model(
-        torch.randn(2, 3, 64, 80),
-        choose=lambda logits, boxes: (torch.tensor([0, 1]), torch.tensor([3, 4])),
-    )
+    out = model(torch.randn(2, 3, 64, 80))
     loss = out.logits.sum() + out.boxes.sum() + out.mask_logits.square().sum()
     (loss + sum(logits.sum() + boxes.sum() for logits, boxes in out.aux)).backward()
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]

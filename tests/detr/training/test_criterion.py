@@ -8,6 +8,7 @@ from torch import Tensor
 
 from detr.models.detr import Output
 from detr.training.criterion import (
+    Matching,
     Targets,
     Weights,
     corners,
@@ -17,7 +18,6 @@ from detr.training.criterion import (
     generalized_iou,
     label_loss,
     label_weight,
-    match,
     match_layers,
 )
 
@@ -48,6 +48,12 @@ def random_case(
 def output_of(logits: Tensor, boxes: Tensor, mask_logits: Tensor | None) -> Output:
     aux = [(logits[i], boxes[i]) for i in range(len(logits) - 1)]
     return Output(logits=logits[-1], boxes=boxes[-1], aux=aux, mask_logits=mask_logits)
+
+
+def match(logits: Tensor, boxes: Tensor, targets: Targets) -> Matching:
+    """Of one layer."""
+    [matching] = match_layers(logits[None], boxes[None], targets)
+    return matching
 
 
 def targets_of(labels: list[int], boxes: list[list[float]], counts: tuple[int, ...]) -> Targets:

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from detr.config import DetrConfig
 from detr.models.detr import DetrPanoptic
-from detr.training.criterion import Targets, match
+from detr.training.criterion import Targets, match_layers
 from detr.training.learner import Learner, Phase, prepare_from_scratch
 
 TINY = DetrConfig(
@@ -84,7 +84,7 @@ def test_one_image_is_learnt_by_heart() -> None:
     images, targets = two_squares()
     with torch.no_grad():
         output = learner.eval().model(images)
-    matching = match(output.logits, output.boxes, targets)
+    [matching] = match_layers(output.logits[None], output.boxes[None], targets)
     said = output.logits[0, matching.query].argmax(-1)
     assert said.tolist() == targets.labels[matching.target].tolist()
     boxes = output.boxes[0, matching.query]

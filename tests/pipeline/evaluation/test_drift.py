@@ -14,7 +14,7 @@ from pipeline.evaluation.drift import (
     drift,
     wilson,
 )
-from pipeline.run.shard_format import shard_schema
+from pipeline.schema import SHARD_SCHEMA
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import Predicted, made_scenes, shard_row
 
@@ -24,7 +24,7 @@ IDS = SCENE_CATEGORIES.ids
 
 def table(rows: dict[str, Predicted | str]) -> pa.Table:
     made = [shard_row(name, own) for name, own in rows.items()]
-    return pa.Table.from_pylist(made, schema=shard_schema())
+    return pa.Table.from_pylist(made, schema=SHARD_SCHEMA)
 
 
 def shares(

@@ -16,7 +16,7 @@ from pipeline.evaluation.truth_png import row_of, table_of, write_png
 from pipeline.panoptic.figures import results
 from pipeline.panoptic.pq import SIZES, Sums
 from pipeline.panoptic.score import Partial, score_rows
-from pipeline.run.shard_format import shard_schema
+from pipeline.schema import SHARD_SCHEMA
 from pipeline.train.synthetic import SCENE_CATEGORIES
 from tests.factories import damaged, made_scenes, shard_row
 
@@ -31,7 +31,7 @@ def evaluation(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
     folder = tmp_path_factory.mktemp("evaluation")
     (folder / "per_image").mkdir()
     total = Partial(Sums.zero(len(SCENE_CATEGORIES)))
-    schema = shard_schema([pa.field("camera", pa.string())])
+    schema = SHARD_SCHEMA.append(pa.field("camera", pa.string()))
     names = list(TRUTH)
     for shard, chosen in enumerate((names[:5], names[5:])):
         rows = [

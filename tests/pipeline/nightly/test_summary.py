@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pipeline.layout import plan_path
 from pipeline.nightly.release_gate import Judged
 from pipeline.nightly.summary import NightSummary, errors_by_code, summarize, work_since
 from pipeline.run.run import Run
@@ -56,7 +57,7 @@ def test_a_quiet_night_is_short_and_a_stopped_one_says_why() -> None:
     assert len(quiet.text().splitlines()) == 4
     stopped = replace(SUMMARY, outcome="stopped", reasons=("PQ dropped by 9 points",))
     assert stopped.text().splitlines()[1] == "  PQ dropped by 9 points"
-    assert json.loads(json.dumps(stopped.to_json()))["reasons"] == ["PQ dropped by 9 points"]
+    assert json.loads(json.dumps(asdict(stopped)))["reasons"] == ["PQ dropped by 9 points"]
 
 
 def test_work_is_that_of_the_generations_since_the_live_edition(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def told(run: Run, live: int | None, before: NightSummary | None, outcome: str) 
         price=1.0,
         seconds=1.0,
         started=datetime(2026, 11, 21, tzinfo=UTC),
-        counted=before and json.loads(json.dumps(before.to_json()))["counted"],
+        counted=before and json.loads(json.dumps(asdict(before)))["counted"],
     )
 
 
@@ -125,6 +126,8 @@ def test_every_image_and_every_hour_is_counted_in_one_summary(tmp_path: Path) ->
     nights = [told(run, None, None, "published")]
 
     add_generation(run, [MadeImage("9.png", "/x/9.png", "empty")], number=2, shards=1)
+    plan = json.loads(run.storage.read(plan_path(2)))
+    run.storage.write(plan_path(2), json.dumps({**plan, "counts": {"new": 1}}).encode())
     work_of(run, 2, 100)
     nights.append(told(run, 1, nights[-1], "stopped"))  # by the gate
     nights.append(told(run, 1, nights[-1], "stopped"))  # the next call judges the same again
@@ -139,7 +142,7 @@ def test_every_image_and_every_hour_is_counted_in_one_summary(tmp_path: Path) ->
 
     assert [night.computed for night in nights] == [600, 100, 0, 0, 0, 30]
     assert [night.cost for night in nights] == [6.0, 1.0, 0.0, 0.0, 0.0, 0.3]
-    assert [night.why for night in nights[2:]] == [{}, {}, {}, {}]
+    assert [night.why for night in nights[1:]] == [{"new": 1}, {}, {}, {}, {}]
 
 
 def test_what_was_rolled_back_before_the_first_summary_is_not_counted(tmp_path: Path) -> None:

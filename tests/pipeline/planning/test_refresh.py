@@ -9,7 +9,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.nightly.prune import prune
 from pipeline.planning.generations import Brakes
-from pipeline.run.publish import finish_generation, shard_sizes
+from pipeline.run.publish import finish_generation
 from pipeline.schema import TRANSIENT_CODES
 from pipeline.segmentation.pending import owed
 from pipeline.sharding import Generation
@@ -123,9 +123,9 @@ def changed_twice(night: Night) -> Generation:
 
 def test_a_finished_generation_needs_no_snapshot_that_was_pruned(night: Night) -> None:
     newest = changed_twice(night)
-    prune(night.run.storage.url, keep=1)
+    prune(night.run.storage, keep=1)
     assert night.run.snapshot_numbers() == [3]
-    sizes = shard_sizes(night.run)
+    sizes = night.run.present()
     todo = owed(night.run, newest, sizes, None)
     assert (dict(todo.units), todo.rewrites) == ({}, [])
     assert finish_generation(night.run, newest, sizes, 1.0).rows == 10
@@ -138,10 +138,10 @@ def test_a_finished_generation_needs_no_snapshot_that_was_pruned(night: Night) -
 
 def test_a_lost_copy_is_made_again_from_the_first_shard_on(night: Night) -> None:
     newest = changed_twice(night)
-    prune(night.run.storage.url, keep=1)
+    prune(night.run.storage, keep=1)
     [last] = newest.rewrites
     night.run.storage.delete(last.path)
-    todo = owed(night.run, newest, shard_sizes(night.run), None)
+    todo = owed(night.run, newest, night.run.present(), None)
     assert [rewrite.generation for rewrite in todo.rewrites] == [2, 3]
     assert {number: [u.shard for u in units] for number, units in todo.units.items()} == {
         1: [last.shard]

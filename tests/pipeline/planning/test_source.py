@@ -111,10 +111,11 @@ def test_a_table_keeps_the_users_columns(tmp_path: Path, suffix: str) -> None:
 
 def test_a_coco_json_gives_its_file_names(tmp_path: Path) -> None:
     path = tmp_path / "val.json"
-    path.write_text(json.dumps({"images": [{"id": 1, "file_name": "1.jpg"}]}))
-    table = listed(Source(str(path), image_root="s3://b/val"))
-    assert table["file_name"].to_pylist() == ["1.jpg"]
-    assert table["uri"].to_pylist() == ["s3://b/val/1.jpg"]
+    for mark in ("", "\ufeff"):  # a BOM, as editors of Windows write it
+        path.write_text(mark + json.dumps({"images": [{"id": 1, "file_name": "1.jpg"}]}))
+        table = listed(Source(str(path), image_root="s3://b/val"))
+        assert table["file_name"].to_pylist() == ["1.jpg"]
+        assert table["uri"].to_pylist() == ["s3://b/val/1.jpg"]
 
 
 def test_what_can_t_be_a_source_is_one_sentence(tmp_path: Path) -> None:

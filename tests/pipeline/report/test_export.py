@@ -15,7 +15,7 @@ from detr.categories import COCO_PANOPTIC
 from detr.panoptic import Panoptic, Segment
 from pipeline.errors import UserError
 from pipeline.evaluation.coco_files import evaluate_files
-from pipeline.report.coco_writer import ImageIds, JsonLists
+from pipeline.report.coco_writer import ImageIds, json_lists
 from pipeline.report.export import export_run
 from pipeline.run.run import Run
 from tests.factories import MadeImage, publish_run
@@ -151,7 +151,7 @@ def test_one_shard_at_a_time_is_held(run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is missing"):
         export_run(run, tmp_path / "all.json", format="results")
     assert list(tmp_path.glob("*.json")) == [tmp_path / "one.json"]
-    assert not list(tmp_path.glob(".*.part"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def one(tmp_path: Path, *names: str) -> Run:
@@ -197,11 +197,11 @@ def test_targets_that_can_t_be_written(
 def test_json_lists_are_json(tmp_path: Path) -> None:
     for members in ({}, {"info": {"a": 1}}):
         target = tmp_path / f"{len(members)}.json"
-        with JsonLists(target, members, ["x", "y"]) as lists:
+        with json_lists(target, members, ["x", "y"]) as lists:
             lists.append("x", {"id": 1})
             lists.append("x", {"id": 2})
         assert json.loads(target.read_text()) == {**members, "x": [{"id": 1}, {"id": 2}], "y": []}
-    with JsonLists(tmp_path / "bare.json", None, ["x"]) as lists:
+    with json_lists(tmp_path / "bare.json", None, ["x"]) as lists:
         lists.append("x", {"id": 1})
     assert json.loads((tmp_path / "bare.json").read_text()) == [{"id": 1}]
 

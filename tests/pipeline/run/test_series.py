@@ -53,7 +53,7 @@ def a_run(nights: Nights, name: str) -> Run:
 
 def test_whoever_opens_the_folder_reads_the_live_run(nights: Nights) -> None:
     run = open_run(nights.storage.url)
-    assert run.storage.url == nights.url("run-b")
+    assert run.storage.url == nights.storage.join("run-b")
     assert run.snapshot().rows == 9
 
 
@@ -66,21 +66,21 @@ def test_a_run_folder_is_no_folder_of_nights(tmp_path: Path) -> None:
 def test_rollback_goes_back_through_every_publication(nights: Nights) -> None:
     seen = [live(nights)]
     for _ in range(4):
-        rollback(nights.storage.url)
+        rollback(nights.storage)
         seen.append(live(nights))
     assert seen == [("run-b", 2), ("run-b", 1), ("run-a", 3), ("run-a", 2), ("run-a", 1)]
     with pytest.raises(UserError, match="nothing was published"):
-        rollback(nights.storage.url)
+        rollback(nights.storage)
     assert live(nights) == ("run-a", 1)
 
 
 def test_rollback_to_a_snapshot_or_a_run(nights: Nights) -> None:
-    moved = rollback(nights.storage.url, "run-a")
+    moved = rollback(nights.storage, "run-a")
     assert (moved.before, moved.after) == ("run-b/snapshots/0002", "run-a/snapshots/0003")
-    rollback(nights.storage.url, "1")
+    rollback(nights.storage, "1")
     assert live(nights) == ("run-a", 1)
     assert (a_run(nights, "run-a").pointer() or {})["withdrawn"] == [3, 2]
-    rollback(nights.storage.url, "3")  # and forward again
+    rollback(nights.storage, "3")  # and forward again
     assert live(nights) == ("run-a", 3)
     assert (
         "withdrawn" not in (a_run(nights, "run-a").pointer() or {})
@@ -89,12 +89,12 @@ def test_rollback_to_a_snapshot_or_a_run(nights: Nights) -> None:
 
 
 def test_a_run_that_was_left_by_name_is_withdrawn(nights: Nights) -> None:
-    rollback(nights.storage.url, "run-a")
+    rollback(nights.storage, "run-a")
     assert nights.pointer() == {"run": "run-a", "withdrawn": ["run-b"]}
-    rollback(nights.storage.url, "run-b")  # and forward again
+    rollback(nights.storage, "run-b")  # and forward again
     assert nights.pointer() == {"run": "run-b", "previous": ["run-a"]}
     nights.move(lambda _: {"run": "run-b"})  # as after a prune: the way back is forgotten
-    rollback(nights.storage.url, "run-a")
+    rollback(nights.storage, "run-a")
     assert nights.pointer() == {"run": "run-a", "withdrawn": ["run-b"]}
 
 
@@ -102,38 +102,38 @@ def test_every_snapshot_after_the_one_that_is_named_is_withdrawn(nights: Nights)
     run = a_run(nights, "run-a")
     nights.move(lambda _: {"run": "run-a"})
     run.move(lambda _: {"snapshot": 3, "previous": [1]})  # 2 was stopped by the gate
-    rollback(nights.storage.url, "2")
+    rollback(nights.storage, "2")
     assert run.pointer() == {"snapshot": 2, "previous": [1], "withdrawn": [3]}
     run.move(lambda _: {"snapshot": 3})
-    rollback(nights.storage.url, "2")
+    rollback(nights.storage, "2")
     assert run.pointer() == {"snapshot": 2, "withdrawn": [3]}
     run.move(lambda _: {"snapshot": 2, "previous": [1]})  # 3 was stopped, and is accepted
-    rollback(nights.storage.url, "3")
+    rollback(nights.storage, "3")
     assert run.pointer() == {"snapshot": 3, "previous": [1, 2]}
 
 
 @pytest.mark.parametrize("to", ["9", "nonsense", "run-c"])
 def test_rollback_to_what_is_not_there_moves_nobody(nights: Nights, to: str) -> None:
     with pytest.raises(UserError, match="there are:"):
-        rollback(nights.storage.url, to)
+        rollback(nights.storage, to)
     assert live(nights) == ("run-b", 2)
 
 
 def test_a_single_run_rolls_back_too(tmp_path: Path) -> None:
     run = publish_run(tmp_path, images(1, 2))
     with pytest.raises(UserError, match=r"no snapshot of .* was published before 1"):
-        rollback(str(tmp_path))
+        rollback(Storage(tmp_path))
     add_generation(run, images(3), number=2, shards=1)
-    assert rollback(str(tmp_path)).after == "snapshots/0001"
+    assert rollback(Storage(tmp_path)).after == "snapshots/0001"
     assert run.latest() == 1
 
 
 def test_pruning_keeps_what_kept_publications_name(nights: Nights) -> None:
     before = {entry.path for entry in nights.storage.list()}
-    planned = plan_prune(nights.storage.url, keep=3)
+    planned = plan_prune(nights.storage, keep=3)
     assert {entry.path for entry in nights.storage.list()} == before
     assert planned.kept == ("run-a/snapshots/0003", "run-b/snapshots/0001", "run-b/snapshots/0002")
-    done = prune(nights.storage.url, keep=3)
+    done = prune(nights.storage, keep=3)
     assert done.objects == planned.objects
     gone = before - {entry.path for entry in nights.storage.list()}
     assert gone == {entry.path for entry in planned.objects}
@@ -141,16 +141,16 @@ def test_pruning_keeps_what_kept_publications_name(nights: Nights) -> None:
         *("run-a/snapshots/0001.parquet", "run-a/snapshots/0002.parquet"),
         "run-a/evaluation/0002/gt/pq.json",
     }  # its shards are all named by snapshot 3
-    rollback(nights.storage.url)
-    rollback(nights.storage.url)
+    rollback(nights.storage)
+    rollback(nights.storage)
     assert live(nights) == ("run-a", 3)
     with pytest.raises(UserError, match="nothing was published"):
-        rollback(nights.storage.url)
+        rollback(nights.storage)
     assert len(open_run(nights.storage.url).table().to_pylist()) == 10
 
 
 def test_a_run_of_former_weights_goes_whole_and_last_its_plan(nights: Nights) -> None:
-    planned = plan_prune(nights.storage.url, keep=2)
+    planned = plan_prune(nights.storage, keep=2)
     paths = [entry.path for entry in planned.objects]
     assert {path.split("/")[0] for path in paths} == {"run-a"}
     assert set(paths) == {e.path for e in nights.storage.list() if e.path.startswith("run-a/")}
@@ -160,15 +160,15 @@ def test_a_run_of_former_weights_goes_whole_and_last_its_plan(nights: Nights) ->
     assert paths[-1] == "run-a/run.json"
     plans = [path for path in paths if path.endswith("generation.json")]
     assert plans == [f"run-a/manifest/000{n}/generation.json" for n in (3, 2, 1)]
-    prune(nights.storage.url, keep=2)
+    prune(nights.storage, keep=2)
     assert live(nights) == ("run-b", 2)
 
 
 def test_the_pinned_baseline_is_kept(nights: Nights) -> None:
     nights.pin(Pinned("run-a", 2, "gt"))
-    planned = plan_prune(nights.storage.url, keep=1)
+    planned = plan_prune(nights.storage, keep=1)
     assert "run-a/snapshots/0002" in planned.kept
-    prune(nights.storage.url, keep=1)
+    prune(nights.storage, keep=1)
     assert a_run(nights, "run-a").snapshot(2).rows == 9
     assert nights.storage.exists("run-a/evaluation/0002/gt/pq.json")
     pinned = nights.pinned()
@@ -182,7 +182,7 @@ def test_what_is_being_made_is_kept(nights: Nights) -> None:
     run.move(lambda _: {"snapshot": 2, "previous": [1]})
     run.storage.delete("snapshots/0003.parquet")
     shard = "segments/0003/shard-000000-of-000001.parquet"
-    prune(nights.storage.url, keep=1)
+    prune(nights.storage, keep=1)
     assert run.storage.exists(shard)
     assert run.storage.exists("manifest/0003/generation.json")
 
@@ -190,7 +190,7 @@ def test_what_is_being_made_is_kept(nights: Nights) -> None:
 def test_nothing_is_removed_while_a_night_is_at_work(nights: Nights) -> None:
     before = {entry.path for entry in nights.storage.list()}
     with lease(nights.storage), pytest.raises(LeaseError):
-        prune(nights.storage.url, keep=1)
+        prune(nights.storage, keep=1)
     assert {e.path for e in nights.storage.list() if "lease" not in e.path} == {
         path for path in before if "lease" not in path
     }
@@ -204,16 +204,16 @@ def test_what_a_run_s_own_pointer_names_is_kept(nights: Nights) -> None:
     add_generation(run, images(40), number=4, shards=1)
     run.move(lambda _: pointer or {})
     assert run.latest() == 3
-    prune(nights.storage.url, keep=2)
+    prune(nights.storage, keep=2)
     assert run.snapshot_numbers() == [1, 3, 4]
-    assert rollback(nights.storage.url, "run-a").after == "run-a/snapshots/0003"
+    assert rollback(nights.storage, "run-a").after == "run-a/snapshots/0003"
     assert open_run(nights.storage.url).table().num_rows == 10
 
 
 def test_a_run_folder_that_is_pruned_by_its_own_path_keeps_the_baseline(nights: Nights) -> None:
     nights.pin(Pinned("run-a", 1, "gt"))
-    assert "snapshots/0001" in plan_prune(nights.url("run-a"), keep=1).kept
-    prune(nights.url("run-a"), keep=1)
+    assert "snapshots/0001" in plan_prune(nights.storage.below("run-a"), keep=1).kept
+    prune(nights.storage.below("run-a"), keep=1)
     assert a_run(nights, "run-a").snapshot(1).rows == 8
 
 
@@ -241,17 +241,17 @@ def test_a_prune_that_is_killed_anywhere_leaves_no_snapshot_without_its_shards(
         delete(self, path)
         raise KeyboardInterrupt
 
-    while plan_prune(nights.storage.url, keep).objects:
+    while plan_prune(nights.storage, keep).objects:
         monkeypatch.setattr(Storage, "delete", dying)
         with pytest.raises(KeyboardInterrupt):
-            prune(nights.storage.url, keep)
+            prune(nights.storage, keep)
         monkeypatch.setattr(Storage, "delete", delete)
         whole_or_absent()
         killed += 1
         assert killed < 100
         if whole and nights.run("run-a") is not None:
             with pytest.raises(UserError, match="no published run folder here"):
-                rollback(nights.storage.url, "run-a")
+                rollback(nights.storage, "run-a")
     assert killed > 3
     assert whole == (nights.run("run-a") is None)
 
@@ -270,20 +270,20 @@ def test_a_prune_does_nothing_if_readers_were_moved_while_it_looked(
     monkeypatch.setattr(prune_module, "_plan", late)
     before = {entry.path for entry in nights.storage.list()}
     with pytest.raises(LeaseError, match="nothing is removed"):
-        prune(nights.storage.url, keep=1)
+        prune(nights.storage, keep=1)
     assert {entry.path for entry in nights.storage.list()} >= before
 
 
 def test_the_epochs_of_a_run_that_was_removed_go_on(nights: Nights) -> None:
-    prune(nights.storage.url, keep=2)
+    prune(nights.storage, keep=2)
     left = [entry.path for entry in nights.storage.list() if entry.path.startswith("run-a/")]
     assert left == ["run-a/lease.json"]
-    assert plan_prune(nights.storage.url, keep=2).objects == ()
-    with lease(nights.run_storage("run-a")) as hold:
+    assert plan_prune(nights.storage, keep=2).objects == ()
+    with lease(nights.storage.below("run-a")) as hold:
         assert hold.epoch == 2
 
 
 def test_a_prune_of_another_folder_leaves_no_trace(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    assert prune(str(tmp_path), keep=1).objects == ()
+    assert prune(Storage(tmp_path), keep=1).objects == ()
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

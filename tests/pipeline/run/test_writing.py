@@ -35,7 +35,7 @@ def test_in_a_folder_of_nights_both_leases_are_taken_whichever_path_is_typed(
     nights: Nights, typed: str
 ) -> None:
     storage = nights.storage.below(typed) if typed else nights.storage
-    run = nights.run_storage(typed or "run-a")
+    run = nights.storage.below(typed or "run-a")
     with writing(locate(storage)) as writer:
         assert holders(nights.storage, run) == [True, True]
         assert not writer.may_publish
@@ -60,7 +60,7 @@ def test_a_run_folder_is_the_same_however_it_is_typed(
     publish_run(tmp_path / "another disk", [])
     (out / "run-elsewhere").symlink_to(tmp_path / "another disk")
     monkeypatch.chdir(tmp_path)
-    run = nights.run_storage("run-elsewhere" if "elsewhere" in typed else "run-a")
+    run = nights.storage.below("run-elsewhere" if "elsewhere" in typed else "run-a")
     with writing(locate(Storage(typed.format(out=out, above=tmp_path)))) as writer:
         assert holders(nights.storage, run) == [True, True]
         assert not writer.may_publish
@@ -76,7 +76,7 @@ def test_a_run_folder_in_a_bucket_is_the_same_however_it_is_typed(
     with lease(nights.storage, of_nights=True):
         pass
     with writing(locate(Storage(typed))) as writer:
-        assert holders(nights.storage, nights.run_storage("run-a")) == [True, True]
+        assert holders(nights.storage, nights.storage.below("run-a")) == [True, True]
         assert not writer.may_publish
 
 
@@ -93,7 +93,7 @@ def test_a_night_at_work_keeps_off_a_writer_of_its_run_folder(nights: Nights) ->
     with (
         lease(nights.storage, of_nights=True),
         pytest.raises(LeaseError, match=nights.storage.url),
-        writing(locate(nights.run_storage("run-a"))),
+        writing(locate(nights.storage.below("run-a"))),
     ):
         pass
 

@@ -1,4 +1,4 @@
-"""A body is the object that was listed, or an error that says what differs."""
+"""The GETs of a unit: what they report, and which bodies are images."""
 
 from __future__ import annotations
 
@@ -12,32 +12,13 @@ from PIL import Image
 
 from pipeline.planning.source import Source
 from pipeline.schema import MEMBER_COLUMNS
-from pipeline.segmentation.fetch import Body, UnitFetch, check_body
+from pipeline.segmentation.fetch import Body, UnitFetch
 from pipeline.storage.entry import Fetched
 from pipeline.storage.objects import Gets
 from pipeline.storage.storage import Storage
 from tests.archive_files import tarred, zipped
 from tests.odd_files import encode, picture
 from tests.servers import S3Server
-
-
-@pytest.mark.parametrize(
-    ("fetched", "size", "etag", "code"),
-    [
-        (Fetched(b"abc", "e"), 3, "e", None),
-        (Fetched(b"abc", None), 3, None, None),
-        (Fetched(b"abc", None), None, None, None),
-        (Fetched(b"abc", "new"), 3, "old", "changed"),
-        (Fetched(b"ab", "e"), 3, "e", "unavailable"),
-        (Fetched(b"abcd", None), 3, None, "changed"),
-    ],
-)
-def test_a_body_is_compared_with_its_listing(
-    fetched: Fetched, size: int | None, etag: str | None, code: str | None
-) -> None:
-    body = check_body(fetched, size, etag)
-    assert body.code == code
-    assert body == Body(fetched.data) if code is None else body.data is None and body.message
 
 
 class Recording(UnitFetch):

@@ -1,4 +1,4 @@
-"""MD5 is judged where the ETag is one, and only there."""
+"""A body is the object that was listed; MD5 is judged where the ETag is one, and only there."""
 
 from __future__ import annotations
 
@@ -20,6 +20,24 @@ KMS = "0123456789abcdef0123456789abcdef"  # looks like an MD5 and is none
 def _forget() -> Iterator[None]:
     yield
     integrity._buckets.clear()
+
+
+@pytest.mark.parametrize(
+    ("fetched", "size", "etag", "code"),
+    [
+        (Fetched(b"abc", "e"), 3, "e", None),
+        (Fetched(b"abc", None), 3, None, None),
+        (Fetched(b"abc", None), None, None, None),
+        (Fetched(b"abc", "new"), 3, "old", "changed"),
+        (Fetched(b"ab", "e"), 3, "e", "unavailable"),
+        (Fetched(b"abcd", None), 3, None, "changed"),
+    ],
+)
+def test_a_body_is_compared_with_its_listing(
+    fetched: Fetched, size: int | None, etag: str | None, code: str | None
+) -> None:
+    found = fault(fetched, size, etag, Md5Check("s3://b/x.jpg"))
+    assert (found and found[0]) == code
 
 
 def judged(data: bytes, etag: str, marks: Md5Check) -> str | None:

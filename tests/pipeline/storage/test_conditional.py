@@ -214,6 +214,9 @@ def test_local_files_are_made_by_a_link_and_are_on_the_disk_before_they_have_a_n
     assert storage.swap("latest.json", b"1", b"2")
     assert calls[0] == "flock lock"  # of a file open for writing: NFS carries it to its server
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp-")] == []
+    calls.clear()
+    storage.create_shard("segments/0001/shard", b"x")  # two new folders, each with its name on disk
+    assert calls == ["fsync folder"] * 2 + ["fsync temporary", "link temporary", "fsync folder"]
 
 
 @pytest.mark.parametrize(

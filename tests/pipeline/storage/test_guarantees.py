@@ -25,6 +25,20 @@ def test_a_local_disk_keeps_all(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
+def test_locks_that_are_private_to_a_host_replace_nothing_for_sure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An NFS mount with `nolock`, by what /proc/self/mounts would say of it."""
+    read = Path.read_text
+    mounts = f"server:/x {tmp_path} nfs4 rw,nolock 0 0\n"
+    monkeypatch.setattr(
+        Path,
+        "read_text",
+        lambda path, *rest: mounts if str(path) == "/proc/self/mounts" else read(path, *rest),
+    )
+    assert kept(Storage(tmp_path / "new")) == {**ALL, "replace": False}
+
+
 def test_s3_with_conditional_writes_keeps_all(moto: S3Server) -> None:
     moto.client().create_bucket(Bucket="bucket")
     assert kept(Storage("s3://bucket/run")) == ALL

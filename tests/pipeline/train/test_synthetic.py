@@ -96,10 +96,10 @@ def test_about_half_of_the_things_touch_another_that_hides_them(scenes: list[Sce
 
 
 def test_dataset_on_disk_is_coco_panoptic(tmp_path: Path) -> None:
-    write_scenes(tmp_path, 3, 7, first=10)
+    write_scenes(tmp_path, 3, 7)
     truth = json.loads((tmp_path / "panoptic.json").read_text())
     assert truth["categories"] == SCENE_CATEGORIES.to_json()
-    assert [image["id"] for image in truth["images"]] == [10, 11, 12]
+    assert [image["id"] for image in truth["images"]] == [0, 1, 2]
     for image, annotation in zip(truth["images"], truth["annotations"], strict=True):
         made = scene(7, image["id"])
         assert annotation["image_id"] == image["id"]

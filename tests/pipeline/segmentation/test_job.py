@@ -10,8 +10,8 @@ import pytest
 from pipeline.layout import stats_path
 from pipeline.progress import Progress
 from pipeline.run.stats import record_stats
-from pipeline.segmentation.closing import few_segments, what_is_left
-from pipeline.segmentation.pending import Owed
+from pipeline.segmentation.job import few_segments
+from pipeline.segmentation.pending import Owed, what_is_left
 from pipeline.sharding import Generation
 from tests.factories import Night
 
