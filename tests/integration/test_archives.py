@@ -95,8 +95,8 @@ def test_a_refresh_computes_the_members_that_changed_and_a_retry_finds_them_agai
     for name in names[3:]:
         assert after[name] == before[name]
     assert run_over(source, out, tiny_weights, refresh=True).computed == 0
-    config = make_config({"source": str(source), "out": str(out), "weights": str(tiny_weights)})
-    again = retry(config.model_copy(update={"threshold": 0.1}), ["not_an_image"])
+    values = {"source": str(source), "out": str(out), "weights": str(tiny_weights)}
+    again = retry(make_config({**values, "max_error_rate": 0.5, "threshold": 0.1}), ["not_an_image"])
     assert (again.computed, again.error) == (1, 1)
 
 
