@@ -96,7 +96,8 @@ def test_a_refresh_computes_the_members_that_changed_and_a_retry_finds_them_agai
         assert after[name] == before[name]
     assert run_over(source, out, tiny_weights, refresh=True).computed == 0
     values = {"source": str(source), "out": str(out), "weights": str(tiny_weights)}
-    again = retry(make_config({**values, "max_error_rate": 0.5, "threshold": 0.1}), ["not_an_image"])
+    config = make_config({**values, "max_error_rate": 0.5, "threshold": 0.1})
+    again = retry(config, ["not_an_image"])
     assert (again.computed, again.error) == (1, 1)
 
 
