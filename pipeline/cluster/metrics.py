@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from ray.util import metrics
 
-BATCH_BOUNDARIES: Final = [1, 2, 4, 8, 16, 32, 64, 128]
+BATCH_BOUNDARIES: Final = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 _KINDS: Final = {
     "counter": metrics.Counter,
     "gauge": metrics.Gauge,

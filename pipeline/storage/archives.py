@@ -218,7 +218,7 @@ def _list_tar(storage: Storage, entry: Entry, listing: Listing, wanted: Wanted) 
     _look_at_end(file, offset, listing)
 
 
-def _look_at_end(file: io.BufferedReader, offset: int, listing: Listing) -> None:
+def _look_at_end(file: io.BufferedReader[RangedFile], offset: int, listing: Listing) -> None:
     """Find damage where `tarfile` stops without a word. offset: of the first header not read."""
     file.seek(offset)
     mark = file.read(tarfile.BLOCKSIZE)
@@ -258,7 +258,7 @@ def _text(name: str) -> str:
     return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _crc32(file: io.BufferedReader, offset: int, size: int) -> int:
+def _crc32(file: io.BufferedReader[RangedFile], offset: int, size: int) -> int:
     """Raises EOFError if the file ends within the member."""
     file.seek(offset)
     crc = 0

@@ -53,7 +53,7 @@ def test_a_store_that_is_stopped_while_a_job_writes(
         running.close()
         _, said = job.communicate(timeout=JOB_SECONDS)
     assert job.returncode == EXIT_TRY_AGAIN, said
-    # Why it stopped, a write or a read, not what failed after it; Ray tells the worker's side before.
+    # Why it stopped, a write or a read, not what failed after; Ray tells the worker's side first.
     write, read = "can't write s3://data/run/segments/0001/", "a fetch can't read s3://data/run/"
     assert f"\npanoptic: {write}" in said or f"\npanoptic: {read}" in said
 
