@@ -196,7 +196,10 @@ def test_local_files_are_made_by_a_link_and_are_on_the_disk_before_they_have_a_n
             if isinstance(place, int):
                 place = os.readlink(f"/proc/self/fd/{place}")
             kind = "temporary" if ".tmp-" in str(place) else "folder"
-            calls.append(f"{name} {'lock' if str(place).endswith('-lock') else kind}")
+            if str(place).endswith("-lock"):
+                access = fcntl.fcntl(arguments[0], fcntl.F_GETFL) & os.O_ACCMODE
+                kind = "lock, writable" if access == os.O_RDWR else "lock"
+            calls.append(f"{name} {kind}")
             return real(*arguments, **named)
 
         monkeypatch.setattr(module, name, watched)
@@ -212,7 +215,7 @@ def test_local_files_are_made_by_a_link_and_are_on_the_disk_before_they_have_a_n
     assert calls == ["fsync temporary", "replace temporary", "fsync folder"]
     calls.clear()
     assert storage.swap("latest.json", b"1", b"2")
-    assert calls[0] == "flock lock"  # of a file open for writing: NFS carries it to its server
+    assert calls[0] == "flock lock, writable"  # only such a lock NFS carries to its server
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".tmp-")] == []
     calls.clear()
     storage.create_shard("segments/0001/shard", b"x")  # two new folders, each with its name on disk
