@@ -141,6 +141,9 @@ def is_text(value: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
+_ISTHING = re.compile(r"is[_ -]?thing", re.IGNORECASE)
+
+
 def _category(index: int, entry: Mapping[str, Any]) -> Category:
     if not isinstance(entry, Mapping):
         raise ModelError(f"categories[{index}] must be an object with id and name, not {entry!r}")
@@ -150,8 +153,11 @@ def _category(index: int, entry: Mapping[str, Any]) -> Category:
         raise ModelError(
             f"categories[{index}].id must be a whole number in 0..2147483647, not {stated!r}"
         )
-    if not isinstance(name, str) or not name or not is_text(name):
+    if not isinstance(name, str) or not name.strip() or not is_text(name):
         raise ModelError(f"categories[{index}].name must be a name, not {name!r}")
+    spelt = next((key for key in entry if _ISTHING.fullmatch(str(key)) and key != "isthing"), None)
+    if spelt is not None and "isthing" not in entry:
+        raise ModelError(f"categories[{index}] has {spelt!r}: the key is called isthing")
     isthing = as_flag(entry.get("isthing", 1))  # instance files have none
     if isthing is None:
         raise ModelError(

@@ -273,35 +273,74 @@ def _png_extras() -> Iterator[Picture]:
             yield Picture(f"png-orientation-{value}-long-zTXt", data, shown)
 
 
-def tiff(samples: NDArray[np.generic], kind: int, *, compression: int = 1) -> bytes:
-    """(H, W, bands) samples as an uncompressed little-endian TIFF; kind: 1 unsigned, 3 float."""
+def tiff(
+    samples: NDArray[np.generic],
+    kind: int,
+    *,
+    compression: int = 1,
+    white_is_zero: bool = False,
+    planes: bool = False,
+) -> bytes:
+    """(H, W, bands) samples as an uncompressed little-endian TIFF; kind: 1 unsigned, 3 float.
+
+    planes: the samples of each band stand together.
+    """
     height, width, bands = samples.shape
     bits = samples.dtype.itemsize * 8
-    data = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
-    start = 8 + 2 + 10 * 12 + 4
+    stored = samples.astype(samples.dtype.newbyteorder("<"))
+    pieces = [stored[..., k].tobytes() for k in range(bands)] if planes else [stored.tobytes()]
+    return _tiff_of(
+        (height, width, bands), bits, kind, pieces, compression, 0 if white_is_zero else None
+    )
+
+
+def _tiff_of(
+    shape: tuple[int, int, int],
+    bits: int,
+    kind: int,
+    pieces: list[bytes],
+    compression: int = 1,
+    photometric: int | None = None,
+) -> bytes:
+    """A TIFF of packed samples: one strip, or one for each band."""
+    height, width, bands = shape
+    tags = 11 if len(pieces) > 1 else 10
+    start = 8 + 2 + tags * 12 + 4
+    if photometric is None:
+        photometric = 2 if bands >= 3 else 1
+    lengths = [len(piece) for piece in pieces]
     far = b""
     fields: list[tuple[int, int, list[int]]] = [
         (256, 4, [width]),
         (257, 4, [height]),
         (258, 3, [bits] * bands),
         (259, 3, [compression]),
-        (262, 3, [2 if bands >= 3 else 1]),
-        (273, 4, [0]),
+        (262, 3, [photometric]),
+        (273, 4, [0] * len(pieces)),
         (277, 3, [bands]),
         (278, 4, [height]),
-        (279, 4, [len(data)]),
+        (279, 4, lengths),
+        *([(284, 3, [2])] if len(pieces) > 1 else []),
         (339, 3, [kind] * bands),
     ]
     sizes = {3: 2, 4: 4}
     spill = sum(len(v) * sizes[t] for _, t, v in fields if len(v) * sizes[t] > 4)
     entries = b""
     for tag, form, values in fields:
-        values = [start + spill] if tag == 273 else values
+        if tag == 273:
+            values = [start + spill + sum(lengths[:k]) for k in range(len(pieces))]
         raw = struct.pack(f"<{len(values)}{'H' if form == 3 else 'I'}", *values)
         if len(raw) > 4:
             raw, far = struct.pack("<I", start + len(far)), far + raw
         entries += struct.pack("<HHI", tag, form, len(values)) + raw.ljust(4, b"\0")
-    return b"II*\0" + struct.pack("<IH", 8, 10) + entries + bytes(4) + far + data
+    return b"II*\0" + struct.pack("<IH", 8, tags) + entries + bytes(4) + far + b"".join(pieces)
+
+
+def _twelve_bits(samples: NDArray[np.integer]) -> bytes:
+    """(H, W) samples below 4096, two of them in three bytes; W is even."""
+    first, second = samples[:, ::2].astype(np.uint16), samples[:, 1::2].astype(np.uint16)
+    packed = np.dstack([first >> 4, (first & 15) << 4 | second >> 8, second & 255])
+    return packed.astype(np.uint8).tobytes()
 
 
 def _tiffs() -> Iterator[Picture]:
@@ -323,6 +362,13 @@ def _tiffs() -> Iterator[Picture]:
     grey = np.repeat(rgb[..., :1], 3, 2)
     deep = rgb[..., :1].astype(np.uint16) * 257
     yield Picture("tiff-16", tiff(deep, 1), grey)
+    white = tiff(65535 - deep, 1, white_is_zero=True)
+    yield Picture("tiff-16-white-is-zero", white, grey)
+    white = tiff((1 - rgb[..., :1] / 255).astype(np.float32), 3, white_is_zero=True)
+    yield Picture("tiff-float-white-is-zero", white, grey)
+    twelve = _twelve_bits(rgb[..., 0].astype(np.int64) * 4095 // 255)
+    yield Picture("tiff-12", _tiff_of((HEIGHT, WIDTH, 1), 12, 1, [twelve]), grey)
+    yield Picture("tiff-planes", tiff(rgb.copy(), 1, planes=True), rgb)
     yield Picture("tiff-float", tiff((rgb[..., :1] / 255).astype(np.float32), 3), grey)
     for name, data in {
         "2-bands": tiff(rgb[..., :2].copy(), 1),
@@ -331,6 +377,7 @@ def _tiffs() -> Iterator[Picture]:
         "float-rgb": tiff((rgb / 255).astype(np.float32), 3),
         "double-rgb": tiff((rgb / 255).astype(np.float64), 3),
         "16-bits-2-bands": tiff(rgb[..., :2].astype(np.uint16), 1),
+        "16-bits-planes": tiff(rgb.astype(np.uint16) * 257, 1, planes=True),
         "unknown-compression": tiff(rgb.copy(), 1, compression=34999),
     }.items():
         yield Picture(f"tiff-{name}", data, "unsupported")

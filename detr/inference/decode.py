@@ -69,6 +69,10 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG200
 
 # Tags of a TIFF.
 _SUBFILE: Final = 254  # bit 0: a page of reduced size
+_SAMPLE_BITS: Final = 258
+_COMPRESSION: Final = 259  # 1: none
+_PHOTOMETRIC: Final = 262  # 0: white is zero
+_PLANES: Final = 284  # 2: one plane of samples after the other
 _SUB_IFDS: Final = 330
 _DNG_VERSION: Final = 50706
 
@@ -330,8 +334,8 @@ def _open(data: bytes, max_pixels: int) -> tuple[ImageFile.ImageFile, bytes]:
         except _DAMAGE as error:
             failure = _damaged(data, name, error)
             continue
-        if name == "TIFF" and _is_preview(image):
-            raise ImageError("unsupported", "camera raw files can't be read, only their previews")
+        if name == "TIFF":
+            _refuse_tiff(image)
         width, height = image.size
         if width * height > max_pixels:
             raise ImageError(
@@ -411,6 +415,16 @@ def _rare_process(data: bytes) -> int | None:
     return frames[0] if frames else None
 
 
+def _refuse_tiff(image: ImageFile.ImageFile) -> None:
+    """Raises ImageError for TIFFs that PIL reads as something other than the picture."""
+    tags: Any = getattr(image, "tag_v2", {})
+    if _is_preview(image):
+        raise ImageError("unsupported", "camera raw files can't be read, only their previews")
+    wide = any(bits > 8 for bits in tags.get(_SAMPLE_BITS, ()))
+    if wide and tags.get(_PLANES) == 2 and tags.get(_COMPRESSION, 1) == 1:  # read as 8 bits
+        raise ImageError("unsupported", "TIFF: uncompressed planes of more than 8 bits")
+
+
 def _is_preview(image: ImageFile.ImageFile) -> bool:
     """Whether a TIFF is a camera's raw file, whose first page (which PIL reads) is a preview."""
     tags: Any = getattr(image, "tag_v2", {})
@@ -465,12 +479,26 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_to_8_bit(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_grey(image)).convert("RGB")
     image.info.pop("transparency", None)  # dropped anyway; PIL would warn about some kinds of it
     try:
         return image.convert("RGB")
     except ValueError as error:
         raise ImageError("unsupported", f"pixels of mode {image.mode}: {error}") from error
+
+
+def _grey(image: Image.Image) -> NDArray[np.uint8]:
+    """(H, W) uint8 of an image of one wide channel.
+
+    PIL applies two of a TIFF's tags only to samples of 8 bits: that white is zero, and that the
+    samples have 12 bits.
+    """
+    tags: Any = getattr(image, "tag_v2", {})
+    samples = np.asarray(image)
+    if tags.get(_SAMPLE_BITS) == (12,):
+        samples = (samples.astype(np.uint32) * 65535 // 4095).astype(np.uint16)
+    grey = _to_8_bit(samples)
+    return 255 - grey if tags.get(_PHOTOMETRIC) == 0 else grey
 
 
 def _to_8_bit(samples: NDArray[np.generic]) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from detr.categories import COCO_PANOPTIC, Categories, as_int
+from detr.config import ModelError
 
 FILES: Final = ("config.json", "preprocessor_config.json")
 _NO_NAME: Final = re.compile(r"LABEL_\d+|N/?A|-|", re.IGNORECASE)
@@ -31,7 +32,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def own_labels(folder: Path, num_classes: int) -> Categories | None:
     """The label set in a folder's files; None if there is none, or if it is COCO's."""
     contents = [_object(folder / name) for name in FILES]
-    names = _names(contents[0].get("id2label"), num_classes)
+    names = _names(_stated_names(contents[0]), num_classes)
     real_names = {index: name for index, name in names.items() if not _NO_NAME.fullmatch(name)}
     if not names or (num_classes == COCO_CLASSES and _is_coco(real_names)):
         return None
@@ -60,18 +61,32 @@ def _object(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _names(id2label: Any, num_classes: int) -> dict[int, str]:
-    if not isinstance(id2label, Mapping):
-        return {}
-    keyed = {
-        (int(key) if isinstance(key, str) and key.isdecimal() else as_int(key)): name
-        for key, name in id2label.items()
-    }
-    return {
-        index: name
-        for index, name in keyed.items()
-        if index is not None and index < num_classes and isinstance(name, str)
-    }
+def _stated_names(config: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    """(index, name) as `id2label` says, a table or a list; without it as `label2id` says."""
+    stated, opposite = config.get("id2label"), config.get("label2id")
+    if not stated and isinstance(opposite, Mapping):
+        return [(index, name) for name, index in opposite.items()]
+    if isinstance(stated, Mapping):
+        return list(stated.items())
+    if isinstance(stated, list):
+        return list(enumerate(stated))
+    return [(None, stated)] if stated else []
+
+
+def _names(stated: list[tuple[Any, Any]], num_classes: int) -> dict[int, str]:
+    """Raises ModelError for names that can't be read: the classes would be called by others."""
+    names: dict[int, str] = {}
+    for key, name in stated:
+        index = _index(key)
+        beyond = index is not None and index >= num_classes
+        if index is None or not isinstance(name, str) or (beyond and not _NO_NAME.fullmatch(name)):
+            raise ModelError(
+                f"the weights' id2label names no class of {num_classes} by {key!r}: {name!r}: mend "
+                "it, or give the classes with --categories"
+            )
+        if not beyond:
+            names[index] = name
+    return names
 
 
 def _is_coco(names: Mapping[int, str]) -> bool:
@@ -90,8 +105,27 @@ def _things(contents: list[dict[str, Any]], indices: set[int]) -> set[int] | Non
     for content in contents:
         metadata = content.get("metadata")
         for fields in (content, metadata if isinstance(metadata, Mapping) else {}):
-            if isinstance(fields.get("thing_ids"), list):
-                return {number for v in fields["thing_ids"] if (number := as_int(v)) is not None}
-            if isinstance(fields.get("label_ids_to_fuse"), list):  # the ids of stuff
-                return indices - {as_int(value) for value in fields["label_ids_to_fuse"]}
+            if (things := _listed(fields, "thing_ids")) is not None:
+                return things
+            if (stuff := _listed(fields, "label_ids_to_fuse")) is not None:
+                return indices - stuff
     return None
+
+
+def _listed(fields: Mapping[str, Any], key: str) -> set[int] | None:
+    """The class indices in a list; None without one. Raises ModelError for anything else."""
+    listed = fields.get(key)
+    if listed is None:
+        return None
+    numbers = [_index(value) for value in listed] if isinstance(listed, list) else [None]
+    if None in numbers:
+        raise ModelError(
+            f"the weights' {key} must be a list of class indices, not {str(listed)[:80]}: mend it, "
+            "or give the classes with --categories"
+        )
+    return {number for number in numbers if number is not None}
+
+
+def _index(value: Any) -> int | None:
+    """A class index, also as the text that JSON's keys are; None for anything else."""
+    return int(value) if isinstance(value, str) and value.isdecimal() else as_int(value)

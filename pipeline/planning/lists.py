@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
@@ -124,11 +125,11 @@ def _csv(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
         )
         for batch in open_csv(convert_options=convert):
             yield from _rows(batch, chosen)
-        _refuse_open_quote(path, url, delimiter)
+        _refuse_odd_quotes(path, url, delimiter)
     except UnicodeDecodeError:  # of a column's name
         raise _not_utf8(path, url) from None
     except pa.ArrowException as error:
-        _refuse_open_quote(path, url, delimiter)
+        _refuse_odd_quotes(path, url, delimiter)
         if "UTF8" in str(error) or "utf-8" in str(error).lower():
             raise _not_utf8(path, url) from None
         if "Empty CSV" in str(error):
@@ -136,15 +137,21 @@ def _csv(path: Path, url: str, columns: Columns) -> Iterator[Rows]:
         raise UserError(f"{url} can't be read as CSV: {_csv_reason(error)}") from None
 
 
-def _refuse_open_quote(path: Path, url: str, delimiter: str) -> None:
-    """Raises UserError for a quote that is never closed: all later rows would be one name.
+def _refuse_odd_quotes(path: Path, url: str, delimiter: str) -> None:
+    """Raises UserError for a quote that is never closed, or is escaped by a backslash.
 
-    Arrow accepts such a file. Python's slow reader finds the line, and runs only if the number of
-    quotes in the file is odd.
+    Arrow accepts such files: all later rows would be one name, or a name would keep the backslash
+    and lose a quote. Python's slow reader finds the line, and runs only if the number of quotes in
+    the file is odd, or if a quote follows a backslash.
     """
+    quotes, escaped, last = 0, False, b""
     with path.open("rb") as file:
-        if sum(part.count(b'"') for part in iter(lambda: file.read(CSV_BLOCK), b"")) % 2 == 0:
-            return
+        for part in iter(lambda: file.read(CSV_BLOCK), b""):
+            quotes += part.count(b'"')
+            escaped = escaped or b'\\"' in last + part
+            last = part[-1:]
+    if quotes % 2 == 0 and not escaped:
+        return
     started = 1
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
@@ -156,6 +163,11 @@ def _refuse_open_quote(path: Path, url: str, delimiter: str) -> None:
                 raise UserError(
                     f"{url}, line {started}: a quote is not closed before the file ends: close or "
                     "double it"
+                ) from None
+            if "expected after" in str(error):
+                raise UserError(
+                    f"{url}, line {started}: text follows a closing quote: double the quotes "
+                    'within a field, "" and not \\"'
                 ) from None
 
 
@@ -234,6 +246,9 @@ def _as_text(column: pa.Array) -> list[str | None]:
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
+    if pa.types.is_floating(column.type):  # pandas writes numbers with gaps so, and NaN for a gap
+        gaps = pc.is_nan(column.cast(pa.float64()))  # type: ignore[attr-defined]
+        column = pc.if_else(gaps, None, column)  # type: ignore[attr-defined]
     if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
         return [None if v is None else v.decode() for v in column.to_pylist()]
     return column.cast(pa.string()).to_pylist()

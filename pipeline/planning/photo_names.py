@@ -47,6 +47,7 @@ OTHER_SUFFIXES: Final = frozenset(
     }
 )
 SAID_SUFFIXES: Final = 8
+SAID_LETTERS: Final = 20  # of a suffix
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,10 @@ class LeftOut:
             parts.append(f"the run folder {self.run_folder}, which lies in SOURCE")
         if others := self.suffixes.total():
             few = self.suffixes.most_common(SAID_SUFFIXES)
-            kinds = [f"{n:,} .{name}" if name else f"{n:,} without a suffix" for name, n in few]
+            kinds = [
+                f"{n:,} .{_printable(name)}" if name else f"{n:,} without a suffix"
+                for name, n in few
+            ]
             if len(self.suffixes) > len(few):
                 kinds.append(f"{others - sum(n for _, n in few):,} of other suffixes")
             parts.append(f"{counted(others, 'other file')} ({', '.join(kinds)})")
@@ -111,6 +115,13 @@ class LeftOut:
             hint = "; --include '*.xyz' takes a suffix"
             hint += "" if any_suffix else ", --any-suffix whatever may be a picture"
         return f"left out: {' and '.join(parts)}{hint}"
+
+
+def _printable(suffix: str) -> str:
+    """A suffix on one line, cut to `SAID_LETTERS`."""
+    letters = (letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in suffix)
+    text = "".join(letters)
+    return text if len(text) <= SAID_LETTERS else f"{text[:SAID_LETTERS]}..."
 
 
 def suffix_of(path: str) -> str:

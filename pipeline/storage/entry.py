@@ -11,7 +11,11 @@ from typing import Final, NamedTuple
 
 from pipeline.errors import EXIT_TRY_AGAIN, EXIT_USAGE, TryAgainError, UserError, causes
 
-CLIENTS: Final = ("obstore", "botocore", "aiohttp")
+# Packages whose exceptions are a store's; the last four serve gs:// and az://.
+CLIENTS: Final = (
+    *("obstore", "botocore", "aiohttp"),
+    *("gcsfs", "google.auth", "google.cloud", "azure"),
+)
 
 
 class Entry(NamedTuple):
@@ -50,6 +54,11 @@ _NO_FILE: Final = frozenset(
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Exceptions of clients for a key that they can't request.
 _INEXPRESSIBLE: Final = ("InvalidPathError", "ParamValidationError", "InvalidURL")
+# Exceptions of clients without credentials, or with ones that the store refused.
+_NO_CREDENTIALS: Final = (
+    *("PermissionDeniedError", "UnauthenticatedError"),
+    *("RefreshError", "DefaultCredentialsError", "ClientAuthenticationError"),
+)
 _S3_CODE = re.compile(r"<Code>(\w+)</Code>")
 # The XML answer of a store within a client's message, and its parts.
 _XML = re.compile(r"<\?xml|<Error>")
@@ -87,9 +96,8 @@ def classify(error: BaseException) -> tuple[str, str]:
         return "not_found", line
     if isinstance(error, ValueError) or type(error).__name__ in _INEXPRESSIBLE:
         return "not_found", f"the store's client can't ask for this name: {line}"
-    if type(error).__name__ in ("PermissionDeniedError", "UnauthenticatedError") or (
-        isinstance(error, PermissionError) or status in ("401", "403")
-    ):
+    refused = isinstance(error, PermissionError) or status in ("401", "403")
+    if refused or type(error).__name__ in _NO_CREDENTIALS:
         return "forbidden", line
     if (
         isinstance(error, (TimeoutError, asyncio.TimeoutError))
@@ -119,8 +127,11 @@ def _no_bucket(error: BaseException, text: str) -> str:
 
 
 def _status(error: BaseException) -> str:
-    """The HTTP status in a client's message or in botocore's response; empty if there is none."""
+    """The HTTP status in a client's message, attribute or response; empty if there is none."""
     for cause in (error, error.__cause__):  # s3fs wraps botocore's error in an OSError
+        stated = getattr(cause, "status_code", None) or getattr(cause, "code", None)
+        if of_client(cause) and str(stated).isdecimal():  # of azure and gcsfs
+            return str(stated)
         answer = getattr(cause, "response", None)
         if isinstance(answer, dict):
             return str(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
@@ -183,8 +194,9 @@ def of_storage(error: BaseException) -> bool:
 
 
 def of_client(error: BaseException | None) -> bool:
-    """True for an exception of obstore, botocore or aiohttp, also where s3fs wrapped it."""
-    if type(error).__module__.partition(".")[0] in CLIENTS:
+    """True for an exception of one of `CLIENTS`, also where s3fs wrapped it."""
+    module = f"{type(error).__module__}."
+    if any(module.startswith(f"{client}.") for client in CLIENTS):
         return True
     return isinstance(error, OSError) and error.__cause__ is not None and of_client(error.__cause__)
 

@@ -19,13 +19,13 @@ from functools import lru_cache
 from typing import IO, Any, Protocol
 
 import fsspec
-from fsspec.core import url_to_fs
 
 from pipeline.errors import UserError
 from pipeline.secrets import refuse_user_info
 from pipeline.storage import conditional
 from pipeline.storage.conditional import Limits
-from pipeline.storage.entry import Entry, Fetched, bare_etag
+from pipeline.storage.entry import Entry, Fetched, as_user_error, bare_etag
+from pipeline.storage.first_answer import first_answer, open_filesystem
 from pipeline.storage.local import LocalObjects
 from pipeline.storage.s3 import S3Objects
 
@@ -91,6 +91,7 @@ class FsspecObjects:
         return Limits(tries=6, seconds=40.0, each=10.0)
 
     def look(self, key: str) -> Fetched | None:
+        first_answer(self.filesystem, key)
         try:
             return self.get(key)
         except FileNotFoundError:
@@ -116,6 +117,7 @@ class FsspecObjects:
     # fsspec caches listings, which may be out of date.
 
     def info(self, key: str) -> Entry:
+        first_answer(self.filesystem, key)
         self.filesystem.invalidate_cache()
         return _entry(self.filesystem.info(key))
 
@@ -123,10 +125,24 @@ class FsspecObjects:
         self.filesystem.rm_file(key)
 
     def list(self, prefix: str) -> Iterator[Entry]:
+        """Every object under the folder. Raises what the client raises for any folder in it.
+
+        fsspec's `walk` leaves out a folder that can't be listed: its images would count as removed.
+        """
+        first_answer(self.filesystem, prefix)
         self.filesystem.invalidate_cache()
-        for _, _, files in self.filesystem.walk(prefix, detail=True):
-            for name in sorted(files):
-                yield _entry(files[name])
+        pending = [prefix]
+        while pending:
+            folder = pending.pop()
+            try:
+                listed = self.filesystem.ls(folder, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            for info in sorted(listed, key=lambda info: info["name"]):
+                if info["type"] != "directory":
+                    yield _entry(info)
+                elif info["name"].rstrip("/") != folder.rstrip("/"):  # else the folder's own entry
+                    pending.append(info["name"])
 
 
 class SystemClock:
@@ -270,6 +286,8 @@ class Storage:
         """A seekable reader that fetches only the ranges that are read."""
         if isinstance(self.objects, S3Objects):
             return self.fsspec.open(f"{self.objects.bucket}/{self.key(path)}", "rb")  # type: ignore[return-value]
+        if isinstance(self.objects, FsspecObjects):
+            first_answer(self.objects.filesystem, self.key(path))
         return self.fsspec.open(self.key(path), "rb")  # type: ignore[return-value]
 
 
@@ -334,13 +352,15 @@ def _connect(
         if not bucket:
             raise UserError(f"{url!r} names no bucket: write s3://BUCKET/PREFIX")
         return S3Objects(bucket, dict(options)), key
+    if not separator:  # not by fsspec, which takes `::` for a chain of URLs
+        return LocalObjects(), url.rstrip("/")
     try:
-        filesystem, root = url_to_fs(url, **dict(options))
+        filesystem, root = open_filesystem(url, dict(options))
+    except TimeoutError as error:
+        raise as_user_error(error, f"{url} can't be opened") from error
     except (ValueError, ImportError) as error:
         raise UserError(f"{url!r} can't be opened: {error}") from error
-    protocol = filesystem.protocol
-    local = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
-    return LocalObjects() if local else FsspecObjects(filesystem), root.rstrip("/")
+    return FsspecObjects(filesystem), root.rstrip("/")
 
 
 def open_file(url: str, options: Mapping[str, str] | None = None) -> tuple[Storage, str]:

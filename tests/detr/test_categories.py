@@ -43,6 +43,9 @@ def test_defaults_are_a_thing_with_a_colour_of_its_own() -> None:
         ([{"id": 2**31, "name": "a"}], r"categories\[0\].id"),
         ([{"id": 1, "name": "a", "isthing": None}], "isthing"),
         ([{"id": 1, "name": "a", "isthing": "1"}], "isthing"),
+        ([{"id": 1, "name": " "}], r"categories\[0\].name"),
+        ([{"id": 1, "name": "a", "isThing": 0}], "the key is called isthing"),
+        ([{"id": 1, "name": "a", "is_thing": False}], "the key is called isthing"),
         (["cat"], r"categories\[0\]"),
     ],
 )
@@ -95,6 +98,7 @@ def test_a_number_is_taken_as_the_reference_s_dicts_take_it(value: object) -> No
     number = as_int(value)
     if number is None:
         assert not isinstance(value, int) or isinstance(value, bool)
+        assert not isinstance(value, float) or not value.is_integer() or abs(value) >= 2**53
     else:
         assert number == value
         assert {value: "found"}[number] == "found"  # what panopticapi does with an id

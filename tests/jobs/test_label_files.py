@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,9 @@ def test_segment_and_plan(
 
 def test_the_files_differ_and_are_many() -> None:
     assert len({deviation.name for deviation in DEVIATIONS}) == len(DEVIATIONS) >= 40
+    stated = re.search(r"(\d+) deviations of label files", Path("docs/inputs.md").read_text())
+    assert stated is not None
+    assert int(stated[1]) == len(DEVIATIONS)
 
 
 def test_a_missing_file_is_said(tmp_path: Path) -> None:

@@ -122,10 +122,14 @@ def test_a_full_disk_is_a_sentence(error: Exception) -> None:
     assert machine_failure(ValueError("another mistake")) is None
 
 
-@pytest.mark.parametrize("error", FULL[:3])
-def test_a_write_to_a_full_disk_does_not_blame_the_network(error: OSError) -> None:
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(FULL[0], "make room"), (FULL[1], "make room"), (FULL[2], "check who may read and write")],
+)
+def test_a_write_to_a_full_disk_does_not_blame_the_network(error: OSError, words: str) -> None:
     sentence = as_user_error(error, "can't write")
     assert "network" not in str(sentence)
+    assert words in str(sentence)
     assert sentence.exit_code == EXIT_USAGE
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 import warnings
 from collections.abc import Iterable
 from itertools import islice, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,6 +135,13 @@ def test_twenty_thousand_tries_find_no_crash_hang_or_growth() -> None:
 
     tries()
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < GROWTH
+
+
+def test_the_docs_say_how_many_files_there_are() -> None:
+    page = Path("docs/inputs.md").read_text()
+    stated = re.search(r"(\d+)\s+made\s+pictures\s+with\s+(\d+)\s+damaged\s+copies", page)
+    assert stated is not None
+    assert [*map(int, stated.groups())] == [len(corpus()), len(list(damaged(corpus()[0])))]
 
 
 def test_the_corpus_is_broad() -> None:

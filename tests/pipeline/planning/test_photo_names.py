@@ -50,6 +50,14 @@ def test_photos_of_every_suffix_are_listed_and_the_rest_is_said(tmp_path: Path) 
     assert "8 companion files" in note
 
 
+def test_odd_suffixes_are_said_on_one_short_line(tmp_path: Path) -> None:
+    make(tmp_path, ["a.jpg", "b.x\ny", "c.\x1b[31m", "d." + "e" * 200])
+    _, [note] = listing(Source(str(tmp_path)))
+    assert note.isprintable()
+    for words in ("1 .x\\x0ay", "1 .\\x1b[31m", f"1 .{'e' * 20}..."):
+        assert words in note
+
+
 def test_nothing_left_out_is_no_note(tmp_path: Path) -> None:
     assert listing(Source(str(make(tmp_path, ["a.jpg"])))) == (["a.jpg"], [])
 

@@ -10,10 +10,11 @@ from botocore.exceptions import ClientError
 from obstore.exceptions import GenericError, PermissionDeniedError
 
 from pipeline.schema import ERROR_CODES
-from pipeline.storage.entry import as_user_error, bare_etag, classify
+from pipeline.storage.entry import as_user_error, bare_etag, classify, store_failure
 from pipeline.storage.storage import Storage
 from tests.servers import S3Server
 
+DOWN, REFUSED = ("unavailable", 75), ("forbidden", 2)
 S3 = "Error performing GET http://host/b/k in 1ms - Server returned non-2xx status code: {}"
 
 
@@ -33,6 +34,34 @@ S3 = "Error performing GET http://host/b/k in 1ms - Server returned non-2xx stat
 def test_a_failure_has_a_code_of_the_schema(error: Exception, code: str) -> None:
     assert classify(error)[0] == code
     assert code in ERROR_CODES
+
+
+def of_package(module: str, name: str, **attributes: object) -> Exception:
+    """An exception as a package raises it that the tests don't install."""
+    kind = type(name, (Exception,), {"__module__": module, **attributes})
+    return kind("no")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "exit_code"),
+    [
+        (of_package("azure.core.exceptions", "ServiceRequestError"), *DOWN),
+        (of_package("azure.core.exceptions", "HttpResponseError", status_code=503), *DOWN),
+        (of_package("azure.core.exceptions", "HttpResponseError", status_code=403), *REFUSED),
+        (of_package("azure.core.exceptions", "ClientAuthenticationError"), *REFUSED),
+        (of_package("gcsfs.retry", "HttpError", code=503), *DOWN),
+        (of_package("gcsfs.retry", "HttpError", code=401), *REFUSED),
+        (of_package("gcsfs.retry", "HttpError", code=400), "unavailable", 2),
+        (of_package("google.auth.exceptions", "TransportError"), *DOWN),
+        (of_package("google.auth.exceptions", "RefreshError"), *REFUSED),
+    ],
+)
+def test_failures_of_other_stores(error: Exception, code: str, exit_code: int) -> None:
+    failure = as_user_error(error, "can't list gs://b")
+    assert (failure.code, failure.exit_code) == (code, exit_code)
+    wrapped = RuntimeError("a task failed")
+    wrapped.__cause__ = error
+    assert store_failure(wrapped) is not None
 
 
 def test_the_message_is_one_line_without_a_query_string() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import pickle
 from pathlib import Path
+from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.errors import UserError
 from pipeline.storage.objects import Gets
@@ -124,3 +127,38 @@ def test_local_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert normalize_url(f"/{tmp_path}//x") == str(tmp_path / "x")
     assert normalize_url("file:x") == str(tmp_path / "file:x")
     assert normalize_url("s3://b/x/") == "s3://b/x"
+
+
+def test_a_local_folder_may_have_colons_in_its_name(tmp_path: Path) -> None:
+    folder = Storage(tmp_path / "a::b")
+    folder.write("x::y.jpg", b"1")
+    assert [entry.path for entry in Storage(tmp_path).list()] == ["a::b/x::y.jpg"]
+    assert [entry.path for entry in folder.list()] == ["x::y.jpg"]
+
+
+class OneClosedFolder(MemoryFileSystem):
+    """A store of which one folder can't be listed at the moment."""
+
+    protocol = "closed"
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("closed://", "memory://", 1))
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        if path.rstrip("/").endswith("closed"):
+            raise OSError("503 Service Unavailable")
+        return super().ls(path, detail=detail, **options)
+
+
+fsspec.register_implementation("closed", OneClosedFolder, clobber=True)
+
+
+@pytest.mark.parametrize("folder", ["photos", "photos/closed"])
+def test_a_listing_by_fsspec_is_whole_or_an_error(folder: str) -> None:
+    """fsspec's own `walk` leaves out what can't be listed: its images would count as removed."""
+    for name in ("photos/a.jpg", "photos/closed/b.jpg", "photos/open/c.jpg"):
+        MemoryFileSystem().pipe_file(f"/{name}", b"x")
+    with pytest.raises(OSError, match="503"):
+        list(Storage(f"closed://{folder}").list())
+    assert [entry.path for entry in Storage("closed://photos").list("open")] == ["open/c.jpg"]
