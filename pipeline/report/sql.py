@@ -141,14 +141,12 @@ def _shards(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str
         f"select list(name) from parquet_schema({_files(connection, run, sorted(ends))}) "
         "group by file_name"
     ).fetchall()
-    written = [set(names) for (names,) in schemas]
-    if all(names.issuperset(SHARD_SCHEMA.names) for names in written):
-        return _scan(connection, run, paths)
-    known = set[str]().union(*written)
-    newer = pa.schema([field for field in SHARD_SCHEMA if field.name not in known])
-    connection.register("newer_columns", newer.empty_table())
-    rows = _scan(connection, run, paths, by_name=True)
-    return f"{rows} union all by name from newer_columns" if len(newer) else rows
+    newer = [field for field in SHARD_SCHEMA if any(field.name not in names for (names,) in schemas)]
+    rows = _scan(connection, run, paths, by_name=bool(newer))
+    if not newer:
+        return rows
+    connection.register("newer_columns", pa.schema(newer).empty_table())
+    return f"{rows} union all by name from newer_columns"
 
 
 def _scan(
