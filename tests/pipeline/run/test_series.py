@@ -260,14 +260,14 @@ def test_a_prune_does_nothing_if_readers_were_moved_while_it_looked(
     nights: Nights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a request of a job that had lost its lease."""
-    planned = prune_module._plan
+    planned = prune_module.plan_prune
 
     def late(storage: Storage, keep: int) -> Pruning:
         pruning = planned(storage, keep)
         a_run(nights, "run-b").move(lambda _: {"snapshot": 1})
         return pruning
 
-    monkeypatch.setattr(prune_module, "_plan", late)
+    monkeypatch.setattr(prune_module, "plan_prune", late)
     before = {entry.path for entry in nights.storage.list()}
     with pytest.raises(LeaseError, match="nothing is removed"):
         prune(nights.storage, keep=1)
