@@ -16,6 +16,7 @@ from pipeline.storage.archives import kind_of
 
 FEW: Final = 4  # tars that this machine lists without Ray
 AHEAD: Final = 256  # tasks submitted and not yet read
+RETRIES: Final = 5  # of a task whose node was lost
 ARCHIVE_TASK_MEMORY: Final = 300 << 20  # bytes
 
 
@@ -37,7 +38,7 @@ def in_tasks(address: str | None) -> Each:
             return
         yield from in_threads(function, zips)
         join_ray(address)
-        listed = ray.remote(function).options(num_cpus=1, memory=ARCHIVE_TASK_MEMORY)
+        listed = ray.remote(num_cpus=1, memory=ARCHIVE_TASK_MEMORY, max_retries=RETRIES)(function)
         remaining = iter(tars)
         pending = [listed.remote(tar) for tar in islice(remaining, AHEAD)]
         while pending:

@@ -141,7 +141,7 @@ def _shards(connection: duckdb.DuckDBPyConnection, run: Run, paths: Sequence[str
         f"select list(name) from parquet_schema({_files(connection, run, sorted(ends))}) "
         "group by file_name"
     ).fetchall()
-    newer = [field for field in SHARD_SCHEMA if any(field.name not in names for (names,) in schemas)]
+    newer = [f for f in SHARD_SCHEMA if any(f.name not in names for (names,) in schemas)]
     rows = _scan(connection, run, paths, by_name=bool(newer))
     if not newer:
         return rows
