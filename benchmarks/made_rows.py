@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.planning.manifest import with_members
 from pipeline.run.folder import RunInfo
 from pipeline.schema import MANIFEST_SCHEMA, SCHEMA_VERSION
 from pipeline.sharding import name_hash
@@ -28,7 +29,13 @@ def made_rows(count: int) -> Iterator[pa.Table]:
             "last_modified": pa.nulls(len(names), MANIFEST_SCHEMA.field("last_modified").type),
             "attempts": np.zeros(len(names), np.int32),
         }
-        yield pa.table(columns, schema=MANIFEST_SCHEMA)
+        yield loose_rows(columns)
+
+
+def loose_rows(columns: Mapping[str, Any]) -> pa.Table:
+    """Manifest rows of images that are no members of archives. columns: all others, by name."""
+    schema = pa.schema([field for field in MANIFEST_SCHEMA if field.name in columns])
+    return with_members(pa.table(dict(columns), schema=schema))
 
 
 def made_info(category_list: Sequence[dict[str, Any]] = ()) -> RunInfo:

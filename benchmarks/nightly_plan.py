@@ -25,14 +25,14 @@ import pyarrow.compute as pc
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks.made_rows import made_info
+from benchmarks.made_rows import loose_rows, made_info
 from benchmarks.measure import peak_mb, print_result
 from pipeline.planning.generations import Brakes, plan_refresh
 from pipeline.planning.manifest import write_parts
 from pipeline.planning.source import Source
 from pipeline.run.folder import ShardEntry
 from pipeline.run.run import Run, create_run
-from pipeline.schema import MANIFEST_SCHEMA, TRANSIENT_CODES
+from pipeline.schema import TRANSIENT_CODES
 from pipeline.sharding import Generation, shard_count
 from pipeline.storage.storage import Storage
 
@@ -52,7 +52,7 @@ def rows(numbers: np.ndarray, of: int, every: int = 0) -> pa.Table:
     names = pc.binary_join_element_wise(pa.array(numbers).cast(pa.string()), "jpg", ".")  # type: ignore[attr-defined]
     uris = pc.binary_join_element_wise(pa.scalar("s3://bucket/photos"), names, "/")  # type: ignore[attr-defined]
     marks = np.where(numbers % np.uint64(every) == 0, "2", "1") if every else np.full(count, "1")
-    return pa.table(
+    return loose_rows(
         {
             "hash": numbers * np.uint64(((1 << 64) - 1) // of) + np.uint64(7),
             "file_name": names,
@@ -61,8 +61,7 @@ def rows(numbers: np.ndarray, of: int, every: int = 0) -> pa.Table:
             "etag": pc.binary_join_element_wise(names, pa.array(marks), "-"),  # type: ignore[attr-defined]
             "last_modified": pa.repeat(pa.scalar(WHEN, pa.timestamp("us", "UTC")), count),
             "attempts": np.zeros(count, np.int32),
-        },
-        schema=MANIFEST_SCHEMA,
+        }
     )
 
 

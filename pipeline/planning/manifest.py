@@ -79,8 +79,8 @@ def stage_manifest(staging: Staging, name: str, run: Run, upto: int | None = Non
     return staging.count(f"select count(*) from {name}")
 
 
-def _with_members(table: pa.Table) -> pa.Table:
-    """A part of a manifest that may be older than archives, with all of `MEMBER_COLUMNS`."""
+def with_members(table: pa.Table) -> pa.Table:
+    """Manifest rows with all of `MEMBER_COLUMNS`: those that the table lacks are null."""
     for name in MEMBER_COLUMNS:
         if name not in table.column_names:
             spec = MANIFEST_SCHEMA.field(name)
@@ -94,7 +94,7 @@ def _numbered(run: Run, paths: Iterable[tuple[int, str]]) -> Iterator[pa.Table]:
     for number, path in paths:
         table = run.read_plan(path)
         if "uri" in table.column_names:  # a part of a manifest
-            table = _with_members(table)
+            table = with_members(table)
         column = pa.array(np.full(table.num_rows, number, np.int32))
         yield table.append_column("generation", column)
 
