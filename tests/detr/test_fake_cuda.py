@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -77,6 +78,7 @@ def fake_cuda() -> Iterator[None]:
             cache.cache_clear()
 
 
+@lru_cache(maxsize=2)  # each mode gets fake weights of its own by `put_on_cuda`
 def folded(config: DetrConfig, dtype: torch.dtype) -> DetrPanoptic:
     """Made for inference, without a weight."""
     with torch.device("meta"):
@@ -224,6 +226,8 @@ def test_photos_of_many_sizes_are_resized_and_merged_with_as_many_launches_as_tw
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_type_and_batch(name: str, dtype: torch.dtype, batch: int) -> None:
-    for kept in (0, 15):
-        run(MODELS[name], dtype, batch, kept)
-    run(MODELS[name], dtype, batch, 2, (333, 500))
+    run(MODELS[name], dtype, batch, 15)
+    if batch == 1:  # what is kept changes no shape before the masks
+        run(MODELS[name], dtype, batch, 2, (333, 500))
+    if batch == 3:
+        run(MODELS[name], dtype, batch, 0, (333, 500))
