@@ -20,6 +20,13 @@ RETRIES: Final = 5  # of a task whose node was lost
 ARCHIVE_TASK_MEMORY: Final = 300 << 20  # bytes
 
 
+@ray.remote(num_cpus=1, memory=ARCHIVE_TASK_MEMORY, max_retries=RETRIES)
+def _list(
+    function: Callable[[Archive], tuple[pa.Table, LeftOut]], archive: Archive
+) -> tuple[pa.Table, LeftOut]:
+    return function(archive)
+
+
 def in_tasks(address: str | None) -> Each:
     """Lists by Ray tasks on the cluster at `address`; zips and a few tars in threads.
 
@@ -38,12 +45,12 @@ def in_tasks(address: str | None) -> Each:
             return
         yield from in_threads(function, zips)
         join_ray(address)
-        listed = ray.remote(num_cpus=1, memory=ARCHIVE_TASK_MEMORY, max_retries=RETRIES)(function)
+        lister = ray.put(function)
         remaining = iter(tars)
-        pending = [listed.remote(tar) for tar in islice(remaining, AHEAD)]
+        pending = [_list.remote(lister, tar) for tar in islice(remaining, AHEAD)]
         while pending:
             done, pending = ray.wait(pending, num_returns=1)
-            pending += [listed.remote(tar) for tar in islice(remaining, len(done))]
+            pending += [_list.remote(lister, tar) for tar in islice(remaining, len(done))]
             yield from ray.get(done)
 
     return each

@@ -109,7 +109,7 @@ class MemberCheck:
     def __init__(self, row: Row) -> None:
         self._row = row
         self._seen: set[bytes] = set()  # digests of bodies with another CRC32
-        parted = split_member(row.uri) if row.archive else None
+        parted = split_member(row.uri)
         self.archive_uri = parted[0] if parted else row.uri
 
     def body(self, fetched: Fetched) -> Body:
@@ -233,7 +233,7 @@ class UnitFetch:
         """The body of one image, after as many tries as TRIES and the time allow."""
         seconds = IMAGE_SECONDS + (row.size or 0) / SLOWEST_BYTES
         md5_check = Md5Check(row.uri)
-        member_check = MemberCheck(row)
+        member_check = MemberCheck(row) if row.archive else None
         code_counts: Counter[str] = Counter()
 
         async def once() -> Body:
@@ -241,7 +241,7 @@ class UnitFetch:
                 async with asyncio.timeout_at(deadline):
                     if md5_check.must_ask:  # after a body whose MD5 is not its ETag: rare
                         md5_check.encrypted = await self.gets.is_encrypted(row.uri)
-                    if row.archive:
+                    if member_check:
                         fetched = await self.gets.get_range(
                             member_check.archive_uri, row.offset, row.length, row.etag
                         )
@@ -252,7 +252,7 @@ class UnitFetch:
             except Exception as error:  # noqa: BLE001
                 body = Body(None, *classify(error))
             else:
-                if row.archive:
+                if member_check:
                     body = member_check.body(fetched)
                 else:
                     failure = fault(fetched, row.size, row.etag, md5_check)

@@ -13,7 +13,7 @@ import tarfile
 import uuid
 import zipfile
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -29,7 +29,7 @@ from pipeline.storage.archives import (
     list_members,
     split_member,
 )
-from pipeline.storage.entry import Entry, Fetched
+from pipeline.storage.entry import Entry
 from pipeline.storage.local import TEMPORARY
 from pipeline.storage.storage import Storage, normalize_url
 
@@ -50,6 +50,7 @@ class ArchiveFolder(Storage):
         self.archive, self.folder, self._nested_in = normalize_url(archive), folder, nested_in
         parent, _, self.name = self.archive.rpartition("/")
         super().__init__(parent or "/", options)
+        self._outer = Storage(self.url, options)
         self.url = nested_in or f"{self.archive}#{folder}"
         self._prefix = f"{folder}/" if folder else ""
         self._nested_options: dict[str, str] = {}
@@ -65,10 +66,14 @@ class ArchiveFolder(Storage):
     def join(self, path: str) -> str:
         return f"{self.url}{path}" if self.url.endswith("#") else f"{self.url}/{path}"
 
-    @property
+    def key(self, path: str) -> str:
+        """Raises UserError: an archive is only read, and by its own methods."""
+        raise UserError(f"{self.join(path)} lies in an archive, which is not written to")
+
+    @cached_property
     def entry(self) -> Entry:
-        """The object info of the archive. Raises FileNotFoundError."""
-        return self.objects.info(self.key(self.name))._replace(path=self.name)
+        """The object info of the archive, asked once. Raises FileNotFoundError."""
+        return self._outer.info(self.name)
 
     @property
     def members(self) -> dict[str, Member]:
@@ -85,17 +90,12 @@ class ArchiveFolder(Storage):
 
     def read(self, path: str) -> bytes:
         """The content of a member. Raises FileNotFoundError, or UserError for a damaged one."""
-        member, entry = self.member(path), self.entry
-        body = self.objects.get_range(
-            self.key(self.name), member.offset, member.length, entry.etag
-        ).data
+        member = self.member(path)
+        body = self._outer.read_range(self.name, member.offset, member.length, self.entry.etag)
         try:
             return extract(str(kind_of(self.name)), body, member.size, member.crc32)
         except BadMemberError as error:
             raise UserError(f"{self.join(path)} can't be read: {error} ({error.code})") from error
-
-    async def read_async(self, path: str) -> Fetched:
-        raise NotImplementedError("a fetch reads members by the manifest's ranges")
 
     def look(self, path: str) -> bytes | None:
         try:
@@ -119,7 +119,7 @@ class ArchiveFolder(Storage):
     def open(self, path: str) -> IO[bytes]:
         """A reader of a member from its beginning; bytes are inflated as they are read."""
         member = self.member(path)
-        file = io.BufferedReader(RangedFile(self._outer(), self.entry), CHUNK)
+        file = io.BufferedReader(RangedFile(self._outer, self.entry), CHUNK)
         if kind_of(self.name) == "zip":
             return zipfile.ZipFile(file).open(member.name)
         data = tarfile.open(fileobj=file, mode="r:").extractfile(  # noqa: SIM115
@@ -128,16 +128,20 @@ class ArchiveFolder(Storage):
         assert data is not None
         return data
 
-    def _outer(self) -> Storage:
-        return Storage(self.archive.rpartition("/")[0] or "/", self.options)
-
     def named(self, path: str) -> str | None:
         """The member `path`, or the only one whose path ends in `path`; None if there is none."""
-        names = self.members
-        if self._prefix + path in names:
+        if self._prefix + path in self.members:
             return path
-        ends = [name for name in names if name.endswith(f"/{path}")]
+        last = path.rpartition("/")[2]
+        ends = [name for name in self._by_last_part.get(last, ()) if name.endswith(f"/{path}")]
         return ends[0].removeprefix(self._prefix) if len(ends) == 1 else None
+
+    @cached_property
+    def _by_last_part(self) -> dict[str, list[str]]:
+        names: dict[str, list[str]] = {}
+        for name in self.members:
+            names.setdefault(name.rpartition("/")[2], []).append(name)
+        return names
 
 
 def _header(member: Member) -> tarfile.TarInfo:

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.cluster.archive_tasks import in_tasks
 from pipeline.config import make_config
 from pipeline.evaluation.evaluator import evaluate_run
 from pipeline.nightly.verify import verify
+from pipeline.planning.archives import in_threads
+from pipeline.planning.source import Source
 from pipeline.report.view import view_row
 from pipeline.run.run import open_run
 from pipeline.segmentation.job import Summary, retry, segment
@@ -99,6 +102,20 @@ def test_a_refresh_computes_the_members_that_changed_and_a_retry_finds_them_agai
     config = make_config({**values, "max_error_rate": 0.5, "threshold": 0.1})
     again = retry(config, ["not_an_image"])
     assert (again.computed, again.error) == (1, 1)
+
+
+def test_many_tars_are_listed_by_tasks_as_in_threads(scenes: Path, tmp_path: Path) -> None:
+    photos = {path.name: path.read_bytes() for path in sorted((scenes / "images").glob("0*.jpg"))}
+    for number, (name, data) in enumerate([*photos.items()][:6]):
+        (tmp_path / f"{number}.tar").write_bytes(tarred({name: data, "label.txt": b"0"}))
+    listings = []
+    for each in (in_threads, in_tasks(None)):
+        source = Source(str(tmp_path), each=each)
+        rows = [row for table in source.tables() for row in table.to_pylist()]
+        listings.append((sorted(rows, key=lambda row: row["file_name"]), source.left_out))
+    assert listings[0] == listings[1]
+    assert len(listings[0][0]) == 6
+    assert listings[0][1].suffixes == {"txt": 6}
 
 
 @pytest.mark.slow(seconds=300)

@@ -77,3 +77,27 @@ def test_a_damaged_archive_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(zipped(FILES)[:-4])
     with pytest.raises(UserError, match="no directory at its end"):
         list(folder_at(str(tmp_path / "a.zip")).list())
+
+
+def test_an_archive_is_not_written_to(archive: str, storage: Storage) -> None:
+    before = sorted(entry.path for entry in storage.list())
+    folder = folder_at(archive)
+    for write in (folder.write, folder.write_if_absent, folder.create_shard):
+        with pytest.raises(UserError, match="lies in an archive"):
+            write("new.png", b"x")
+    with pytest.raises(UserError, match="lies in an archive"):
+        folder.delete("top.png")
+    assert sorted(entry.path for entry in storage.list()) == before
+
+
+def test_many_names_are_found_by_the_end_of_their_path(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(zipped({f"val/{n:06}.jpg": b"" for n in range(20_000)}))
+    folder = ArchiveFolder(str(tmp_path / "a.zip"))
+    assert all(folder.named(f"{n:06}.jpg") == f"val/{n:06}.jpg" for n in range(20_000))
+
+
+@pytest.mark.parametrize("name", ["empty.zip", "empty.tar"])
+def test_an_empty_object_is_an_empty_archive(storage: Storage, name: str) -> None:
+    storage.write(name, b"")
+    with pytest.raises(UserError, match=r"the archive is empty \(empty\)"):
+        list(folder_at(storage.join(name)).list())
