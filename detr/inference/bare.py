@@ -22,7 +22,7 @@ TAG_SHARE: Final = 4  # times the file's size, for all tags; in a sound file tag
 TAG_BYTES: Final = 16 << 20
 
 _CRITICAL: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-_MARKER: Final = re.compile(rb"\xff+([\x01-\xfe])")
+_MARKER: Final = re.compile(rb"\xff([\x01-\xfe])")  # not \xff+: a long run would cost its square
 _TIFF_START: Final = re.compile(rb"II\*\0|MM\0\*")
 _STANDALONE: Final = (0x01, *range(0xD0, 0xD8))
 _EXIF: Final = 0xE1

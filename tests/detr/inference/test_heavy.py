@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from detr.inference import heavy
-from detr.inference.bare import jpeg_parts
+from detr.inference.bare import MOST_PARTS, header_is_endless, jpeg_parts
 from detr.inference.decode import ImageError, decode_image, header_size, plain_jpeg
 from tests.image_corpus import SIGNATURE, chunk, segment
 from tests.odd_files import encode, picture
@@ -145,3 +147,19 @@ def test_a_bomb_in_a_chunk_is_not_inflated() -> None:
     began = time.monotonic()
     np.testing.assert_array_equal(decode_image(data[:33] + text * 100 + data[33:]), picture())
     assert time.monotonic() - began < 12
+
+
+@settings(max_examples=50, deadline=None)
+@given(start=st.integers(2, 63 * MOST_PARTS), lacking=st.sampled_from([0, 1]))
+def test_a_run_of_fill_bytes_is_found_wherever_it_begins(start: int, lacking: int) -> None:
+    data = b"\xff\xd8" + bytes(start - 2) + b"\xff" * (MOST_PARTS - lacking) + bytes(9)
+    assert header_is_endless(data, "JPEG") == (not lacking)
+
+
+@pytest.mark.timeout(60)
+def test_fill_bytes_that_lead_to_no_marker_take_no_time() -> None:
+    jpeg = encode(Image.fromarray(picture()), "JPEG")
+    began = time.process_time()
+    for count in (200_000, 2_000_000):
+        jpeg_parts(jpeg[:2] + b"\xff" * count + b"\0" + jpeg[2:])
+    assert time.process_time() - began < 2
